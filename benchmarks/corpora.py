@@ -1,14 +1,14 @@
-"""MB/s of a corpus read, parsed and hashed, compared with `datasets` and pandas; and memory over 10 GB.
+"""Speed of reading, parsing and hashing a corpus in MB/s, compared with `datasets` and pandas; memory over 10 GB.
 
     python benchmarks/corpora.py [--megabytes 100] [--rounds 3]
-    python benchmarks/corpora.py --memory 10       peak memory while 10 GB of jsonl pass through standard input
+    python benchmarks/corpora.py --memory 10       peak memory while reading 10 GB of jsonl from stdin
 
-The documents are passages of about 1,000 characters of Python's own documentation (pydoc_data.topics), repeated under
-new ids. Each contender runs in its own process, one after another, and reads each document once; a row is the best of
-the rounds. Megabytes are those of the same documents as plain jsonl, so that rows can be compared. Ours checks ids and
-texts, joins the title, and hashes each row as `encode` does; the others only read rows. `json.loads` alone is the
-baseline. CPU and wall time are both given: CPU time is more accurate on a busy machine.
-Not covered: the encoder, which is slower than all of this.
+The documents are passages of about 1,000 characters of Python's documentation (pydoc_data.topics), repeated under new
+ids. Each contender runs in its own process, one after another, and reads each document once; a row is the best of the
+rounds. Megabytes are those of the same documents as plain jsonl, so rows are comparable. sparse-ingest checks ids and
+texts, joins the title, and hashes each row as `encode` does; the others only read rows. The baseline is `json.loads`.
+CPU time is given besides wall time, because it is more accurate on a busy machine. Not covered: the encoder, which is
+slower than all of this.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _CONTENDERS = (
 
 
 def passages() -> list[str]:
-    """The documentation in pieces of about 1,000 characters."""
+    """Return the documentation in pieces of about 1,000 characters."""
     text = "\n".join(topics.values())
     return [text[start : start + _PASSAGE] for start in range(0, len(text), _PASSAGE)]
 
 
 def documents(megabytes: int) -> Iterator[dict[str, str]]:
-    """Yield documents of this many megabytes as jsonl."""
+    """Yield documents as jsonl, up to a number of megabytes."""
     pieces = passages()
     size, number = 0, 0
     while size < megabytes * 1e6:
@@ -56,17 +56,17 @@ def documents(megabytes: int) -> Iterator[dict[str, str]]:
         yield row
 
 
-# Contenders: each goes over all documents of a file
+# Contenders: each reads all documents of a file
 
 
 def read_json(path: Path) -> None:
-    """The yardstick: lines through json.loads."""
+    """Read lines with json.loads, the baseline."""
     with path.open("rb") as lines:
         deque(map(json.loads, lines), maxlen=0)
 
 
 def read_ours(path: Path) -> None:
-    """Rows as `encode` takes them, each hashed."""
+    """Read and hash rows as `encode` does."""
     from sparse_ingest.corpora.documents import FieldNames
     from sparse_ingest.corpora.files import open_corpus
     from sparse_ingest.corpora.sources import Cursor
@@ -82,7 +82,7 @@ def read_ours(path: Path) -> None:
 
 
 def read_datasets(path: Path) -> None:
-    """The library datasets, streaming."""
+    """Read rows with the library datasets, streaming."""
     from datasets import load_dataset
 
     builder = {"jsonl": "json", "arrows": "arrow"}.get(path.name.split(".")[1], path.name.split(".")[1])
@@ -91,7 +91,7 @@ def read_datasets(path: Path) -> None:
 
 
 def read_pandas(path: Path) -> None:
-    """Pandas, in chunks where it has them."""
+    """Read rows with pandas, in chunks if the format allows it."""
     import pandas
 
     frames: Any
@@ -117,7 +117,7 @@ def peak_megabytes() -> float:
 
 
 def write_forms(folder: Path, megabytes: int) -> float:
-    """Write a file in every format; return the megabytes of the plain one."""
+    """Write a file in every format; return the megabytes of the jsonl file."""
     import pyarrow as pa
     import pyarrow.feather as feather
     import pyarrow.parquet as pq
@@ -143,7 +143,7 @@ def write_forms(folder: Path, megabytes: int) -> float:
 
 
 def measure(contender: str, path: Path) -> tuple[float, float, float]:
-    """Seconds of the clock, of the process, and its peak memory in MB; without imports."""
+    """Return wall seconds, CPU seconds and peak memory in MB, without imports."""
     result = subprocess.run(
         [sys.executable, __file__, "--run", contender, str(path)], check=True, capture_output=True, text=True,
         env={**os.environ, "HF_DATASETS_OFFLINE": "1"},
@@ -153,7 +153,7 @@ def measure(contender: str, path: Path) -> tuple[float, float, float]:
 
 
 def run(contender: str, path: Path) -> None:
-    """One contender in this process; a few documents first, so that no import is measured."""
+    """Run one contender in this process; first on a few documents, so that imports are not measured."""
     with tempfile.TemporaryDirectory() as folder:
         write_forms(Path(folder), 0 if contender == "json.loads" else 1)
         _READERS[contender](Path(folder) / path.name)
@@ -164,7 +164,7 @@ def run(contender: str, path: Path) -> None:
 
 
 def compare(megabytes: int, rounds: int) -> None:
-    """The table."""
+    """Print the table."""
     with tempfile.TemporaryDirectory() as folder:
         size = write_forms(Path(folder), megabytes)
         pairs = [(contender, form) for contender, forms in _CONTENDERS for form in forms]
@@ -180,7 +180,7 @@ def compare(megabytes: int, rounds: int) -> None:
 
 
 def show_memory(gigabytes: float) -> None:
-    """Our peak memory after each gigabyte of jsonl that comes through a pipe."""
+    """Print peak memory after each gigabyte of jsonl read from a pipe."""
     reader = subprocess.Popen([sys.executable, __file__, "--read"], stdin=subprocess.PIPE)
     assert reader.stdin is not None
     lines = [json.dumps({"_id": "ID", "title": text[:30].strip(), "text": text}) + "\n" for text in passages()]
@@ -196,7 +196,7 @@ def show_memory(gigabytes: float) -> None:
 
 
 def read_standard_input() -> None:
-    """Go over standard input as `encode` does, and print peak memory at each gigabyte."""
+    """Read stdin as `encode` does, and print peak memory at each gigabyte."""
     from sparse_ingest.corpora.documents import FieldNames
     from sparse_ingest.corpora.files import open_corpus
     from sparse_ingest.corpora.sources import Cursor

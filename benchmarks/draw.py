@@ -31,7 +31,7 @@ WIDTH = 100
 
 
 def speeds() -> dict[str, dict[str, float]]:
-    """Return documents/s by model and encoder, as the tables have them."""
+    """Return documents/s by model and encoder from the tables."""
     found: dict[str, dict[str, float]] = {}
     for title, table in re.findall(r"^\*\*(\S+)\*\* .*?\n\n((?:\|.*\n)+)", BENCHMARKS.read_text(), re.MULTILINE):
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
@@ -68,7 +68,7 @@ def draw_chart() -> None:
 
 
 def draw_terminal(run: str) -> None:
-    """Write terminal.svg: what two searches of this run print."""
+    """Write terminal.svg: the output of two searches of a run."""
     from rich.console import Console
     from rich.text import Text
 
@@ -82,13 +82,13 @@ def draw_terminal(run: str) -> None:
             cut = line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
             console.print(Text(cut, style="bold green" if re.match(r"\s+\d+  \d", line) else ""))
     drawn = console.export_svg(title="sparse-ingest", unique_id="terminal")
-    # rich names fonts of another host.
+    # rich links to fonts on another host.
     drawn = re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL).replace("Fira Code, monospace", "monospace")
     (ASSETS / "terminal.svg").write_text(drawn)
 
 
 def main() -> None:
-    """Draw what the command line names."""
+    """Draw the picture given on the command line."""
     match sys.argv[1:]:
         case ["chart"]:
             draw_chart()

@@ -1,23 +1,23 @@
-"""Documents/s of `sparse-ingest`, sentence-transformers and other encoders, one after another on the same texts.
+"""Documents/s of `sparse-ingest`, sentence-transformers and other encoders on the same texts, one after another.
 
     python benchmarks/encode.py [--shapes tiny,mini,distilbert,gte-base] [--documents 100] [--rounds 3]
                                 [--peers yasem,light-splade]
     python benchmarks/encode.py --device cuda --documents 20000
 
-Each encoder is a process of its own and waits while another one computes. Shapes are random weights in the layout of
-the named models over the vocabulary of BERT, so that nothing is downloaded; `--model` names a real one instead. The
-texts are those of --corpus, or the passages of `sparse-ingest demo`, cut at --max-length. Peers that this environment
-does not have get one of their own, with the torch and transformers of this one. Prints one table a shape: medians of
-the rounds, the ratio to sentence-transformers in its best setting and in float32 at batch 32, the share of the
-hardware's bound, the processor time of a document, which other work on the machine changes less than the rates, and
-how many terms above 0.1 are those of sentence-transformers in float32.
+Each encoder has its own process and waits while another one computes. Shapes are random weights in the layout of the
+named models with BERT's vocabulary, so nothing is downloaded; `--model` uses a real model instead. The texts are those
+of --corpus, or the passages of `sparse-ingest demo`, truncated at --max-length. Peers that are not installed get their
+own environment, with the torch and transformers of this one. Prints one table per shape: medians of the rounds, the
+ratio to sentence-transformers in its best setting and in float32 at batch 32, the share of the hardware bound, the CPU
+time per document, which varies less than the rates on a busy machine, and the share of terms above 0.1 that match
+sentence-transformers in float32.
 
-The best setting is found by a trial of dtypes, batch sizes and attention functions; the fastest few are tried again
-on all documents. The bound is the time that the products of body and head would take at the rate of one large product
-in the dtype of each: with int8 the head's in whole numbers, the body's in floating point.
+The best setting is found by trying dtypes, batch sizes and attention functions; the fastest few are tried again on all
+documents. The bound is the time of the products of body and head at the rate of one large product in their dtype; with
+int8 the head uses int8 and the body floating point.
 
-On a GPU there are rows for the device alone, from token ids in memory, and for the command `encode` up to Parquet, with
-one process and with three on the same GPU; peak MB is then what torch had of the GPU's memory.
+On a GPU there are additional rows for the device alone, from token ids in memory, and for the command `encode` up to
+Parquet, with one process and with three on the same GPU; peak MB is then torch's GPU memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("DistilBert", {}),
     "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
 }
-# What pip installs. light-splade pins a torch and a transformers of 2025; it runs with those of this environment.
+# Packages to install. light-splade pins torch and transformers of 2025; it runs with those of this environment.
 PEERS = {"yasem": ["yasem==0.4.1"], "light-splade": ["--no-deps", "light-splade==0.1.3"]}
 HEADINGS = (
     "| encoder | setting | docs/s | min | max | tokens/s | to best | to float32, batch 32 | of the bound "
@@ -63,16 +63,16 @@ class Contender:
     peak_bytes: int = 0
 
     def answer(self) -> dict[str, Any]:
-        """Its next answer; other output is passed on."""
+        """Return the next JSON line; print other output."""
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith('{"') and line.rstrip().endswith("}") and ("seconds" in line or "settings" in line):
                 found: dict[str, Any] = json.loads(line)
                 return found
-        raise SystemExit(f"{self.job['encoder']} ended without an answer; its errors are above.")
+        raise SystemExit(f"{self.job['encoder']} exited without a result; its errors are above.")
 
     def go(self) -> None:
-        """One round."""
+        """Run one round."""
         assert self.process.stdin
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
@@ -113,19 +113,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtypes", default="float32,auto", help="of sparse-ingest, one row each")
-    parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--environments", type=Path, help="folder that keeps the peers' environments")
+    parser.add_argument("--dtypes", default="float32,auto", help="dtypes of sparse-ingest, one row each")
+    parser.add_argument("--peers", default="", help=f"other encoders to measure: {', '.join(PEERS)}")
+    parser.add_argument("--environments", type=Path, help="folder for the environments of peers")
     return parser.parse_args()
 
 
 def start_all(
     stack: ExitStack, given: argparse.Namespace, shared: dict[str, Any], scratch: Path
 ) -> dict[str, Contender]:
-    """Every contender of the table, in its order."""
+    """Start every contender of the table, in order."""
     on_gpu = given.device.startswith("cuda")
-    # A process of its own: what the other settings take would count as the best one's memory.
-    best = asked({**shared, "encoder": "trial", "dtypes": ["float32", "bfloat16", *(["float16"] if on_gpu else [])],
+    # In its own process; otherwise the memory of the other settings would count for the best one.
+    best = untimed({**shared, "encoder": "trial", "dtypes": ["float32", "bfloat16", *(["float16"] if on_gpu else [])],
                   "batches": [8, 16, 32, 64, 128, 256] if on_gpu else [1, 2, 4, 8, 16, 32, 64],
                   "trial": 1024 if on_gpu else 32})  # fmt: skip
     jobs = {
@@ -147,15 +147,15 @@ def start_all(
     }
 
 
-def asked(job: dict[str, Any]) -> dict[str, Any]:
-    """The part of a process's answer that is not timed."""
+def untimed(job: dict[str, Any]) -> dict[str, Any]:
+    """Return the untimed part of the answer of a process."""
     with started(job, sys.executable) as contender:
         return contender.facts
 
 
 @contextmanager
 def started(job: dict[str, Any], python: str) -> Iterator[Contender]:
-    """A contender that is warm and waits."""
+    """Start a contender, and wait until it is warm."""
     command = [python, str(Path(__file__).with_name("encoders.py")), json.dumps(job)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         contender = Contender(process, job)
@@ -169,7 +169,7 @@ def started(job: dict[str, Any], python: str) -> Iterator[Contender]:
 
 
 def environment(peer: str, folder: Path) -> str:
-    """The Python of a peer's own environment, created if it does not exist."""
+    """Return the Python of a peer's environment, created if it does not exist."""
     place = folder / f"environment-{peer}"
     python = place / "bin" / "python"
     if not python.exists():
@@ -181,7 +181,7 @@ def environment(peer: str, folder: Path) -> str:
 
 
 def make_shape(shape: str, folder: Path) -> Path:
-    """Random weights of a shape with the tokenizer of the demo's model, which has BERT's vocabulary."""
+    """Write random weights of a shape with the tokenizer of the demo's model, which has BERT's vocabulary."""
     import shutil
 
     import torch
@@ -193,7 +193,7 @@ def make_shape(shape: str, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, f"{family}ForMaskedLM")(getattr(transformers, f"{family}Config")(**sizes))
-        # About as many terms above zero as a trained model has.
+        # About as many non-zero terms as a trained model.
         model.get_output_embeddings().bias.data.normal_(-1.5, 0.4)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -202,7 +202,7 @@ def make_shape(shape: str, folder: Path) -> Path:
 
 
 def read_texts(corpus: str | None, count: int) -> list[str]:
-    """The texts to encode, over again where there are too few."""
+    """Return the texts to encode, repeated if there are too few."""
     if corpus is None:
         from pydoc_data.topics import topics
 
@@ -219,8 +219,8 @@ def read_texts(corpus: str | None, count: int) -> list[str]:
 
 
 def show(shape: str, contenders: dict[str, Contender], shared: dict[str, Any], documents: int) -> None:
-    """The table of one shape."""
-    work = asked({**shared, "encoder": "work"})
+    """Print the table of one shape."""
+    work = untimed({**shared, "encoder": "work"})
     bounds = Bounds(shared, work["body_flops"] / documents, work["head_flops"] / documents)
     rates = {name: [documents / seconds for seconds in one.seconds] for name, one in contenders.items()}
     median = {name: statistics.median(found) for name, found in rates.items()}
@@ -245,7 +245,7 @@ def show(shape: str, contenders: dict[str, Contender], shared: dict[str, Any], d
 
 @dataclass
 class Bounds:
-    """Seconds that a document's operations (`body` and `head` counts) take at the machine's best rate."""
+    """Seconds for the operations of a document (`body` and `head` counts) at the machine's best rate."""
 
     shared: dict[str, Any]
     body: float
@@ -253,20 +253,20 @@ class Bounds:
     rates: dict[str, float] = field(default_factory=dict)
 
     def seconds(self, dtype: str) -> float:
-        """The least time of a document in a dtype of ours."""
+        """Return the least time of a document in a dtype."""
         whole = dtype.startswith("int8")
         in_body = (dtype.removeprefix("int8").removeprefix("-") or "float32") if whole else dtype
         return self.body / self._rate(in_body) + self.head / self._rate("int8" if whole else in_body)
 
     def _rate(self, dtype: str) -> float:
-        """Operations/s of large products on the device."""
+        """Return operations/s of large products on the device."""
         if dtype not in self.rates:
-            self.rates[dtype] = asked({**self.shared, "encoder": "peak", "dtype": dtype})["flops_per_s"]
+            self.rates[dtype] = untimed({**self.shared, "encoder": "peak", "dtype": dtype})["flops_per_s"]
         return self.rates[dtype]
 
 
 def agreement(expected: list[list[int]], found: list[list[int]]) -> str:
-    """Share of the terms that either has and both have."""
+    """Return the share of terms of either result that both have."""
     pairs = [(set(one), set(other)) for one, other in zip(expected, found, strict=True)]
     either = sum(len(one | other) for one, other in pairs)
     return f"{sum(len(one & other) for one, other in pairs) / either:.4f}" if either else ""

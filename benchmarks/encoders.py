@@ -1,10 +1,10 @@
-"""The contenders of benchmarks/encode.py, each in a process of its own, and where it needs one in an environment too.
+"""The contenders of benchmarks/encode.py, each in its own process and, if needed, its own environment.
 
     python benchmarks/encoders.py '{"encoder": "ours", "model": FOLDER, "texts": FILE.json, "device": "cpu", ...}'
 
-Builds its encoder, encodes a few texts to warm up and prints one JSON object; then it encodes all of them for every
-line on stdin and prints one JSON object each time. Imports and the building do not count. What else it imports is only
-there where its encoder needs it.
+Builds its encoder, encodes a few texts to warm up and prints one JSON object. Then it encodes all texts for every line
+on stdin and prints one JSON object each time. Imports and building do not count. Other packages are imported only by
+the encoder that needs them.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Job = dict[str, Any]
-COMPARED = 16  # documents whose terms are compared
-HEAVY = 0.1  # terms above this weight are
-REPEATED = 20  # copies of the texts in the corpus of the command
-FINALISTS = 4  # settings of a trial that are tried again
+COMPARED = 16  # number of documents whose terms are compared
+HEAVY = 0.1  # only terms above this weight are compared
+REPEATED = 20  # repetitions of the texts in the corpus of the command
+FINALISTS = 4  # settings that are tried again after the first trial
 
 
 class Took(NamedTuple):
-    """What a piece of work took, on the clock and of the processors."""
+    """Wall seconds and CPU seconds of a piece of work."""
 
     seconds: float
     cpu_seconds: float
 
 
 class Contender(NamedTuple):
-    """How to encode texts, how to get the terms of some, and a description of the settings."""
+    """Functions that encode texts and return terms, and a description of the settings."""
 
     encode: Callable[[Sequence[str]], object]
     terms: Callable[[Sequence[str]], list[list[int]]]
@@ -42,7 +42,7 @@ class Contender(NamedTuple):
 
 
 def main() -> None:
-    """Do the job of the first argument."""
+    """Run the job of the first argument."""
     job: Job = json.loads(sys.argv[1])
     texts = json.loads(Path(job["texts"]).read_text())
     contender = ENCODERS[job["encoder"]](job, texts)
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def timed(work: Callable[[], object]) -> Took:
-    """The cost of a piece of work: measured, or as it reports it."""
+    """Return the cost of a piece of work, measured or as it reports it."""
     began, used = time.perf_counter(), time.process_time()
     result = work()
     took = Took(time.perf_counter() - began, time.process_time() - used)
@@ -63,12 +63,12 @@ def timed(work: Callable[[], object]) -> Took:
 
 
 def send(answer: Job) -> None:
-    """One line to the driver."""
+    """Print one JSON line for the driver."""
     print(json.dumps(answer), flush=True)
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory that this process ever had; on a GPU what torch had of the GPU's."""
+    """Return the peak memory of this process, or on a GPU that of torch."""
     import resource
 
     if device.startswith("cuda"):
@@ -77,13 +77,13 @@ def peak_bytes(device: str) -> int:
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
     if status.exists():
-        # getrusage would count what the process that started this one had.
+        # getrusage would include the memory of the parent process.
         return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def ours(job: Job, texts: Sequence[str]) -> Contender:
-    """This package, from text to sparse rows; with "device_only" from token ids in memory."""
+    """Build this package, from text to sparse rows; with "device_only" from token ids in memory."""
     from sparse_ingest.models.documents import DocumentEncoder
     from sparse_ingest.models.precision import SAMPLE, choose_dtype
 
@@ -113,7 +113,7 @@ def ours(job: Job, texts: Sequence[str]) -> Contender:
 
 
 def _model(job: Job) -> tuple[Any, Any]:
-    """The checkpoint and its settings, cut as the other encoders are."""
+    """Return the checkpoint and its settings, with the same truncation as the other encoders."""
     from sparse_ingest.checkpoints.layouts import read_checkpoint
     from sparse_ingest.checkpoints.settings import resolve_settings
     from sparse_ingest.pipeline import ModelSettings
@@ -123,7 +123,7 @@ def _model(job: Job) -> tuple[Any, Any]:
 
 
 def work(job: Job, texts: Sequence[str]) -> Contender:
-    """No encoder: tokens of all texts, and the operations of linear layers and attention on them, without padding."""
+    """Count tokens of all texts, and operations of linear layers and attention without padding. Not an encoder."""
     from torch import nn
 
     from sparse_ingest.models.masked_lms import build_masked_lm
@@ -146,10 +146,10 @@ def work(job: Job, texts: Sequence[str]) -> Contender:
 
 
 def end_to_end(job: Job, texts: Sequence[str]) -> Contender:
-    """The command `encode`: from a file of texts to a run folder of Parquet files, by as many processes as asked.
+    """Build the command `encode`: from a file of texts to a run of Parquet files, with several processes if requested.
 
-    The file has the texts many times, and the time of a run of a few documents is subtracted: that is the start,
-    which a large corpus has once. The processor time of several processes is not known here.
+    The file repeats the texts, and the time of a run of a few documents is subtracted: that is startup, which a large
+    corpus pays once. The CPU time of several processes is not known here.
     """
     import shutil
     import tempfile
@@ -166,7 +166,7 @@ def end_to_end(job: Job, texts: Sequence[str]) -> Contender:
     settings = ["--device", ",".join([job["device"]] * processes), "--dtype", job["dtype"]]
     settings += ["--max-length", str(job["max_length"]), "--json"]
     if processes > 1:
-        # Several shards for each of them, so that none waits long for the last one.
+        # Several shards per process, so that none waits long for the last one.
         settings += ["--shard-rows", str(max(1024, REPEATED * len(texts) // (4 * processes)))]
 
     def run(documents: int) -> Took:
@@ -185,7 +185,7 @@ def end_to_end(job: Job, texts: Sequence[str]) -> Contender:
 
 
 def sentence_transformers(job: Job, texts: Sequence[str]) -> Contender:
-    """SparseEncoder in one setting."""
+    """Build SparseEncoder in one setting."""
     import torch
 
     encoder, batch = _sparse_encoder(job, job["dtype"], job.get("attention", "sdpa")), job["batch"]
@@ -201,7 +201,7 @@ def sentence_transformers(job: Job, texts: Sequence[str]) -> Contender:
 
 
 def trial(job: Job, texts: Sequence[str]) -> Contender:
-    """No encoder of its own: the fastest setting of sentence-transformers, first on some texts, the best few on all."""
+    """Find the fastest setting of sentence-transformers: all on some texts, the best few on all. Not an encoder."""
     some = list(texts[: job["trial"]])
     batches = [batch for batch in job["batches"] if batch <= len(texts)] or [len(texts)]
     attentions = ["sdpa", "eager", *(["flash_attention_2"] if find_spec("flash_attn") else [])]
@@ -216,12 +216,12 @@ def trial(job: Job, texts: Sequence[str]) -> Contender:
         try:
             encoders[dtype, attention] = _sparse_encoder(job, dtype, attention)
             rate(dtype, attention, 1, some[:4])
-        except Exception as error:  # an attention that this model, dtype or device has not
+        except Exception as error:  # an attention that this model, dtype or device does not support
             print(f"{dtype}, {attention}: not tried, {error}", file=sys.stderr)
             continue
         rates |= {(dtype, attention, batch): rate(dtype, attention, batch, some) for batch in batches}
     finalists = sorted(rates, key=lambda setting: rates[setting])[-FINALISTS:]
-    # In turn, so that other work on the machine hinders all of them.
+    # Alternating, so that other load on the machine affects all of them.
     again = [(max(rate(*setting, list(texts)) for _ in range(2)), setting) for setting in finalists]
     dtype, attention, batch = max(again)[1]
     best = {"dtype": dtype, "attention": attention, "batch": batch}
@@ -239,7 +239,7 @@ def _sparse_encoder(job: Job, dtype: str, attention: str) -> Any:
 
 
 def yasem(job: Job, texts: Sequence[str]) -> Contender:
-    """The yasem SpladeEmbedder with its defaults, and float32 on a CPU, where its float16 is slower."""
+    """Build the yasem SpladeEmbedder with its defaults, but float32 on a CPU, where its float16 is slower."""
     import numpy as np
     from yasem import SpladeEmbedder
 
@@ -256,7 +256,7 @@ def yasem(job: Job, texts: Sequence[str]) -> Contender:
 
 
 def light_splade(job: Job, texts: Sequence[str]) -> Contender:
-    """light-splade's SpladeEncoder with its defaults: float32, batch 32."""
+    """Build light-splade's SpladeEncoder with its defaults: float32, batch 32."""
     import numpy as np
     from light_splade import SpladeEncoder
 
@@ -272,7 +272,7 @@ def light_splade(job: Job, texts: Sequence[str]) -> Contender:
 
 
 def peak(job: Job, texts: Sequence[str]) -> Contender:
-    """No encoder: products of large square matrices, for the share of the hardware."""
+    """Measure products of large square matrices, for the share of the hardware bound. Not an encoder."""
     import torch
 
     device, size = torch.device(job["device"]), 8192 if job["device"].startswith("cuda") else 2048

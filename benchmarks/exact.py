@@ -1,14 +1,13 @@
-"""Exact search over a run folder: ours, two ways of scipy, and SEISMIC's own library, in one run.
+"""Exact search over a run folder: sparse-ingest, two methods with scipy, and SEISMIC's library, in one run.
 
     python benchmarks/exact.py [RUN] [--documents 100000] [--queries 1000] [-k 100] [--rounds 3]
 
-Without RUN one of made-up vectors is written (large_run.py). A query is the 20 to 60 heaviest terms of a document of
-the run, drawn from a fixed seed. All contenders get the same parts of 8,192 rows in memory, except SEISMIC's library,
-which has an index, built before the clock starts, and is approximate: its row has the share of the exact answer that it
-found. scipy sums in float32, so its scores are not the server's; its rows have how many answers differ
-from ours. Each figure is the median of the rounds, one after another; compare CPU seconds if other processes use
-the machine as well.
-Not covered: reading the run, which is timed in a row of its own.
+Without RUN one with random vectors is written (large_run.py). A query is the 20 to 60 heaviest terms of a document of
+the run, drawn with a fixed seed. All contenders get the same parts of 8,192 rows in memory, except SEISMIC's library,
+which has an index, built before the clock starts, and is approximate: its row shows the share of the exact results it
+found. scipy adds in float32, so its scores differ from the server's; its rows show how many results differ. Each figure
+is the median of the rounds, one after another; compare CPU seconds if other processes use the machine. Not covered:
+reading the run, which has its own row.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.exact import QueryVector, search_exact
 
-BLOCK = 128  # queries of one dense product
-Answers = list[npt.NDArray[np.int64]]  # for each query the rows that it found, best first
+BLOCK = 128  # queries per dense product
+Answers = list[npt.NDArray[np.int64]]  # for each query the rows found, best first
 
 
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
-    parser.add_argument("--documents", type=int, default=100_000, help="of the made-up run, or of RUN at most")
+    parser.add_argument("--documents", type=int, default=100_000, help="documents of the random run, or maximum of RUN")
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("-k", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
@@ -52,7 +51,7 @@ def main() -> None:
         parts = read_parts(run, given.documents)
         read_s = time.perf_counter() - began
         vocabulary = len(run.vocabulary())
-    queries = made_queries(parts, given.queries)
+    queries = random_queries(parts, given.queries)
     describe(parts, queries, vocabulary)
     contenders: dict[str, Callable[[], Answers]] = {
         "sparse-ingest": partial(ours, parts, queries, given.k),
@@ -84,7 +83,7 @@ def main() -> None:
 
 
 def read_parts(run: Run, documents: int) -> list[SparseRows]:
-    """The vectors of the first documents of a run."""
+    """Return the vectors of the first documents of a run."""
     parts: list[SparseRows] = []
     for shard in run.done_shards():
         for rows in read_shard_vectors(run.shard_path(shard)):
@@ -94,8 +93,8 @@ def read_parts(run: Run, documents: int) -> list[SparseRows]:
     return parts
 
 
-def made_queries(parts: Sequence[SparseRows], count: int) -> list[QueryVector]:
-    """The 20 to 60 heaviest terms of documents drawn from a fixed seed."""
+def random_queries(parts: Sequence[SparseRows], count: int) -> list[QueryVector]:
+    """Return the 20 to 60 heaviest terms of documents drawn with a fixed seed."""
     random = np.random.default_rng(7)
     queries: list[QueryVector] = []
     while len(queries) < count:
@@ -108,7 +107,7 @@ def made_queries(parts: Sequence[SparseRows], count: int) -> list[QueryVector]:
 
 
 def describe(parts: Sequence[SparseRows], queries: Sequence[QueryVector], vocabulary: int) -> None:
-    """Say what is searched, and how many terms a query and a document share."""
+    """Print the corpus, and how many terms a query and a document share."""
     documents, terms = sum(len(part.doc_ids) for part in parts), sum(len(part.token_ids) for part in parts)
     holding = np.zeros(vocabulary, np.int64)
     for part in parts:
@@ -122,12 +121,12 @@ def describe(parts: Sequence[SparseRows], queries: Sequence[QueryVector], vocabu
 
 
 def ours(parts: Sequence[SparseRows], queries: Sequence[QueryVector], k: int) -> Answers:
-    """What `evaluate --run` does."""
+    """Search as `evaluate --run` does."""
     return [hits.positions for hits in search_exact(parts, queries, k)]
 
 
 def scipy_dense(parts: Sequence[SparseRows], queries: Sequence[QueryVector], k: int, vocabulary: int) -> Answers:
-    """Sparse documents times blocks of dense queries."""
+    """Multiply sparse documents with blocks of dense queries."""
     found = []
     for start in range(0, len(queries), BLOCK):
         block = queries[start : start + BLOCK]
@@ -142,7 +141,7 @@ def scipy_dense(parts: Sequence[SparseRows], queries: Sequence[QueryVector], k: 
 
 
 def scipy_sparse(parts: Sequence[SparseRows], queries: Sequence[QueryVector], k: int, vocabulary: int) -> Answers:
-    """Sparse queries times sparse documents."""
+    """Multiply sparse queries with sparse documents."""
     indptr = np.cumsum([0, *(len(query.token_ids) for query in queries)])
     columns = np.concatenate([query.token_ids for query in queries]).astype(np.int32)
     weights = np.concatenate([query.weights for query in queries])
@@ -161,7 +160,7 @@ class _Best:
         self._scores, self._rows = np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
 
     def add(self, scores: npt.NDArray[np.float32]) -> None:
-        """The scores of a part, a row for each query."""
+        """Add the scores of a part, one row per query."""
         k = min(self._k, scores.shape[1])
         places = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         both = np.concatenate([self._scores, np.take_along_axis(scores, places, 1)], axis=1)
@@ -171,7 +170,7 @@ class _Best:
         self._first += scores.shape[1]
 
     def answers(self) -> Answers:
-        """The rows that share a token with their query."""
+        """Return the rows that share a token with their query."""
         return [rows[scores > 0] for rows, scores in zip(self._rows, self._scores, strict=True)]
 
 
@@ -181,7 +180,7 @@ def _matrix(part: SparseRows, vocabulary: int) -> Any:
 
 
 def seismic_index(parts: Sequence[SparseRows]) -> Any:
-    """An index of SEISMIC with its library's defaults, or None where that is not installed."""
+    """Build a SEISMIC index with its library's defaults, or return None if it is not installed."""
     try:
         from seismic import SeismicDataset, SeismicIndex, get_seismic_string
     except ImportError:
@@ -197,7 +196,7 @@ def seismic_index(parts: Sequence[SparseRows]) -> Any:
 
 
 def ask_seismic(index: Any, queries: Sequence[QueryVector], k: int) -> Answers:
-    """The library's own batch search, on both cores."""
+    """Run the batch search of SEISMIC's library on both cores."""
     from seismic import get_seismic_string
 
     form = get_seismic_string()
@@ -217,7 +216,7 @@ def ask_seismic(index: Any, queries: Sequence[QueryVector], k: int) -> Answers:
 
 
 def agreement(exact: Answers, other: Answers) -> tuple[float, int]:
-    """The share of the exact answers that was found, and how many answers hold other documents."""
+    """Return the share of the exact results that was found, and how many results have other documents."""
     shares = [
         len(np.intersect1d(one, two)) / len(one) if len(one) else 1.0 for one, two in zip(exact, other, strict=True)
     ]

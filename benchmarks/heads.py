@@ -1,10 +1,10 @@
-"""The heads of a device alone: hidden states to weights, without a body, vs. large products of the same dtype.
+"""Speed of the heads alone: hidden states to weights, without a body, compared with large products of the same dtype.
 
     python benchmarks/heads.py [--device cpu] [--widths 128,256,768] [--documents 16] [--tokens 127] [--rounds 5]
 
-Each head computes the same random hidden states of one batch over BERT's vocabulary in one thread; the best
-round counts. Prints 10^9 operations/s (a product and its sum are two), the ratio to the plain head of the dtype,
-and the share of what torch reaches in a large square product of that dtype. Needs the extras `encode` and `fast`.
+Each head computes the same random hidden states of one batch over BERT's vocabulary in one thread; the best round
+counts. Prints 10^9 operations/s (a product and its sum are two), the ratio to the plain head of the dtype, and the
+share of the rate of a large square product of that dtype in torch. Needs the extras `encode` and `fast`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 def heads_of(
     device: torch.device, weight: torch.Tensor, bias: torch.Tensor
 ) -> dict[str, tuple[Head, torch.dtype, torch.dtype]]:
-    """Every head of this device: itself, the dtype of its rows and that of its factors."""
+    """Return every head of this device with the dtype of its rows and of its factors."""
     halves = (torch.bfloat16,) if device.type == "cpu" else (torch.float16, torch.bfloat16)
     heads: dict[str, tuple[Head, torch.dtype, torch.dtype]] = {}
     for dtype in (torch.float32, *halves):
@@ -78,19 +78,19 @@ def heads_of(
 
 
 def run_of(head: Head, rows: torch.Tensor, packing: Packing) -> Callable[[], object]:
-    """One batch through a head."""
+    """Return a function that runs one batch through a head."""
     return lambda: head(rows, packing)
 
 
 @cache
 def peak_of(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations/s of a large product."""
+    """Return operations/s of a large product."""
     found = peak({"device": str(device), "dtype": str(dtype).removeprefix("torch.")}, [])
     return float(found.facts["flops_per_s"])
 
 
 def best_of(rounds: int, runs: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """The shortest time of each, after one round of warm-up."""
+    """Return the shortest time of each function, after one warm-up round."""
     best = dict.fromkeys(runs, float("inf"))
     with torch.inference_mode():
         for turn in range(rounds + 1):

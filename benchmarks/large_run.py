@@ -1,10 +1,9 @@
-"""A run folder of made-up vectors, as large as one likes: what the benchmarks of loading are fed with.
+"""Write a run folder of random vectors of any size, as input for the load benchmarks.
 
     python benchmarks/large_run.py RUN [--documents 1000000] [--terms 120]
 
-Tokens are drawn without repetition in a document, their frequencies falling like those of words (Zipf); weights are
-spread like a SPLADE model's, kept as float16; a document carries a title of eight words. The same arguments give the
-same run.
+Tokens are drawn without repetition within a document, with Zipf frequencies; weights are distributed like those of a
+SPLADE model and stored as float16; each document has a title of eight words. The same arguments give the same run.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ def main() -> None:
 
 
 def make_large_run(folder: Path, documents: int, terms: int) -> Run:
-    """Write a complete run; nothing is written when it is there."""
+    """Write a complete run, unless it exists."""
     run_id, identity = identity_of({"made_up": True, "documents": documents, "terms": terms, "shard_rows": SHARD_ROWS})
     model = {"document": "made-up", "sha256": sha256(b"made-up").hexdigest()}
-    vocabulary = made_vocabulary()
+    vocabulary = random_vocabulary()
     run = create_or_open_run(folder, Manifest(FORMAT, run_id, identity, SHARD_ROWS, model, {}), vocabulary)
     if run.complete():
         return run
@@ -65,8 +64,8 @@ def make_large_run(folder: Path, documents: int, terms: int) -> Run:
     return run
 
 
-def made_vocabulary() -> list[str]:
-    """30,522 different strings that look like word pieces, a fifth of them continuations (##ing)."""
+def random_vocabulary() -> list[str]:
+    """Return 30,522 unique strings that look like word pieces, a fifth of them continuations (##ing)."""
     rng = np.random.default_rng(0)
     words: dict[str, None] = {}
     while len(words) < TOKENS:
@@ -93,12 +92,12 @@ def _parts(rng: np.random.Generator, vocabulary: list[str], first: int, rows: in
 def _different(
     rng: np.random.Generator, borders: npt.NDArray[np.float64], rows: int, terms: int
 ) -> npt.NDArray[np.uint16]:
-    """Ascending token ids, `terms` different ones in each row."""
+    """Return ascending token ids, `terms` different ones in each row."""
     drawn = np.sort(np.searchsorted(borders, rng.random((rows, 3 * terms)) * borders[-1]), axis=1)
     lots = rng.random(drawn.shape)
-    lots[:, 1:][drawn[:, 1:] == drawn[:, :-1]] = 2  # the same token again is never chosen
+    lots[:, 1:][drawn[:, 1:] == drawn[:, :-1]] = 2  # a token is never chosen twice
     if (np.partition(lots, terms - 1, axis=1)[:, terms - 1] == 2).any():
-        raise SystemExit(f"{terms} different tokens are too many for this way of drawing them: give fewer --terms.")
+        raise SystemExit(f"{terms} different tokens per document are too many to sample: pass a smaller --terms.")
     chosen = np.argpartition(lots, terms - 1, axis=1)[:, :terms]
     return np.sort(np.take_along_axis(drawn, chosen, axis=1), axis=1).astype(np.uint16)
 

@@ -1,14 +1,14 @@
-"""Documents/s into OpenSearch: `sparse-ingest`, opensearch-py's helpers, and the bare server, in one run.
+"""Documents/s into OpenSearch: `sparse-ingest`, opensearch-py's helpers, and the server's ceiling, in one run.
 
     python benchmarks/load.py [--documents 100000] [--terms 120] [--rounds 2] [--shards 2] [--url URL]
-    python benchmarks/load.py --settings [...]    the server's side: one setting at a time, with index sizes
+    python benchmarks/load.py --settings [...]    server settings, one at a time, with index sizes
 
-A run of generated vectors is written first (large_run.py). The contenders (loaders.py) run one after another, each in
-its own process and into its own index with the same body, without replicas and refreshes; a row is the median of the
-rounds. The ceiling is the same bytes as ours, built before the clock starts and sent by plain loops; it and
+A run of random vectors is written first (large_run.py). The contenders (loaders.py) run one after another, each in its
+own process and into its own index with the same body, without replicas and refreshes; a row is the median of the
+rounds. The ceiling sends the same bytes as sparse-ingest with plain loops, built before the clock starts; it and
 parallel_bulk are first tried with several settings on a fifth of the documents, and the best one takes part. The
-helpers use orjson if it is installed. Without --url a server is started, and deleted afterwards.
-Not covered: replicas, which a single node does not allocate.
+helpers use orjson if it is installed. Without --url a server is started, and deleted afterwards. Not covered: replicas,
+which a single node does not allocate.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from typing import Any, NamedTuple
 
 from large_run import make_large_run
 
-from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cluster.client import Client, connect
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import process
+from sparse_ingest.reporting import TqdmReporter
 
 Settings = dict[str, Any]
 
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything is measured."""
+    """The server and folders of the measurements."""
 
     client: Client
     url: str
@@ -78,7 +78,7 @@ class Bench:
     serializer: str
 
     def measure(self, job: Settings, run: Path, body: Settings, *, sizes: bool = False) -> Measured:
-        """Run one contender into a new index, and delete that index."""
+        """Run one contender into a new index, then delete the index."""
         index = f"sparse-ingest-bench-{token_hex(4)}"
         job = {**job, "run": str(run), "url": self.url, "index": index, "serializer": self.serializer}
         if job["loader"] == "load":
@@ -119,7 +119,7 @@ class Bench:
                 self.client.call(
                     "POST", f"/{index}/_forcemerge", params={"max_num_segments": "1", "flush": "true"}, timeout_s=600
                 )
-            # The refresh lets go of the segments that were merged away.
+            # The refresh releases merged segments.
             self.client.call("POST", f"/{index}/_refresh")
             self.client.call("POST", f"/{index}/_flush", params={"force": "true"})
             primaries = self.client.call("GET", f"/{index}/_stats/store")["_all"]["primaries"]
@@ -134,9 +134,9 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--url", help="an OpenSearch to use; indexes sparse-ingest-bench-* are made and deleted there")
-    parser.add_argument("--heap", default="2g", help="of the server that is started otherwise")
-    parser.add_argument("--settings", action="store_true", help="measure settings of the server instead")
+    parser.add_argument("--url", help="OpenSearch to use; indexes sparse-ingest-bench-* are created and deleted there")
+    parser.add_argument("--heap", default="2g", help="heap of the server that is started without --url")
+    parser.add_argument("--settings", action="store_true", help="measure server settings instead")
     given = parser.parse_args()
     serializer = "orjson" if importlib.util.find_spec("orjson") else "json"
     with scratch() as folder, server(given.url, folder, given.heap) as url:
@@ -156,8 +156,8 @@ def main() -> None:
 
 
 def compare_loaders(bench: Bench, run: Path, trial: Path, body: Settings, rounds: int) -> None:
-    """The table of contenders."""
-    bench.measure({"loader": "send"}, trial, body)  # the server compiles its hot code
+    """Print the table of contenders."""
+    bench.measure({"loader": "send"}, trial, body)  # warm-up of the server's JIT compiler
     ceiling = best(
         bench, trial, body, "ceiling",
         [{"connections": count, "max_bytes": size << 20} for count, size in product((2, 3, 4), (2, 8))],
@@ -173,7 +173,7 @@ def compare_loaders(bench: Bench, run: Path, trial: Path, body: Settings, rounds
         f"parallel_bulk {parallel['threads']}x{parallel['chunk']}": parallel,
         "streaming_bulk 500": {"loader": "streaming_bulk", "chunk": 500},
     }
-    found = in_turn({name: partial(bench.measure, job, run, body) for name, job in jobs.items()}, rounds)
+    found = alternate({name: partial(bench.measure, job, run, body) for name, job in jobs.items()}, rounds)
     top, rival = (statistics.median(one.rate for one in found[name]) for name in (list(jobs)[0], list(jobs)[3]))
     print(f"\n{'':<30}{'docs/s':>8}{'min':>8}{'max':>8}{'of':>9}{'of best':>10}{'client CPU s':>14}"
           f"{'server CPU s':>14}{'client':>9}")  # fmt: skip
@@ -186,8 +186,8 @@ def compare_loaders(bench: Bench, run: Path, trial: Path, body: Settings, rounds
 
 
 def compare_settings(bench: Bench, run: Path, body: Settings, rounds: int) -> None:
-    """The table of settings, each a change to the first row."""
-    # A size that the server remembers may be ten seconds old.
+    """Print the table of settings; each changes the first row."""
+    # The server caches sizes for 10 s.
     body = changed(body, {"settings": {"index": {"store": {"stats_refresh_interval": "0ms"}}}})
 
     def index(**settings: Any) -> Settings:
@@ -210,7 +210,7 @@ def compare_settings(bench: Bench, run: Path, body: Settings, rounds: int) -> No
         "--top-k 60": (body, {"top_k": 60}),
     }
     bench.measure({"loader": "send"}, run, body)
-    found = in_turn(
+    found = alternate(
         {
             name: partial(bench.measure, {"loader": "send", **extra}, run, one, sizes=True)
             for name, (one, extra) in rows.items()
@@ -226,8 +226,8 @@ def compare_settings(bench: Bench, run: Path, body: Settings, rounds: int) -> No
               f"{statistics.median(one.merged_megabytes for one in some):>10.1f}")  # fmt: skip
 
 
-def in_turn(work: dict[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
-    """Each once a round, every other round in the opposite order."""
+def alternate(work: dict[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+    """Run each once per round, every other round in the opposite order."""
     found: dict[str, list[Measured]] = {name: [] for name in work}
     for turn in range(rounds):
         for name in list(work) if turn % 2 == 0 else reversed(list(work)):
@@ -237,7 +237,7 @@ def in_turn(work: dict[str, Callable[[], Measured]], rounds: int) -> dict[str, l
 
 
 def best(bench: Bench, run: Path, body: Settings, loader: str, candidates: list[Settings]) -> Settings:
-    """The fastest of several settings."""
+    """Return the fastest of several settings."""
     rates = {}
     for candidate in candidates:
         job = {"loader": loader, **candidate}
@@ -247,12 +247,12 @@ def best(bench: Bench, run: Path, body: Settings, loader: str, candidates: list[
 
 
 def per_100_000(some: list[Measured], field: str) -> float:
-    """The median of some seconds for that many documents."""
+    """Return the median seconds per 100,000 documents."""
     return statistics.median(float(getattr(one, field)) / one.documents * 1e5 for one in some)
 
 
 def changed(body: Settings, changes: Settings) -> Settings:
-    """The body with some values replaced, at any depth."""
+    """Return the body with some values replaced, at any depth."""
     merged = dict(body)
     for name, value in changes.items():
         merged[name] = changed(body.get(name, {}), value) if isinstance(value, dict) else value
@@ -261,7 +261,7 @@ def changed(body: Settings, changes: Settings) -> Settings:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder that the server's own user may enter as well."""
+    """Yield a folder that the server's user can enter."""
     folder = Path(tempfile.mkdtemp(prefix="sparse-ingest-bench-"))
     folder.chmod(0o755)
     try:
@@ -272,7 +272,7 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def server(url: str | None, folder: Path, heap: str) -> Iterator[str]:
-    """The address of the given server, or of a new one."""
+    """Yield the address of the given server, or of a new one."""
     if url:
         yield url
         return
@@ -281,7 +281,7 @@ def server(url: str | None, folder: Path, heap: str) -> Iterator[str]:
     data.chmod(0o755)
     port = process.free_port(9400)
     try:
-        yield process.start(port, data=data, heap=heap, reporter=TerminalReporter()).url
+        yield process.start(port, data=data, heap=heap, reporter=TqdmReporter()).url
     finally:
         process.stop(port)
 

@@ -1,10 +1,10 @@
-"""The contenders of benchmarks/load.py, each run once in a process of its own.
+"""The contenders of benchmarks/load.py, each run once in its own process.
 
     python benchmarks/loaders.py '{"loader": "parallel_bulk", "run": RUN, "url": URL, "index": NAME, ...}'
 
-Prints one JSON object: documents, seconds, CPU seconds of this process (all threads, user and system),
-and the most memory it ever had. The index is there already, with the alias NAME-alias, except for "load", which makes
-it. Everybody reads the same run folder; imports, the connection and the vocabulary do not count, except for "load".
+Prints one JSON object: documents, seconds, CPU seconds (all threads, user and system), and peak memory of this process.
+The index exists with the alias NAME-alias, except for "load", which creates it. All read the same run folder; imports,
+the connection and the vocabulary do not count, except for "load".
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from sparse_ingest.runs.shards import read_shard
 
 FIELD = "sparse"
 Job = dict[str, Any]
-Work = Callable[[], int]  # loads, and gives the number of documents
+Work = Callable[[], int]  # loads, and returns the number of documents
 
 
 def main() -> None:
-    """Do the job of the first argument."""
+    """Run the job of the first argument."""
     job: Job = json.loads(sys.argv[1])
     work = LOADERS[job["loader"]](job)
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
@@ -53,23 +53,23 @@ def main() -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever had."""
+    """Return the peak memory of this process."""
     status = Path("/proc/self/status")
     if status.exists():
-        # getrusage would count what the process that started this one had.
+        # getrusage would include the memory of the parent process.
         return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def whole_load(job: Job) -> Work:
-    """`sparse-ingest load`: looks through the run, makes the index, sends, refreshes, counts."""
+def complete_load(job: Job) -> Work:
+    """Run `sparse-ingest load`: check the run, create the index, send, refresh, count."""
     pipeline = Pipeline(index=IndexSettings(field=FIELD, body=job["body"]))
     connection = Connection(job["url"])
     return lambda: load(Path(job["run"]), index=job["index"], pipeline=pipeline, connection=connection).documents
 
 
 def only_sending(job: Job) -> Work:
-    """Our bodies and our sender, nothing else."""
+    """Send the bulk bodies of this package with its sender, nothing else."""
     run = open_run(Path(job["run"]))
     client = connect(Connection(job["url"]))
     writer = BodyWriter(run.vocabulary(), FIELD)
@@ -84,7 +84,7 @@ def only_sending(job: Job) -> Work:
 
 
 def rendered_before(job: Job) -> Work:
-    """The same bytes, made before the clock starts, sent by as many bare loops as there are connections."""
+    """Send the same bytes, built before the clock starts, with one plain loop per connection."""
     run = open_run(Path(job["run"]))
     ready: SimpleQueue[BulkRequest] = SimpleQueue()
     for request in _requests(run, BodyWriter(run.vocabulary(), FIELD), job["max_bytes"], None):
@@ -116,7 +116,7 @@ def rendered_before(job: Job) -> Work:
 
 
 def streaming(job: Job) -> Work:
-    """opensearch-py's streaming_bulk."""
+    """Load with opensearch-py's streaming_bulk."""
     client, run = _their_client(job, 1), open_run(Path(job["run"]))
     vocabulary = run.vocabulary()
 
@@ -128,7 +128,7 @@ def streaming(job: Job) -> Work:
 
 
 def parallel(job: Job) -> Work:
-    """opensearch-py's parallel_bulk."""
+    """Load with opensearch-py's parallel_bulk."""
     client, run = _their_client(job, job["threads"]), open_run(Path(job["run"]))
     vocabulary = run.vocabulary()
 
@@ -160,7 +160,7 @@ def _their_client(job: Job, threads: int) -> OpenSearch:
 
 
 class _Orjson(JSONSerializer):
-    """The helpers take the length of what is dumped as text, so it must be text."""
+    """A serializer for the helpers, which need the dump as text."""
 
     def dumps(self, data: Any) -> Any:
         import orjson
@@ -169,7 +169,7 @@ class _Orjson(JSONSerializer):
 
 
 def _actions(run: Run, vocabulary: list[str | None], index: str) -> Iterator[dict[str, Any]]:
-    """What the helpers are fed with: one dict a document, made from the arrays with as little work as Python needs."""
+    """Yield one dict per document for the helpers, with as little Python work as possible."""
     token_of = vocabulary.__getitem__
     for shard in run.done_shards():
         for part in read_shard(run.shard_path(shard)):
@@ -184,7 +184,7 @@ def _actions(run: Run, vocabulary: list[str | None], index: str) -> Iterator[dic
 
 
 LOADERS: dict[str, Callable[[Job], Work]] = {
-    "load": whole_load,
+    "load": complete_load,
     "send": only_sending,
     "ceiling": rendered_before,
     "streaming_bulk": streaming,

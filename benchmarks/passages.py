@@ -1,9 +1,9 @@
-"""Real English text from this machine: the docstrings of the standard library and of the installed packages.
+"""English text from this machine: docstrings of the standard library and of installed packages.
 
-Random vectors have no concentration, and SEISMIC lives from it. A passage is one paragraph of a docstring; of equal
-ones the first stays. The order is that of the file names, so two runs in one environment give the same bytes. Every
-50th docstring goes into no passage: its first sentence is a query.
-In: nothing but the environment. Out: a corpus and queries as JSON lines, and a line that names the packages.
+SEISMIC needs vectors with concentrated weights, which random vectors lack. A passage is one paragraph of a docstring;
+duplicates are dropped. Passages are in the order of file names, so two runs in one environment give the same bytes.
+Every 50th docstring gives no passage: its first sentence is a query. Input: the environment only. Output: a corpus and
+queries as JSON lines, and a line that lists the packages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 QUERY_EVERY = 50
-MIN_WORDS, MAX_WORDS = 5, 200  # less is a heading or a signature, more a table
+MIN_WORDS, MAX_WORDS = 5, 200  # shorter ones are headings or signatures, longer ones tables
 
 
 def make_corpus(folder: Path, passages: int, queries: int) -> str:
@@ -49,7 +49,7 @@ def make_corpus(folder: Path, passages: int, queries: int) -> str:
 
 
 def docstrings() -> Iterator[tuple[str, str, str]]:
-    """Package, place and text of every docstring, in the order of the file names."""
+    """Yield package, position and text of every docstring, in the order of file names."""
     roots = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")})
     for root in map(Path, roots):
         for path in sorted(root.rglob("*.py")):
@@ -61,7 +61,7 @@ def docstrings() -> Iterator[tuple[str, str, str]]:
                     warnings.simplefilter("ignore")
                     tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError, RecursionError):
-                continue  # a template, or a test of the parser
+                continue  # a template or a parser test, not valid Python
             for node in ast.walk(tree):
                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
                     text := ast.get_docstring(node)
@@ -70,10 +70,10 @@ def docstrings() -> Iterator[tuple[str, str, str]]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of prose, each on one line."""
+    """Yield the paragraphs of prose, each on one line."""
     for paragraph in re.split(r"\n\s*\n", text):
         words = paragraph.split()
         letters = sum(word.strip(".,:;()`'\"*").isalpha() for word in words)
-        # Doctests, tables and rulers are not prose.
+        # Skip doctests, tables and rulers.
         if MIN_WORDS <= len(words) <= MAX_WORDS and letters * 2 >= len(words) and ">>>" not in paragraph:
             yield " ".join(words)

@@ -1,17 +1,17 @@
-"""Recall and latency of exact, two-phase and SEISMIC search of one corpus of real text.
+"""Recall and latency of exact, two-phase and SEISMIC search on one corpus of real text.
 
     python benchmarks/search.py --run FOLDER [--passages 200000] [--queries 200] [--rounds 3] [--url URL] [--keep]
 
-Docstrings of this environment (passages.py) are encoded once into FOLDER, with the small checkpoint of the demo, and
-loaded into indexes of one merged segment: rank_features for exact and two-phase, sparse_vector for SEISMIC, as the
-server's default and once more with longer posting lists (--n-postings). By default the server keeps the
-max(0.0005 x documents, 160) heaviest documents of a token; a document in no list of a query's top_n tokens is never
-found, so a table shows the recall that the lists allow. Time to build them grows with the square of n_postings. The
-loader sets approximate_threshold below the number of passages, so that clusters exist; the benchmark checks that the
-explanation of a hit names them. Settings of an index take turns, 20 queries at a time. Recall@10 is the share of the
-ten best of exact search that is found. Also measured: the time to encode a query, and our client's time over that of
-the same bytes sent with http.client. Without --url a server is started, and deleted at the end.
-Not covered: concurrent searches, several shards, and relevance (`sparse-ingest evaluate`).
+Docstrings of this environment (passages.py) are encoded once into FOLDER with the small checkpoint of the demo, and
+loaded into indexes of one merged segment: rank_features for exact and two-phase, sparse_vector for SEISMIC, with the
+server's default and with longer posting lists (--n-postings). By default the server keeps the max(0.0005 x documents,
+160) heaviest documents of a token; a document in no list of a query's top_n tokens is never found, so a table shows the
+maximum recall of the lists. Time to build them grows with the square of n_postings. The loader sets
+approximate_threshold below the number of passages, so that clusters exist; the benchmark checks that the explanation of
+a hit mentions them. Settings of an index alternate, 20 queries at a time. Recall@10 is the share of the 10 best
+documents of exact search that is found. Also measured: the time to encode a query, and the time of this package's
+client compared with http.client and the same bytes. Without --url a server is started, and deleted at the end. Not
+covered: concurrent searches, several shards, and relevance (`sparse-ingest evaluate`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ import numpy as np
 from load import scratch, server
 from passages import make_corpus
 
-from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cluster.client import Client, connect
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.cluster.engines import engine_body
@@ -48,8 +47,9 @@ from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.load import load
 from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
-from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure
+from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure_settings
 from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.reporting import TqdmReporter
 from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index
@@ -76,14 +76,16 @@ Queries = list[tuple[str, QueryWeights]]
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder for corpus, queries and run; used again")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder for corpus, queries and run; reused if it exists"
+    )
     parser.add_argument("--passages", type=int, default=200_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each setting is asked all queries")
-    parser.add_argument("--url", help="an OpenSearch to use; indexes sparse-ingest-bench-search-* are made there")
-    parser.add_argument("--heap", default="2g", help="of the server that is started otherwise")
-    parser.add_argument("--n-postings", type=int, default=1000, help="for a second SEISMIC index; 0: none")
-    parser.add_argument("--keep", action="store_true", help="leave the indexes, which a later call then uses")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each setting runs all queries")
+    parser.add_argument("--url", help="OpenSearch to use; indexes sparse-ingest-bench-search-* are created there")
+    parser.add_argument("--heap", default="2g", help="heap of the server that is started without --url")
+    parser.add_argument("--n-postings", type=int, default=1000, help="n_postings of a second SEISMIC index; 0: none")
+    parser.add_argument("--keep", action="store_true", help="keep the indexes for a later call")
     given = parser.parse_args()
     corpus = prepare(given.run, given.passages)
     with scratch() as folder, server(given.url, folder, given.heap) as url:
@@ -100,13 +102,13 @@ def main() -> None:
 
 
 def indexes(n_postings: int) -> list[tuple[Kind, int]]:
-    """The kind of each index, and how many documents its posting lists keep; 0: as the server has it."""
+    """Return the kind of each index and the length of its posting lists; 0: the server's default."""
     both: list[tuple[Kind, int]] = [("rank_features", 0), ("sparse_vector", 0)]
     return [*both, ("sparse_vector", n_postings)] if n_postings else both
 
 
 def index_of(kind: Kind, n_postings: int = 0) -> str:
-    """The name of an index."""
+    """Return the name of an index."""
     return f"{INDEX}-{kind.replace('_', '-')}" + (f"-{n_postings}" if n_postings else "")
 
 
@@ -128,7 +130,7 @@ def prepare(folder: Path, passages: int) -> str:
 
 
 def fill(client: Client, folder: Path, room: Path, n_postings: int) -> None:
-    """Load the run into every index; what is loaded already stays."""
+    """Load the run into every index; existing indexes are kept."""
     for kind, kept in indexes(n_postings):
         settings = IndexSettings(kind=kind)
         if kept:
@@ -138,12 +140,12 @@ def fill(client: Client, folder: Path, room: Path, n_postings: int) -> None:
             settings = IndexSettings(kind=kind, body=str(room / "body.json"))
         load(
             folder / "run", index=index_of(kind, kept), pipeline=Pipeline(index=settings), merge=True,
-            url=client.address, progress=TerminalReporter(),
+            url=client.address, progress=TqdmReporter(),
         )  # fmt: skip
 
 
 def compare(client: Client, folder: Path, count: int, rounds: int, n_postings: int) -> None:
-    """The three tables."""
+    """Print the three tables."""
     run = open_run(folder / "run")
     pipeline = pipeline_of_run(Pipeline(), run)
     queries = list(read_queries(folder / "queries.jsonl"))[:count]
@@ -163,7 +165,7 @@ def compare(client: Client, folder: Path, count: int, rounds: int, n_postings: i
     timed: list[Timed] = []
     for turn in range(rounds):
         for index, settings in of_index.items():
-            timed += measure(client, index, settings, [asked] * len(settings))
+            timed += measure_settings(client, index, settings, [asked] * len(settings))
         print(f"round {turn + 1} done", file=sys.stderr)
     print_engines(timed, [setting for settings in of_index.values() for setting in settings])
     print_bounds(run, asked, n_postings)
@@ -172,7 +174,7 @@ def compare(client: Client, folder: Path, count: int, rounds: int, n_postings: i
 
 
 def check_clusters(client: Client, name: str, engine: Engine, asked: Queries) -> None:
-    """Stop when the sparse_vector field is not searched by its clusters."""
+    """Exit if search of the sparse_vector field does not use its clusters."""
     index = find_index(client, name)
     assert index is not None
     threshold = parameters_of(index.mappings["properties"]["sparse"])["approximate_threshold"]
@@ -188,7 +190,7 @@ def check_clusters(client: Client, name: str, engine: Engine, asked: Queries) ->
 
 
 def print_engines(timed: Sequence[Timed], settings: Sequence[Setting]) -> None:
-    """Recall and latency of each setting, over all rounds."""
+    """Print recall and latency of each setting over all rounds."""
     truth = {one.query_id: set(one.doc_ids) for one in timed[0].ranked}
     of_exact = statistics.median(one.latency_s for run in timed if run.setting == settings[0] for one in run.ranked)
     print(f"\n{'':<52}{'recall':>8}{'client ms':>18}{'server ms':>18}{'exact':>8}")
@@ -206,7 +208,7 @@ def print_engines(timed: Sequence[Timed], settings: Sequence[Setting]) -> None:
 
 
 def print_bounds(run: Run, asked: Queries, n_postings: int) -> None:
-    """The share of the ten best that is in the posting lists of a query's heaviest tokens: no search finds more."""
+    """Print the maximum recall: the share of the 10 best documents in the posting lists of a query's top_n tokens."""
     number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
     wanted = np.zeros(len(run.vocabulary()), np.bool_)
     wanted[[number[token] for _, weights in asked for token in weights if token in number]] = True
@@ -218,7 +220,7 @@ def print_bounds(run: Run, asked: Queries, n_postings: int) -> None:
             parts.append((part.token_ids[held], rows[held], part.weights[held].astype(np.float32)))
             documents += len(part.doc_ids)
     token_ids, rows, postings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.lexsort((-postings, token_ids))  # each list from its heaviest document on
+    order = np.lexsort((-postings, token_ids))  # each list sorted from its heaviest document
     token_ids, rows, postings = token_ids[order], rows[order], postings[order]
     lengths = [max(160, documents // 2000), *([n_postings] if n_postings else [])]
     shares: dict[tuple[int, int], list[float]] = {}
@@ -238,7 +240,7 @@ def print_bounds(run: Run, asked: Queries, n_postings: int) -> None:
 
 
 def print_building(pipeline: Pipeline, texts: Sequence[str]) -> None:
-    """Milliseconds from a text to its weights, alone and in batches, and from weights to the bytes of a request."""
+    """Print milliseconds from a text to its weights, alone and in batches, and from weights to request bytes."""
     began = time.perf_counter()
     encoder = query_encoder(pipeline.model)
     first = time.perf_counter() - began
@@ -262,7 +264,7 @@ def print_building(pipeline: Pipeline, texts: Sequence[str]) -> None:
 
 
 def print_overhead(client: Client, asked: Queries, rounds: int) -> None:
-    """The same request by our client and by http.client, alternating."""
+    """Print the time of the same request with this package's client and with http.client, alternating."""
     index, place = index_of("rank_features"), urlsplit(client.address)
     bodies = [
         json.dumps({**engine_body(weights, Engine(), size=SIZE), "_source": False}).encode() for _, weights in asked

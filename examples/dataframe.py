@@ -1,4 +1,4 @@
-"""Encode a pandas DataFrame, and look at what the model made of it. No server is needed.
+"""Encode a pandas DataFrame, and look at the vectors. No server is needed.
 
 python examples/dataframe.py
 """
@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as folder:
     for hit in run.search("yeast that lets dough rise", k=2):
         print(hit.id, hit.fields["title"], hit.fields["price"], f"{hit.score:.2f}")
 
-    # The same rows again resume the run: nothing is encoded twice.
+    # Encoding the same rows again resumes the run: nothing is encoded twice.
     again = si.encode(products, run.path, model="package:cognition/model", id_field="sku", title_field="name",
                       text_field="description", keep=["price"])  # fmt: skip
     print("the same run:", again.manifest.run_id == run.manifest.run_id)

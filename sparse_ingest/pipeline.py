@@ -2,7 +2,7 @@
 
 In: a TOML file, `--set` assignments, or keywords. Out: a frozen `Pipeline`, or the options of one stage. An unknown
 name or a value of the wrong kind is an error that lists what is allowed. An omitted setting that the checkpoint decides
-is None (checkpoints/settings.py). cli/options.py creates the options of the command line from `option`.
+is None (checkpoints/settings.py). cli/options.py creates options from `option`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import field as made_of
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.errors import PipelineError, UsageError, short_repr
 
 T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
@@ -40,7 +40,7 @@ def option(
 
     Args:
         help: the help text; without it the command line has no such option.
-        range: the smallest and largest number allowed. Whole numbers must always be above zero.
+        range: the smallest and largest number allowed. Integers must always be above zero.
         metavar: the name of the value in the help.
         flags: the names on the command line, such as "-k --size"; "" for the name of the setting.
         env: an environment variable for the option.
@@ -113,8 +113,24 @@ class IndexSettings:
     fields: dict[str, FieldType] = made_of(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HybridSettings:
+    """How the server combines BM25 on title and text with learned-sparse search; None: not set. Order: BM25, sparse."""
+
+    hybrid: bool | None = option(None, "Combine with BM25 on title and text", flags="--hybrid/--no-hybrid")
+    hybrid_weights: tuple[float, float] | None = option(
+        None, "Weights of BM25 and of learned-sparse search, such as 0.3,0.7  [default: 0.5,0.5]", metavar="B,S"
+    )
+    hybrid_normalization: Literal["min_max", "l2", "z_score"] | None = option(
+        None, "Of both scores  [default: min_max]"
+    )
+    hybrid_combination: Literal["arithmetic_mean", "geometric_mean", "harmonic_mean", "rrf"] | None = option(
+        None, "How the two are combined; rrf combines ranks  [default: arithmetic_mean]"
+    )
+
+
 @dataclass(frozen=True)
-class QuerySettings:
+class QuerySettings(HybridSettings):
     """How queries are run. `engine` None: exact for rank_features, seismic for sparse_vector."""
 
     top_k: int | None = None
@@ -147,6 +163,11 @@ def packaged_folder() -> Path:
     return in_wheel if in_wheel.is_dir() else Path(__file__).parents[1] / "pipelines"
 
 
+def packaged_names() -> list[str]:
+    """Return the names of the packaged pipelines."""
+    return sorted(path.stem for path in packaged_folder().glob("*.toml"))
+
+
 def read_pipeline(name: str) -> Pipeline:
     """Read a pipeline file by path, or a packaged one by name (`splade-mini`).
 
@@ -157,11 +178,11 @@ def read_pipeline(name: str) -> Pipeline:
     if not path.is_file():
         packaged = packaged_folder() / f"{name}.toml"
         if not packaged.is_file():
-            known = ", ".join(sorted(entry.stem for entry in packaged_folder().glob("*.toml")))
+            known = ", ".join(packaged_names())
             raise PipelineError(f"No pipeline file {name!r}, and no packaged pipeline of that name; packaged: {known}.")
         path = packaged
     if path.stat().st_size > _MAX_BYTES:
-        raise PipelineError(f"{path} has {path.stat().st_size:,} bytes; a pipeline file of at most 1 MB was expected.")
+        raise PipelineError(f"{path} has {path.stat().st_size:,} bytes; expected at most 1 MB.")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -210,12 +231,6 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
     return Pipeline(ModelSettings(document=name))
 
 
-def refuse_lone_stride(settings: EncodeSettings) -> None:
-    """Raise `PipelineError` if `window_stride` is set although `overflow` is "truncate"."""
-    if settings.overflow == "truncate" and settings.window_stride is not None:
-        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
-
-
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
     """Return the query settings for an index: those of a pipeline, otherwise the remembered ones changed by `given`.
 
@@ -232,6 +247,7 @@ def in_words(settings: Mapping[str, Any], joint: str = ", ") -> str:
     """Return settings for messages and tables, such as `top_k 8, engine two-phase`; "" for none."""
     return joint.join(
         f"{name} ({in_words(value, joint)})" if isinstance(value, Mapping)
+        else f"{name} {'on' if value else 'off'}" if isinstance(value, bool)
         else f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
         for name, value in settings.items() if value is not None
     )  # fmt: skip
@@ -287,9 +303,9 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
 
 
 def changed(settings: Any) -> dict[str, Any]:
-    """Return the settings that are not at their defaults."""
-    default = type(settings)()
-    return {name: value for name, value in vars(settings).items() if value != getattr(default, name)}
+    """Return the settings that are not at their defaults, with lists for tuples, as JSON has them."""
+    found = {name: value for name, value in vars(settings).items() if value != getattr(type(settings)(), name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:
@@ -330,9 +346,8 @@ def _checked(value: object, hint: Any, source: str, name: str) -> object:
         if (found := _as_kind(value, choice)) is not None:
             return found
     if int in choices and type(value) is int:
-        raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")
-    shown = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}…"
-    raise PipelineError(f"{source}: {name} = {shown}; expected {' or '.join(map(_described, choices))}.")
+        raise PipelineError(f"{source}: {name} = {value}; expected an integer above zero.")
+    raise PipelineError(f"{source}: {name} = {short_repr(value)}; expected {' or '.join(map(_described, choices))}.")
 
 
 def _is_deep(value: object, left: int = _MAX_DEPTH) -> bool:
@@ -350,8 +365,9 @@ def _as_kind(value: object, kind: Any) -> object:
     elif kind is int:
         fits = type(value) is int and 0 < value < _MAX_NUMBER
     elif get_origin(kind) is tuple:
-        fits = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
-        return tuple(value) if fits else None  # type: ignore[arg-type]
+        each, count = get_args(kind)[0], len(get_args(kind))
+        found = [_as_kind(one, each) for one in value] if isinstance(value, list | tuple) else [None]
+        return tuple(found) if None not in found and (get_args(kind)[-1] is ... or len(found) == count) else None
     elif get_args(kind) == (str, FieldType):
         value = _dotted(value) if isinstance(value, dict) else {"": value}
         fits = all(name and each in get_args(FieldType) for name, each in value.items())
@@ -373,10 +389,10 @@ def _described(choice: Any) -> str:
         return " or ".join(repr(word) for word in get_args(choice))
     if get_args(choice) == (str, FieldType):
         return f"a table from names to {', '.join(get_args(FieldType))}"
-    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "a table",
+    words = {str: "a string", int: "an integer", float: "a number", bool: "true or false", dict: "a table",
              tuple: "a list of strings"}  # fmt: skip
     kind = get_origin(choice) or choice
-    return words.get(kind, f"a {kind.__name__}")
+    return "two numbers" if choice == tuple[float, float] else words.get(kind, f"a {kind.__name__}")
 
 
 def _with_resolved_paths(pipeline: Pipeline, folder: Path) -> Pipeline:

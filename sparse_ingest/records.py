@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 PARENT = "parent"  # the field of a passage with the id of its document
+MAX_ID_BYTES = 512  # the limit of OpenSearch for `_id`
 MAX_NAME = 50_000  # characters of a field's name
 MAX_LEVELS = 20  # of lists in lists, and of objects in mapped objects (index.mapping.depth.limit)
 # Names that OpenSearch 3.6.0 reserves at the top level of a document; other names may start with an underscore.
@@ -55,8 +56,8 @@ class SourceRow(NamedTuple):
 
     @property
     def place(self) -> str:
-        """File and line, for messages."""
-        return f"{self.file} {self.unit} {self.line}"
+        """Its place, for messages."""
+        return place_text(self.file, self.line, self.unit)
 
 
 class SparseRows(NamedTuple):
@@ -131,6 +132,11 @@ class TermShare(NamedTuple):
     query_weight: float
     document_weight: float
     contribution: float
+
+
+def place_text(file: object, number: int, unit: str = "line") -> str:
+    """Return the place of a line or row in a file, for messages: `articles.jsonl:3`, or `products.parquet: row 7`."""
+    return f"{file}:{number}" if unit == "line" else f"{file}: {unit} {number}"
 
 
 def field_path(name: str) -> str:

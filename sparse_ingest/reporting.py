@@ -1,4 +1,4 @@
-"""Progress, notes, warnings and stop requests of a stage: one protocol, silent by default.
+"""Progress, notes, warnings and stop requests of a stage: one protocol, silent by default. Findings of `doctor`.
 
 A stage calls its `Reporter` and never prints. cli/progress.py has the reporter for terminals, executors/ one that
 writes to a pipe.
@@ -7,15 +7,23 @@ writes to a pipe.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from sparse_ingest.errors import first_line
+
+_RATE_S = 120.0  # over which a rate is measured at least
+NOTE = 25  # level of a log record that the command line prints by default, between INFO and WARNING
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
 class Reporter(Protocol):
-    """The calls of a running stage. `advance`, `earlier` and `note` may be called from several threads."""
+    """The calls of a running stage. `plan`, `advance`, `earlier` and `note` may be called from several threads."""
 
     def begin(self, unit: str, total: int | None = None) -> None:
         """Start a stage that counts `unit`, such as "documents"; `total` is None if it is unknown."""
@@ -23,11 +31,17 @@ class Reporter(Protocol):
     def expect(self, total: int) -> None:
         """Correct the estimated number of units."""
 
+    def plan(self, count: int, tokens: int) -> None:
+        """Announce `count` units with `tokens` tokens, which are computed next."""
+
     def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
-        """Report `count` more units with `tokens` tokens; `detail` is shown with the progress."""
+        """Report `count` more units with `tokens` tokens; `detail` is shown with the progress.
+
+        The clock of rate and time left starts with the first call of `plan` or `advance`; `count` may be 0.
+        """
 
     def earlier(self, count: int) -> None:
-        """Report `count` units without work: an earlier start finished them, or their vectors were copied."""
+        """Report `count` units that an earlier start finished."""
 
     def note(self, message: str) -> None:
         """Show a message."""
@@ -46,7 +60,7 @@ class SilentReporter(Reporter):
     def _ignore(self, *given: Any, **named: Any) -> None:
         pass
 
-    begin = expect = advance = earlier = note = _ignore
+    begin = expect = plan = advance = earlier = note = _ignore
 
     def warn(self, message: str) -> None:  # noqa: D102 - see Reporter
         self.note(message)
@@ -58,35 +72,112 @@ class SilentReporter(Reporter):
 SILENT = SilentReporter()
 
 
+class Progress:
+    """What a stage has done, and how long the rest takes.
+
+    The clock starts with the first call of `plan` or `advance`. The rate is that of the last two minutes, or of half of
+    the time so far if that is longer. If the stage plans tokens, time goes by tokens: a batch has documents of similar
+    length, and the longest come first in a row group. Units planned by no process yet are taken for average ones.
+    """
+
+    def __init__(self, unit: str, total: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.unit, self.total, self.done, self._clock = unit, total, 0, clock
+        self._earlier = self._tokens = self._planned = self._planned_tokens = 0
+        self._began = 0.0
+        self._marks: deque[tuple[float, int, int]] = deque()  # time, units that took time, tokens
+
+    def plan(self, count: int, tokens: int) -> None:
+        """Count units and tokens that are computed next."""
+        self._begin()
+        self._planned += count
+        self._planned_tokens += tokens
+
+    def advance(self, count: int, tokens: int = 0) -> None:
+        """Count units and tokens."""
+        self.done += count
+        self._tokens += tokens
+        self._begin()
+        now = self._clock()
+        if now - self._marks[-1][0] >= _RATE_S / 100:
+            self._marks.append((now, self.done - self._earlier, self._tokens))
+            while now - self._marks[1][0] > max(_RATE_S, (now - self._began) / 2):
+                self._marks.popleft()
+
+    def earlier(self, count: int) -> None:
+        """Count units that took no time."""
+        self.done += count
+        self._earlier += count
+
+    def text(self, detail: str = "") -> str:
+        """Return the time left and the rate, as far as they are known, and the detail."""
+        if not self._marks:
+            return detail
+        began, units, tokens = self._marks[0]
+        seconds = max(1e-9, self._clock() - began)
+        if self._tokens:
+            unit, rate, left = "tokens", (self._tokens - tokens) / seconds, self._tokens_left()
+        else:
+            rate, left = (self.done - self._earlier - units) / seconds, self.total and float(self.total - self.done)
+            unit = self.unit
+        parts = [f"{clock_text(max(0.0, left) / rate)} left"] if rate and left is not None else []
+        parts += [f"{rate:,.{0 if rate >= 100 else 1}f} {unit}/s"] if rate else []
+        return ", ".join([*parts, detail] if detail else parts)
+
+    def line(self, detail: str = "") -> str:
+        """Return all of it as one line."""
+        of = f" of about {self.total:,}" if self.total else ""
+        return ", ".join(filter(None, (f"{self.done:,}{of} {self.unit}", self.text(detail))))
+
+    def _begin(self) -> None:
+        if not self._marks:
+            self._began = self._clock()
+            self._marks.append((self._began, self.done - self._earlier, self._tokens))
+
+    def _tokens_left(self) -> float | None:
+        if not (self.total and self._planned):
+            return None
+        unplanned = max(0, self.total - self._earlier - self._planned)
+        return self._planned_tokens - self._tokens + unplanned * self._planned_tokens / self._planned
+
+
 class TqdmReporter(SilentReporter):
     """Progress with tqdm.auto: a widget in a notebook, a bar on a terminal. Notes go to standard error."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
+        self._lock = threading.RLock()
+        self._progress = Progress("")
 
     def begin(self, unit: str, total: int | None = None) -> None:
         """Finish the previous bar, and start a new one."""
-        from tqdm.auto import tqdm
-
-        self.close()
-        self._bar = tqdm(total=total, unit=f" {unit}")
+        with self._lock:
+            self.close()
+            self._progress = Progress(unit, total)
+            self._bar = self._new_bar(total=total, unit=f" {unit}", bar_format=_bar_format(total))
 
     def expect(self, total: int) -> None:
         """Correct the length of the bar."""
-        if self._bar is not None:
-            self._bar.total = total
+        with self._lock:
+            self._progress.total = total
+            if self._bar is not None:
+                self._bar.total, self._bar.bar_format = total, _bar_format(total)
+
+    def plan(self, count: int, tokens: int) -> None:
+        """Count what is left by tokens."""
+        with self._lock:
+            self._progress.plan(count, tokens)
 
     def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
         """Move the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(detail, refresh=False)
-            self._bar.update(count)
+        with self._lock:
+            self._progress.advance(count, tokens)
+            self._show(count, detail)
 
     def earlier(self, count: int) -> None:
-        """Move the bar; `initial` keeps the rate right."""
-        if self._bar is not None:
-            self._bar.initial += count
-            self._bar.update(count)
+        """Move the bar, and leave the rate."""
+        with self._lock:
+            self._progress.earlier(count)
+            self._show(count)
 
     def note(self, message: str) -> None:
         """Write a line above the bar."""
@@ -99,6 +190,22 @@ class TqdmReporter(SilentReporter):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _new_bar(self, **settings: Any) -> tqdm[Any] | None:
+        from tqdm.auto import tqdm
+
+        return tqdm(**settings)
+
+    def _show(self, count: int, detail: str = "") -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._progress.text(detail), refresh=False)
+            self._bar.update(count)
+
+
+def _bar_format(total: int | None) -> str:
+    """Return tqdm's format without its own rate and time left, which go by units."""
+    counts = "{l_bar}{bar}| {n_fmt}/{total_fmt}" if total else "{n_fmt}"
+    return f"{counts}{{unit}} [{{elapsed}}{{postfix}}]"
 
 
 def reporter_of(progress: Reporter | bool) -> Reporter:
@@ -115,6 +222,50 @@ def size_text(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit in ("bytes", "KB") else f"{count:,.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
+
+
+def clock_text(seconds: float) -> str:
+    """Return a duration as minutes and seconds, such as 03:56, or with hours, as 1:03:56."""
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{left:02}" if minutes >= 60 else f"{minutes:02}:{left:02}"
+
+
+class Check(NamedTuple):
+    """A finding of `doctor`.
+
+    `missing` is what can be added, `problem` what is broken, `unknown` what could not be checked. `advice` says what to
+    do.
+    """
+
+    name: str
+    state: Literal["ok", "missing", "problem", "unknown"]
+    found: str
+    advice: str = ""
+
+
+def checks_of(name: str, ask: Callable[[], Iterable[Check]]) -> list[Check]:
+    """Return the findings of `ask`. If it raises, those before that and one with the error."""
+    found = []
+    try:
+        for one in ask():
+            found.append(one)  # noqa: PERF402 - those before an error are kept
+    except Exception as error:  # a check may fail in any way, and must not end the others
+        found.append(Check(name, "unknown", f"could not be checked ({type(error).__name__}: {first_line(error)})"))
+    return found
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration with a unit that suits it, such as 40 s, 25 min or 3.5 h."""
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:,.0f} s"
+    return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
+
+
+def shortened(text: str, characters: int) -> str:
+    """Return a text in one line, truncated with an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else line[:characters] + "…"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

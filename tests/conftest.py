@@ -1,9 +1,9 @@
-"""Fixtures that several rooms share: an OpenSearch to test against, and an index name of the test's own.
+"""Shared fixtures: an OpenSearch server, a client, and an index name per test.
 
-`opensearch_url` is the first there is: SPARSE_INGEST_TEST_URL, Docker through testcontainers, the local server. In a
-cluster that the user named, only indexes called `sparse-ingest-test-<random>...` are made and deleted.
+`opensearch_url` is SPARSE_INGEST_TEST_URL if set, otherwise a Docker container, otherwise a local server. The tests
+create and delete only indexes called `sparse-ingest-test-<random>...`.
 
-A start takes about 12 s, so the tests of the local server look at the very instance that the other tests use.
+A server takes about 12 s to start, so the tests of the local server use the same instance.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from sparse_ingest.storage import waiting
 
 @pytest.fixture(scope="session")
 def local_server() -> Iterator[Running]:
-    """A local OpenSearch of the session's own, started as a user starts it, but for one JVM option."""
+    """A local OpenSearch for the session, started with `sparse-ingest server start` and one more JVM option."""
     with server_home() as home:
         data = home / "chosen"
         data.mkdir()
         data.chmod(0o755)
         port = random_free_port()
         try:
-            # communicate() returns when both pipes are closed: the server must not hold them.
+            # communicate() returns when both pipes are closed, so the server must not inherit them.
             shown, notes = start_program(home, port, data).communicate(timeout=150)
             assert shown, notes
             answer = json.loads(shown)
@@ -45,7 +45,7 @@ def local_server() -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def opensearch_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of an OpenSearch that the tests may use; ended with the session when it is ours."""
+    """The address of an OpenSearch for the tests. One that was started here ends with the session."""
     if named := os.environ.get("SPARSE_INGEST_TEST_URL"):
         yield named.rstrip("/")
     elif _docker_answers():
@@ -70,32 +70,32 @@ def _docker_answers() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """After a test that gave up a wait, main() called by a later one would end the process of the tests."""
+def forget_abandoned_waits() -> Iterator[None]:
+    """Forget abandoned waits: with any left, main() in a later test would exit the test process."""
     yield
     waiting.left_behind.clear()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(opensearch_url: str) -> Iterator[Client]:
-    """A connection to it."""
+    """A client of that server, shared by all tests."""
     with closing(connect(Connection(opensearch_url))) as client:
         yield client
 
 
 @pytest.fixture
 def index_name(opensearch_url: str) -> Iterator[str]:
-    """A new index name; every index whose name begins with it is deleted afterwards."""
+    """A new index name. Every index whose name begins with it is deleted after the test."""
     name = f"sparse-ingest-test-{secrets.token_hex(6)}"
     yield name
     for row in json.loads(_request(f"{opensearch_url}/_cat/indices/{name}*?format=json&h=index&expand_wildcards=all")):
-        # By full name: clusters often forbid deleting by wildcard.
+        # Clusters often forbid deleting by wildcard.
         _request(f"{opensearch_url}/{row['index']}", "DELETE")
 
 
 @pytest.fixture
 def hasty_merges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merges do not wait up to 30 s for retention leases, for tests that look at segments and not at their size."""
+    """Do not wait up to 30 s for retention leases before a merge. Only for tests that ignore the index size."""
     monkeypatch.setattr(merging, "_LEASES_S", 0)
 
 

@@ -1,4 +1,4 @@
-"""The layers hold: who imports whom, which package owns a heavy library, and that `--help` imports none of those."""
+"""The import rules: the order of the packages, the owner of each heavy library, and none of those in `--help`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sparse_ingest"
 SHARED = ("errors", "records", "pipeline", "pruning", "reporting")
-# Lowest first: a module imports from its own package, from those above it here, and from the shared modules.
+# A module may import from its own package, from those before it in this list, and from the shared modules.
 LAYERS = (
     "storage", "corpora", "checkpoints", "queries", "models", "runs", "cluster", "executors", "encoding",
     "verification", "loading", "searching", "evaluation", "planning", "serving", "local_server", "cli",
 )  # fmt: skip
-# Library to the package that may import it. None: no package.
+# Library -> the only package that may import it (None: no package).
 OWNERS = {
     "torch": "models",
     "transformers": "models",
@@ -36,7 +36,7 @@ OWNERS = {
     "matplotlib": "planning",
     "click": "cli",
 }
-# Libraries that several packages need, and no others.
+# Library -> all packages that may import it.
 SHARED_LIBRARIES = {
     "huggingface_hub": {"storage", "checkpoints", "corpora"},
     "pyarrow": {"runs", "corpora", "cluster"},
@@ -47,19 +47,19 @@ SHARED_LIBRARIES = {
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module by its dotted name within the package."""
+    """Yield the dotted name within the package and the path of each module."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
 def imports(path: Path, *, typing_too: bool = True) -> Iterator[str]:
-    """Absolute names of what a module imports anywhere in it; `from a import b` gives a.b."""
+    """Yield the absolute names of all imports of a module; `from a import b` gives a.b."""
     for node in nodes(ast.parse(path.read_text()), typing_too=typing_too):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
+            assert node.level == 0, f"{path} has a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -78,14 +78,14 @@ def inner_imports(path: Path) -> Iterator[str]:
 
 
 def layer_of(module: str) -> int:
-    """The place of a module: shared ones are below every package, the public names above."""
+    """Return the layer of a module: shared modules are the lowest, the public names the highest."""
     first = module.partition(".")[0]
     if first in SHARED:
         return -1
     return LAYERS.index(first) if first else len(LAYERS)
 
 
-def test_every_folder_and_top_module_is_in_the_layout() -> None:
+def test_every_package_and_top_level_module_is_in_the_layers() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders <= set(LAYERS)
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", *SHARED}
@@ -101,7 +101,7 @@ def test_no_module_imports_from_a_higher_layer() -> None:
     assert wrong == []
 
 
-def test_no_two_modules_import_each_other() -> None:
+def test_no_modules_import_each_other_in_a_cycle() -> None:
     known = {module: path for module, path in modules() if module}
     graph = {
         module: {name if name in known else name.rpartition(".")[0] for name in inner_imports(path)} & known.keys()
@@ -119,12 +119,12 @@ def test_no_two_modules_import_each_other() -> None:
     assert cyclic == []
 
 
-def test_each_library_is_imported_by_its_owner_alone() -> None:
+def test_each_library_is_imported_only_by_its_owner() -> None:
     owners = {library: {owner} for library, owner in OWNERS.items()} | SHARED_LIBRARIES
     wrong = []
     for module, path in modules():
         package = module.partition(".")[0]
-        # The types of another package's objects may be named: nothing is imported when the program runs.
+        # Imports for type checking are allowed: they do not run.
         for name in imports(path, typing_too=False):
             library = name.partition(".")[0]
             if library in owners and package not in owners[library]:

@@ -1,4 +1,4 @@
-"""Pipeline files: every key has one type and one place, and what is wrong is said with what is allowed."""
+"""Pipeline files: every key has a type, and each error names what is allowed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from sparse_ingest.errors import PipelineError
 from sparse_ingest.pipeline import Pipeline, override, packaged_folder, read_pipeline
 
-WHOLE = """
+COMPLETE = """
 [model]
 document = "naver/efficient-splade-VI-BT-large-doc"
 query = "naver/efficient-splade-VI-BT-large-query"
@@ -46,6 +46,10 @@ fields = {price = "float", author.born = "date"}
 top_k = 10
 max_ratio = 0.4
 engine = "seismic"
+hybrid = true
+hybrid_weights = [0.25, 1]
+hybrid_normalization = "l2"
+hybrid_combination = "geometric_mean"
 two_phase = {expansion_rate = 5.0}
 seismic = {top_n = 10, heap_factor = 1.2}
 [load]
@@ -61,27 +65,30 @@ def read(folder: Path, text: str) -> Pipeline:
     return read_pipeline(str(folder / "p.toml"))
 
 
-def test_every_key_can_be_given(tmp_path: Path) -> None:
-    pipeline = read(tmp_path, WHOLE)
+def test_every_key_is_read(tmp_path: Path) -> None:
+    pipeline = read(tmp_path, COMPLETE)
     for table in fields(Pipeline):
         settings = getattr(pipeline, table.name)
-        unset = [entry.name for entry in fields(settings) if f"\n{entry.name} = " not in WHOLE]
+        unset = [entry.name for entry in fields(settings) if f"\n{entry.name} = " not in COMPLETE]
         assert unset == [], f"[{table.name}] has keys that this test does not know"
     assert pipeline.model.missing_idf_weight == 1.0 and type(pipeline.model.missing_idf_weight) is float
     assert pipeline.query.seismic == {"top_n": 10, "heap_factor": 1.2}
+    assert pipeline.query.hybrid_weights == (0.25, 1.0)
     assert pipeline.index.fields == {"price": "float", "author.born": "date"}
 
 
-def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert read(tmp_path, "") == Pipeline()
     assert Pipeline().encode.weights == "float16" and Pipeline().index.field == "sparse"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[modle]", "unknown key modle; known here: encode, index, load, model, query"),
         ("[load]\ntopk = 3", "unknown key load.topk; known here: alpha_mass, max_ratio, min_weight, top_k"),
+        ("[query]\nhybrid_weights = [0.5]", "query.hybrid_weights = [0.5]; expected two numbers"),
+        ("[query]\nhybrid_combination = 'sum'", "expected 'arithmetic_mean' or 'geometric_mean' or"),
         ("[load]\nmax_ratio = 2", "load.max_ratio = 2.0; expected a number from 0 to 1"),
         ("[encode]\ntopk = 3", "unknown key encode.topk; known here: alpha_mass, batch_tokens"),
         ("model = 3", "model must be a table"),
@@ -90,11 +97,11 @@ def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
             "index.fields = {'price': 'flaot'}; expected a table from names to keyword",
         ),
         ("[index]\nfields = 3", "index.fields = 3; expected a table from names to keyword, text"),
-        ("[encode]\ntop_k = 0", "encode.top_k = 0; expected a whole number above zero"),
-        ("[encode]\ntop_k = -5", "expected a whole number above zero"),
-        ("[encode]\ntop_k = 3.0", "encode.top_k = 3.0; expected a whole number"),
-        ("[encode]\ntop_k = true", "encode.top_k = True; expected a whole number"),
-        ("[encode]\ntop_k = '3'", "encode.top_k = '3'; expected a whole number"),
+        ("[encode]\ntop_k = 0", "encode.top_k = 0; expected an integer above zero"),
+        ("[encode]\ntop_k = -5", "expected an integer above zero"),
+        ("[encode]\ntop_k = 3.0", "encode.top_k = 3.0; expected an integer"),
+        ("[encode]\ntop_k = true", "encode.top_k = True; expected an integer"),
+        ("[encode]\ntop_k = '3'", "encode.top_k = '3'; expected an integer"),
         ("[encode]\nmax_ratio = 'a'", "expected a number"),
         ("[encode]\nmax_ratio = nan", "encode.max_ratio = nan; expected a number"),
         ("[encode]\nmin_weight = inf", "encode.min_weight = inf; expected a number"),
@@ -110,21 +117,21 @@ def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
         ("[query.seismic]\n" + "a." * 900 + "a = 1", "query.seismic is nested more than 20 levels deep"),
         ("[index.fields]\n" + "a." * 30 + "a = 'long'", "index.fields is nested more than 20 levels deep"),
         ("[encode]\ntop_k = " + "9" * 5_000, "is not valid TOML"),
-        ("[encode]\ntop_k = " + "9" * 400, "expected a whole number"),
+        ("[encode]\ntop_k = " + "9" * 400, "expected an integer"),
         ("[encode]\nmin_weight = " + "9" * 400, "expected a number"),
         ("[encode]\ndtype = '" + "x" * 5_000 + "'", "xxx…; expected 'auto'"),
-        ("#" * (1 << 21), "has 2,097,152 bytes; a pipeline file of at most 1 MB was expected"),
+        ("#" * (1 << 21), "has 2,097,152 bytes; expected at most 1 MB"),
     ],
     ids=lambda value: value[:60],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:
+def test_each_error_is_reported_with_the_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PipelineError) as caught:
         read(tmp_path, text)
-    assert said in str(caught.value) and str(tmp_path / "p.toml") in str(caught.value)
+    assert message in str(caught.value) and str(tmp_path / "p.toml") in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_a_file_that_is_no_utf_8_is_no_toml(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_not_valid_toml(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_bytes(b"# \xff")
     with pytest.raises(PipelineError, match="is not valid TOML"):
         read_pipeline(str(tmp_path / "p.toml"))
@@ -150,7 +157,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_pipeline("deep/p.toml") == pipeline
 
 
-def test_assignments_go_over_the_file() -> None:
+def test_assignments_override_the_file() -> None:
     pipeline = override(
         Pipeline(),
         ["encode.top_k=200", "encode.max_ratio=0.1", "model.document=owner/name", "model.document_prompt=search: ",
@@ -167,7 +174,7 @@ def test_assignments_go_over_the_file() -> None:
 
 
 @pytest.mark.parametrize("assignment", ["encode.min_weight=1", "encode.max_ratio=0"])
-def test_a_whole_number_stands_for_a_number_in_both_places(tmp_path: Path, assignment: str) -> None:
+def test_an_integer_is_accepted_for_a_float_in_files_and_assignments(tmp_path: Path, assignment: str) -> None:
     name, _, value = assignment.partition("=")
     table, _, key = name.partition(".")
     assert override(Pipeline(), [assignment]) == read(tmp_path, f"[{table}]\n{key} = {value}")
@@ -175,15 +182,15 @@ def test_a_whole_number_stands_for_a_number_in_both_places(tmp_path: Path, assig
 
 
 @pytest.mark.parametrize(
-    ("assignment", "said"),
+    ("assignment", "message"),
     [
         ("encode.top_k", "expected TABLE.KEY=VALUE"),
         ("top_k=3", "expected TABLE.KEY=VALUE"),
         ("", "expected TABLE.KEY=VALUE"),
         ("encoding.top_k=3", "no table 'encoding'; known: encode, index, load, model, query"),
         ("encode.topk=3", "unknown key encode.topk"),
-        ("encode.top_k=many", "encode.top_k = 'many'; expected a whole number"),
-        ("encode.top_k=", "encode.top_k = ''; expected a whole number"),
+        ("encode.top_k=many", "encode.top_k = 'many'; expected an integer"),
+        ("encode.top_k=", "encode.top_k = ''; expected an integer"),
         ("encode.min_weight=nan", "encode.min_weight = nan; expected a number"),
         ("query.seismic.top_n=3", "unknown key query.seismic.top_n"),
         ("query.seismic=" + "[" * 50_000, "expected a table"),
@@ -191,19 +198,19 @@ def test_a_whole_number_stands_for_a_number_in_both_places(tmp_path: Path, assig
     ],
     ids=lambda value: value[:60],
 )
-def test_a_wrong_assignment_is_said(assignment: str, said: str) -> None:
+def test_a_wrong_assignment_is_reported(assignment: str, message: str) -> None:
     with pytest.raises(PipelineError) as caught:
         override(Pipeline(), [assignment])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("assignment", ["encode.max_ratio=5", "encode.max_ratio=-0.1", "encode.min_weight=-1"])
-def test_a_number_beyond_its_range_is_refused(assignment: str) -> None:
+def test_a_number_out_of_range_is_refused(assignment: str) -> None:
     with pytest.raises(PipelineError, match="expected a number from 0 to"):
         override(Pipeline(), [assignment])
 
 
-def test_a_table_that_a_command_does_not_read_cannot_be_set() -> None:
+def test_an_assignment_to_a_table_that_the_command_does_not_read_is_refused() -> None:
     assert override(Pipeline(), ["load.top_k=3"], ("index", "load")).load.top_k == 3
     with pytest.raises(PipelineError, match=r"'query.top_k=3': this command reads \[index\], \[load\], not \[query\]"):
         override(Pipeline(), ["query.top_k=3"], ("index", "load"))

@@ -1,4 +1,4 @@
-"""The packaged pipelines: one for each model card, in agreement with what the card prints, and run on a local twin."""
+"""The packaged pipelines: one per model card, with the settings of the card, run on a local copy of its layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from support.cards import TABLE, TWINS, Twin, build_gte
+from support.cards import CARD_TWINS, TABLE, Twin, build_gte
 
 from sparse_ingest.checkpoints.inspect import inspect_model
 from sparse_ingest.checkpoints.layouts import read_checkpoint
@@ -24,7 +24,7 @@ QUERY = "river stone water the river"
 
 
 class Card(NamedTuple):
-    """What a model card prints; None where it is silent."""
+    """What a model card states (None: nothing)."""
 
     name: str
     max_length: int | None
@@ -63,28 +63,28 @@ CARDS = {
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
-    return {name: make(tmp_path_factory.mktemp(name)) for name, make in TWINS.items()}
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in CARD_TWINS.items()}
 
 
 def text_of(name: str) -> str:
     return (packaged_folder() / f"{name}.toml").read_text()
 
 
-def whole(name: str, folder: Path) -> Pipeline:
-    """A packaged pipeline with every setting that stands in it as a comment."""
+def uncommented(name: str, folder: Path) -> Pipeline:
+    """Return a packaged pipeline with its commented settings enabled."""
     path = folder / f"{name}.toml"
     path.write_text(re.sub(r"^# ?(?=[a-z_]+ = )", "", text_of(name), flags=re.MULTILINE))
     return read_pipeline(str(path))
 
 
-def test_each_card_has_a_pipeline_and_a_twin() -> None:
+def test_each_card_has_a_pipeline_and_a_local_copy() -> None:
     names = {path.stem for path in packaged_folder().glob("*.toml")}
-    assert names - {"demo"} == set(CARDS) == set(TWINS)
+    assert names - {"demo"} == set(CARDS) == set(CARD_TWINS)
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_pipeline_says_what_its_card_says(name: str, tmp_path: Path) -> None:
-    card, plain, commented = CARDS[name], read_pipeline(name), whole(name, tmp_path)
+def test_a_pipeline_has_the_settings_of_its_card(name: str, tmp_path: Path) -> None:
+    card, plain, commented = CARDS[name], read_pipeline(name), uncommented(name, tmp_path)
     for pipeline in (plain, commented):
         assert (pipeline.model.document, pipeline.model.query) == (card.name, card.query_name)
         assert pipeline.model.trust_remote_code is False
@@ -99,17 +99,17 @@ def test_a_pipeline_says_what_its_card_says(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_every_setting_in_a_comment_is_a_setting(name: str, tmp_path: Path) -> None:
+def test_every_commented_setting_is_valid(name: str, tmp_path: Path) -> None:
     assert re.findall(r"^# ?([a-z_]+) = ", text_of(name), flags=re.MULTILINE)
-    commented, plain = whole(name, tmp_path), read_pipeline(name)
+    commented, plain = uncommented(name, tmp_path), read_pipeline(name)
     assert commented != plain
-    # What the file leaves as a comment it leaves to the checkpoint.
-    said = {entry.name for entry in fields(plain.model) if getattr(plain.model, entry.name)}
-    assert said <= {"document", "query", "activation"}
+    # Commented settings are those of the checkpoint.
+    set_keys = {entry.name for entry in fields(plain.model) if getattr(plain.model, entry.name)}
+    assert set_keys <= {"document", "query", "activation"}
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_twin_of_the_card_is_encoded_as_the_card_says(name: str, twins: dict[str, Twin]) -> None:
+def test_a_local_copy_is_encoded_by_the_formula_of_the_card(name: str, twins: dict[str, Twin]) -> None:
     card, twin = CARDS[name], twins[name]
     pipeline = override(read_pipeline(name), twin.assignments())
     checkpoint = read_checkpoint(str(twin.document))
@@ -129,12 +129,14 @@ def test_a_twin_of_the_card_is_encoded_as_the_card_says(name: str, twins: dict[s
     if card.has_table:
         assert query == {token: TABLE[token] for token in ("river", "stone", "the")}
     else:
-        wanted = reference(twin.query or twin.document, QUERY, card.activation)
-        assert sorted(query.values(), reverse=True) == pytest.approx(sorted(wanted[wanted > 0], reverse=True), abs=1e-4)
+        expected_query = reference(twin.query or twin.document, QUERY, card.activation)
+        assert sorted(query.values(), reverse=True) == pytest.approx(
+            sorted(expected_query[expected_query > 0], reverse=True), abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_twin_is_inspected(name: str, twins: dict[str, Twin]) -> None:
+def test_a_local_copy_is_inspected(name: str, twins: dict[str, Twin]) -> None:
     card = CARDS[name]
     found = inspect_model(override(read_pipeline(name), twins[name].assignments()).model)
     assert found.document is not None
@@ -147,7 +149,7 @@ def test_a_twin_is_inspected(name: str, twins: dict[str, Twin]) -> None:
 
 
 def reference(folder: Path, text: str, activation: str) -> np.ndarray:
-    """The weights as the card's formula gives them, from transformers' own model: no code of ours but the names."""
+    """Return the weights by the formula of the card, computed with transformers alone."""
     import torch
     from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""pyproject.toml, constraints.txt and the Makefile agree."""
+"""pyproject.toml, constraints.txt, the Makefile and SECURITY.md agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if
 
 
 def requirements() -> Iterator[Requirement]:
-    """What the project, its extras and its dependency groups require of others."""
+    """Yield the requirements of the project, its extras and its dependency groups, without those on itself."""
     extras = PROJECT["project"]["optional-dependencies"]
     for group in (PROJECT["project"]["dependencies"], *extras.values(), *PROJECT["dependency-groups"].values()):
         for text in group:
@@ -46,7 +46,7 @@ def test_constraints_have_a_version_that_fits_every_requirement() -> None:
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-def test_one_version_of_each_distribution_holds_for_a_python(python: str) -> None:
+def test_each_distribution_has_one_version_per_python(python: str) -> None:
     environment = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
     names = [
         constraint.name
@@ -56,7 +56,7 @@ def test_one_version_of_each_distribution_holds_for_a_python(python: str) -> Non
     assert len(names) == len(set(names)) > 100
 
 
-def test_make_installs_extras_and_groups_that_exist() -> None:
+def test_make_installs_existing_extras_and_groups() -> None:
     installed = re.findall(r"^INSTALL_\w+ := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     groups = set(re.findall(r"--group (\w+)", " ".join(installed)))
     extras = {name for listed in re.findall(r"\.\[([\w,]+)\]", " ".join(installed)) for name in listed.split(",")}

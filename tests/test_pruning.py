@@ -1,4 +1,4 @@
-"""Pruning against the rules written plainly, row by row."""
+"""Pruning against a plain implementation, row by row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparse_ingest.pruning import Ranking, count_emptied, prune
 from sparse_ingest.records import SparseRows
 
-# Few different weights, so that ties are the rule and not the exception.
+# Few different weights, so that ties are common.
 weights = st.sampled_from([0.0625, 0.1, 0.3, 0.30000001, 0.5, 0.5000001, 1.0, 1.5, 3.0]) | st.floats(
     2.0**-20, 9, width=32
 )
@@ -69,7 +69,7 @@ def as_rows(vectors: SparseRows) -> list[dict[int, float]]:
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
 @given(rows_of, rules_of | with_alpha)
-def test_it_gives_what_the_rules_say(kind: type, rows: list[dict[int, float]], rules: dict) -> None:
+def test_pruning_equals_the_plain_implementation(kind: type, rows: list[dict[int, float]], rules: dict) -> None:
     vectors = csr(rows, kind)
     pruned = prune(vectors, **rules)
     assert as_rows(pruned) == naive(vectors, **rules)
@@ -80,23 +80,23 @@ def test_it_gives_what_the_rules_say(kind: type, rows: list[dict[int, float]], r
 
 
 @given(rows_of, rules_of)
-def test_it_is_idempotent_and_leaves_its_input(rows: list[dict[int, float]], rules: dict) -> None:
+def test_pruning_is_idempotent_and_does_not_change_its_input(rows: list[dict[int, float]], rules: dict) -> None:
     vectors = csr(rows)
     once = prune(vectors, **rules)
     assert as_rows(prune(once, **rules)) == as_rows(once)
     assert as_rows(vectors) == as_rows(csr(rows))
 
 
-def test_no_rule_copies_nothing() -> None:
+def test_without_rules_the_input_is_returned() -> None:
     vectors = csr([{1: 1.0}])
     assert prune(vectors) is vectors
 
 
-def test_of_equal_weights_the_lower_token_id_stays() -> None:
+def test_of_equal_weights_the_lower_token_id_is_kept() -> None:
     assert as_rows(prune(csr([{9: 1.0, 3: 1.0, 5: 2.0, 7: 1.0}]), top_k=2)) == [{3: 1.0, 5: 2.0}]
 
 
-def test_borders_are_kept() -> None:
+def test_weights_at_the_threshold_are_kept() -> None:
     assert as_rows(prune(csr([{1: 4.0, 2: 1.0, 3: 0.5}]), max_ratio=0.25)) == [{1: 4.0, 2: 1.0}]
     assert as_rows(prune(csr([{1: 4.0, 2: 0.3}]), min_weight=0.3)) == [{1: 4.0, 2: np.float32(0.3)}]
 
@@ -109,8 +109,8 @@ def test_the_largest_weight_is_that_of_its_own_row() -> None:
     ]
 
 
-def test_the_term_that_crosses_alpha_goes_and_a_row_of_one_term_becomes_empty() -> None:
-    # OpenSearch: 3 of 6 is at most half of the sum, 3 + 2 is more.
+def test_the_term_that_crosses_alpha_mass_is_removed() -> None:
+    # As in OpenSearch: 3 is at most half of the sum 6, 3 + 2 is more.
     before = csr([{1: 1.0, 2: 2.0, 3: 3.0}, {7: 0.5}, {}])
     after = prune(before, alpha_mass=0.5)
     assert as_rows(after) == [{3: 3.0}, {}, {}]
@@ -122,19 +122,19 @@ def test_alpha_mass_breaks_ties_by_the_lower_token_id() -> None:
     assert as_rows(prune(csr([{9: 1.0, 3: 1.0, 5: 1.0, 7: 1.0}]), alpha_mass=0.5)) == [{3: 1.0, 5: 1.0}]
 
 
-def test_sums_of_a_row_do_not_depend_on_the_rows_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alpha_mass_of_a_row_does_not_depend_on_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(5)
     rows = [
         {int(token): float(random.gamma(0.3) + 1e-6) for token in random.choice(5000, random.integers(0, 400), False)}
         for _ in range(50)
     ]
-    whole = as_rows(prune(csr(rows), alpha_mass=0.7))
-    assert whole == [as_rows(prune(csr([row]), alpha_mass=0.7))[0] for row in rows]
+    together = as_rows(prune(csr(rows), alpha_mass=0.7))
+    assert together == [as_rows(prune(csr([row]), alpha_mass=0.7))[0] for row in rows]
     monkeypatch.setattr("sparse_ingest.pruning._CELLS", 1000)
-    assert as_rows(prune(csr(rows), alpha_mass=0.7)) == whole
+    assert as_rows(prune(csr(rows), alpha_mass=0.7)) == together
 
 
-def test_one_ranking_serves_many_rules() -> None:
+def test_one_ranking_can_be_used_for_many_rules() -> None:
     vectors = csr([{1: 1.0, 2: 2.0, 3: 3.0}, {4: 1.0}])
     ranking = Ranking(vectors)
     for rules in ({"top_k": 1}, {"max_ratio": 0.5}, {"alpha_mass": 0.9}, {"top_k": 2, "alpha_mass": 0.5}):

@@ -1,4 +1,4 @@
-"""The public names are there, the old ones still are, and importing the package is quick and imports nothing heavy."""
+"""The public names: all exist, those of 0.1.0 still work, and importing the package imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 import sparse_ingest
 
-# What the first edition exported.
-FIRST_EDITION = (
+# The names that 0.1.0 exported.
+NAMES_OF_0_1_0 = (
     "Connection", "Document", "Engine", "FieldNames", "ModelSettings", "Pipeline", "Query", "SparseIngestError",
     "SparseRows", "bm25_body", "connect", "engine_body", "engine_of", "fit_weights", "hybrid_body", "inspect_model",
     "msearch_bytes", "msearch_lines", "neural_sparse_body", "open_corpus", "open_run", "place_of", "query_encoder",
@@ -25,14 +25,14 @@ FIRST_EDITION = (
 RENAMED = {"weigh": "query_weights", "weigh_many": "many_query_weights"}
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert sorted(set(sparse_ingest.__all__)) == sparse_ingest.__all__ == dir(sparse_ingest)
     for name in sparse_ingest.__all__:
         assert getattr(sparse_ingest, name).__name__ == name
 
 
-@pytest.mark.parametrize("name", FIRST_EDITION)
-def test_names_of_the_first_edition_are_there(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES_OF_0_1_0)
+def test_names_of_0_1_0_still_work(name: str) -> None:
     if name in RENAMED:
         with pytest.warns(DeprecationWarning, match=f"sparse_ingest.{name} is now {RENAMED[name]}"):
             assert getattr(sparse_ingest, name) is getattr(sparse_ingest, RENAMED[name])
@@ -46,7 +46,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def public_members() -> Iterator[tuple[str, Any]]:
-    """Every public function and class, with the public methods and properties that a class defines itself."""
+    """Yield every public function and class, and the public methods and properties defined in each class."""
     for name in sparse_ingest.__all__:
         public = getattr(sparse_ingest, name)
         yield name, public
@@ -62,7 +62,7 @@ def test_every_public_name_has_a_docstring() -> None:
 
 
 def test_public_functions_document_every_argument() -> None:
-    """One argument may be explained by the text alone; two and more have their lines under Args."""
+    """A single argument may be explained in the text; several need an Args section."""
     undocumented = []
     for name in sparse_ingest.__all__:
         function = getattr(sparse_ingest, name)
@@ -74,7 +74,7 @@ def test_public_functions_document_every_argument() -> None:
     assert undocumented == []
 
 
-def test_importing_the_package_imports_nothing_heavy() -> None:
+def test_importing_the_package_imports_no_heavy_library() -> None:
     code = (
         "import sys, time; began = time.perf_counter(); import sparse_ingest; sparse_ingest.read_pipeline;"
         "print([m for m in ('torch', 'opensearchpy', 'pyarrow', 'numpy', 'click') if m in sys.modules])"
@@ -82,7 +82,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_warnings_of_the_library_go_to_logging_and_are_silent_by_default() -> None:
+def test_warnings_are_logged_and_not_printed_by_default() -> None:
     code = "import logging, sparse_ingest; logging.getLogger('sparse_ingest.searching').warning('nothing found')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

@@ -1,7 +1,7 @@
-"""The wheel in an environment with its base dependencies and nothing else: no torch, no extra, no checkout.
+"""The wheel in an environment with only its base dependencies: no torch, no extra, no checkout.
 
-The dependencies that the wheel declares, with theirs, are linked from the environment that runs the tests: two seconds
-and no network. `make test-all` does everything once more in an environment that pip or uv fills from the registry.
+The dependencies are linked from the environment of the tests, which takes two seconds and no network. `make test-all`
+repeats the tests in an environment that pip or uv fills from the registry.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ DOCUMENTS = {"first": {"catch": 1.5, "except": 0.5}, "second": {"except": 2.0}, 
 
 
 class Installed(NamedTuple):
-    """An environment with the wheel, and an empty folder to work in."""
+    """An environment with the wheel, and an empty working folder."""
 
     python: Path
     folder: Path
 
     def run(self, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run `sparse-ingest` there, as one who knows nothing of this checkout."""
+        """Run `sparse-ingest` in the environment, without access to this checkout."""
         return self._run([self.python.with_name("sparse-ingest"), *arguments], variables)
 
     def evaluate(self, expression: str) -> object:
-        """The value of a Python expression there."""
+        """Return the value of a Python expression in the environment."""
         done = self._run([self.python, "-c", f"import importlib.util, json, sys; print(json.dumps({expression}))"], {})
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -74,7 +74,7 @@ def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyt
 
 @pytest.fixture(scope="module")
 def model(installed: Installed) -> Path:
-    """A checkpoint whose query side is a weight table."""
+    """A checkpoint with a weight table as its query side."""
     folder = installed.folder / "model"
     folder.mkdir()
     write_table(folder)
@@ -100,21 +100,21 @@ def site_packages(environment: Path) -> Path:
 
 
 def link_dependencies(target: Path) -> None:
-    """Link what the one distribution in `target` requires without an extra, and what that requires, into it."""
+    """Link the transitive requirements, without extras, of the distribution in `target` into it."""
     (product,) = distributions(path=[str(target)])
     waiting, seen = [(product, "")], {(product.name, "")}
     while waiting:
-        needing, extra = waiting.pop()
-        for requirement in map(Requirement, needing.requires or []):
+        dependent, extra = waiting.pop()
+        for requirement in map(Requirement, dependent.requires or []):
             if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
                 continue
             needed = distribution(requirement.name)
             assert requirement.specifier.contains(needed.version, prereleases=True), f"{requirement}: {needed.version}"
             link(needed, target)
-            for wanted in ("", *requirement.extras):
-                if (needed.name, wanted) not in seen:
-                    seen.add((needed.name, wanted))
-                    waiting.append((needed, wanted))
+            for requested_extra in ("", *requirement.extras):
+                if (needed.name, requested_extra) not in seen:
+                    seen.add((needed.name, requested_extra))
+                    waiting.append((needed, requested_extra))
 
 
 def link(needed: Distribution, target: Path) -> None:
@@ -123,7 +123,7 @@ def link(needed: Distribution, target: Path) -> None:
             (target / name).symlink_to(str(needed.locate_file(name)))
 
 
-def test_the_wheel_carries_the_pipelines_the_bodies_and_the_marker_of_types(wheel: Path) -> None:
+def test_the_wheel_contains_pipelines_bodies_and_py_typed(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     pipelines = CHECKOUT / "pipelines"
     packaged = {f"sparse_ingest/_pipelines/{path.relative_to(pipelines)}" for path in pipelines.rglob("*.*")}
@@ -133,7 +133,7 @@ def test_the_wheel_carries_the_pipelines_the_bodies_and_the_marker_of_types(whee
     assert not [name for name in names if not name.startswith(("sparse_ingest/", "sparse_ingest-"))]
 
 
-def test_nothing_of_the_checkout_and_no_extra_is_there(installed: Installed) -> None:
+def test_the_environment_has_neither_the_checkout_nor_an_extra(installed: Installed) -> None:
     path = installed.evaluate("sys.path")
     assert isinstance(path, list)
     assert not [entry for entry in path if Path(entry).is_relative_to(CHECKOUT)]
@@ -144,11 +144,21 @@ def test_nothing_of_the_checkout_and_no_extra_is_there(installed: Installed) -> 
     assert there == []
 
 
-def test_help_names_the_commands(installed: Installed) -> None:
+def test_help_lists_the_commands(installed: Installed) -> None:
     shown = installed.run("--help")
     assert shown.returncode == 0, shown.stderr
     for command in ("inspect", "encode", "load", "verify", "query", "search", "server", "demo"):
         assert f"\n  {command} " in shown.stdout
+
+
+def test_doctor_names_what_is_missing(installed: Installed) -> None:
+    shown = installed.run("doctor", "--json")
+    assert shown.returncode == 0, shown.stderr
+    found = {one["name"]: one for one in json.loads(shown.stdout)["checks"]}
+    assert found["base"]["state"] == "ok"
+    extras = ("aws", "demo", "encode", "evaluate", "fast", "local", "remote")
+    assert {found[name]["state"] for name in (*extras, "torch", "tokenizer", "local server")} == {"missing"}
+    assert "torch" in found["encode"]["found"] and "sparse-ingest[encode]" in found["encode"]["advice"]
 
 
 def test_a_model_is_inspected_without_torch(installed: Installed, model: Path) -> None:
@@ -158,7 +168,7 @@ def test_a_model_is_inspected_without_torch(installed: Installed, model: Path) -
 
 
 def test_query_prints_the_request_body(installed: Installed, model: Path) -> None:
-    # The name of a packaged pipeline is found; --model takes the place of its model, which is on a hub.
+    # --model replaces the model of the packaged pipeline, which is on a hub.
     for pipeline in ([], ["--pipeline", "splade-mini"]):
         shown = installed.run("query", *pipeline, "--model", model, "Catch exception")
         assert shown.returncode == 0, shown.stderr
@@ -196,9 +206,7 @@ def test_a_run_is_loaded_verified_and_searched(
     ],
     ids=["encode", "query", "server start", "demo"],
 )
-def test_a_missing_extra_is_named_in_one_sentence(
-    installed: Installed, model: Path, command: list[str], extra: str
-) -> None:
+def test_a_missing_extra_is_one_message(installed: Installed, model: Path, command: list[str], extra: str) -> None:
     masked = installed.folder / "masked"
     masked.mkdir(exist_ok=True)
     shutil.copy(model / "tokenizer.json", masked)
@@ -206,10 +214,10 @@ def test_a_missing_extra_is_named_in_one_sentence(
     (masked / "config.json").write_text(json.dumps(config))
     (masked / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     (installed.folder / "corpus.jsonl").write_text('{"_id": "1", "text": "a river"}\n')
-    # Also where nothing was ever downloaded.
+    # Also if nothing was ever downloaded.
     done = installed.run(*command, SPARSE_INGEST_HOME=str(installed.folder / "empty"))
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: ")
     assert f' needs the extra "{extra}": pip install "sparse-ingest[{extra}]", ' in line
-    assert not any((installed.folder / made).exists() for made in ("encoded", "demo-run"))
+    assert not any((installed.folder / name).exists() for name in ("encoded", "demo-run"))

@@ -75,7 +75,7 @@ def has_pickle(folder: Path) -> bool:
     return not list(folder.glob("*.safetensors")) and bool(list(folder.glob(PICKLES)))
 
 
-def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
+def describe_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
     """Read the tokens of tokenizer.json, else of vocab.txt, else None; `size` is the number of ids of the model."""
     path = folder / "tokenizer.json"
     if path.is_file():

@@ -13,9 +13,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from sparse_ingest.checkpoints.modules import MAX_BYTES, TRANSFORMER_CONFIGS, damaged, read_json
-from sparse_ingest.errors import CheckpointError, SparseIngestError, first_line
-from sparse_ingest.storage.foreign_json import json_parts, parse_json, read_bytes, shown
+from sparse_ingest.checkpoints.modules import MAX_CONFIG_BYTES, TRANSFORMER_CONFIGS, damaged, read_json
+from sparse_ingest.errors import CheckpointError, SparseIngestError, first_line, short_repr
+from sparse_ingest.storage.foreign_json import json_parts, parse_json, read_bytes
 
 # transformers fetches or imports the repositories, packages and classes under these keys.
 CODE_KEYS = {
@@ -68,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     for key, (least, most) in SIZES.items():
         if (value := config.get(key)) is not None and (type(value) is not int or not least <= value <= most):
-            raise damaged(f"{path} has {key} = {shown(value)}; expected an integer from {least} to {most:,}")
+            raise damaged(f"{path} has {key} = {short_repr(value)}; expected an integer from {least} to {most:,}")
     return config
 
 
@@ -79,8 +79,8 @@ def _refuse_code(path: Path) -> None:
         own_tokenizer = key == "auto_map" and path.name == "tokenizer_config.json"
         if value and (kernel or own_tokenizer or key in CODE_KEYS):
             raise CheckpointError(
-                f"{path} has {key} = {shown(value)}, for which a library would fetch or import code. This is refused, "
-                "also with --trust-remote-code. Remove the key in a copy of the folder, or use another model."
+                f"{path} has {key} = {short_repr(value)}, for which a library would fetch or import code. This is "
+                "refused, also with --trust-remote-code. Remove the key in a copy of the folder, or use another model."
             )
 
 
@@ -120,15 +120,16 @@ def tokenizer_text(path: Path) -> str:
     for key, most in MAX_COMMAS.items():
         if parts.get(key, b"").count(b",") > most:
             raise ValueError(f"its {key} has more than {most:,} entries; at most that many are read")
-    rules = {key: parse_json(part, MAX_BYTES) for key, part in parts.items() if key not in (*MAX_COMMAS, "model")}
+    others = (key for key in parts if key not in (*MAX_COMMAS, "model"))
+    rules = {key: parse_json(parts[key], MAX_CONFIG_BYTES) for key in others}
     for key, value in _entries(rules):
         length = len(value) if isinstance(value, str) else 0
         if key == "Regex" and length and REPEATED_GROUP.search(value):
-            raise ValueError(f"its pattern {shown(value)} repeats a group, which may take unlimited time")
+            raise ValueError(f"its pattern {short_repr(value)} repeats a group, which may take unlimited time")
         if key in ("content", "prepend", "Regex", "String") and length > MAX_REPLACEMENT:
             raise ValueError(f"its {key} has {length:,} characters; expected at most {MAX_REPLACEMENT:,}")
         if key == "max_input_chars_per_word" and not (type(value) is int and 0 <= value <= MAX_WORD):
-            raise ValueError(f"its {key} is {shown(value)}; expected an integer from 0 to {MAX_WORD:,}")
+            raise ValueError(f"its {key} is {short_repr(value)}; expected an integer from 0 to {MAX_WORD:,}")
     return content.decode()
 
 
@@ -140,6 +141,6 @@ def tokenizer_config(folder: Path) -> dict[str, Any]:
     name = config.get("tokenizer_class")
     if name is not None and not (isinstance(name, str) and TOKENIZER_CLASS.fullmatch(name)):
         raise damaged(
-            f"{path} has tokenizer_class = {shown(name)}; expected a tokenizer of transformers, such as BertTokenizer"
+            f"{path} has tokenizer_class = {short_repr(name)}; expected a class of transformers, such as BertTokenizer"
         )
     return config

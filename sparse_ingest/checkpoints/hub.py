@@ -1,4 +1,4 @@
-"""Fetch a model from the hub into the hub's cache, with a message for each way to fail.
+"""Fetch a model from the hub into the hub's cache, with a message for each kind of failure.
 
 huggingface_hub does the work: cache, locks between processes, token (HF_TOKEN, or the file of `hf auth login`),
 HF_HUB_OFFLINE, HF_ENDPOINT and proxies. Only files that are read are fetched: no weights of other libraries, no
@@ -7,16 +7,16 @@ training state, a pickle only if a folder has no safetensors, Python code only o
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import CheckpointError, Interrupted, StorageError, first_line
-from sparse_ingest.storage.hub_session import guard_hub, hub_address, hub_token
-from sparse_ingest.storage.places import without_secrets
-from sparse_ingest.storage.waiting import answered
+from sparse_ingest.reporting import NOTE
+from sparse_ingest.storage.hub_session import guard_hub, hub_address, refused_token, token_state, without_token
+from sparse_ingest.storage.waiting import call_with_timeout
 
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 PICKLES = "pytorch_model*.bin"
@@ -50,13 +50,13 @@ def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path
     guard_hub()
     place, advice = f"the hub {hub_address()}, for the model {name}", " HF_HUB_OFFLINE=1 reads only the cache."
     try:
-        folder = answered(
+        folder = call_with_timeout(
             lambda: _download(name, revision, code, received), place, received=lambda: received[0], advice=advice
         )
     except (StorageError, Interrupted):
         raise
     except Exception as error:  # of requests, httpx or httpx2, by the release of huggingface_hub
-        raise CheckpointError(_without_token(_message(name, revision, error))) from error
+        raise CheckpointError(without_token(_message(name, revision, error))) from error
     if not folder.is_dir():
         raise CheckpointError(
             f"The model {name} on the hub has no file of a checkpoint: looked for {', '.join(FILES)} and {PICKLES}. "
@@ -94,7 +94,8 @@ def _bars(name: str, received: list[int]) -> Any:
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from tqdm import tqdm
 
-    hidden, terminal = are_progress_bars_disabled(), sys.stderr.isatty()
+    hidden = are_progress_bars_disabled() or logging.getLogger("sparse_ingest").level > NOTE
+    terminal = sys.stderr.isatty()
     began = last = time.monotonic()
 
     class Bars(tqdm):  # type: ignore[type-arg]
@@ -111,7 +112,7 @@ def _bars(name: str, received: list[int]) -> Any:
             now, total = time.monotonic(), self.total or 0
             if terminal:
                 return now - began >= BARS_AFTER_S and super().display(*args, **kwargs)
-            if self.unit == "B" and 0 < self.n < total and now - last >= LINE_EVERY_S:
+            if not hidden and self.unit == "B" and 0 < self.n < total and now - last >= LINE_EVERY_S:
                 last = now
                 done, size = (self.format_sizeof(count, "B", 1024) for count in (self.n, total))
                 sys.stderr.write(f"Downloading {name}: {done} of {size}\n")
@@ -126,13 +127,12 @@ def _message(name: str, revision: str | None, error: Exception) -> str:
     at = f" at revision {revision!r}" if revision else ""
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _out_of_reach(name, at, error)
-    token = "the token that was sent does not open it" if hub_token() else "no token was sent"
-    known = {"name": name, "revision": revision, "hub": hub_address(), "token": token}
+    known = {"name": name, "revision": revision, "hub": hub_address(), "token": token_state()}
     for kind, message in MESSAGES.items():
         if isinstance(error, getattr(errors, kind)):
             return message.format(**known, reason=first_line(error))
-    if getattr(getattr(error, "response", None), "status_code", None) == 401:
-        return f"The hub {hub_address()} refuses the token that was sent for the model {name}. Fix or unset HF_TOKEN."
+    if refused := refused_token(error):
+        return refused
     return f"The model {name}{at} cannot be fetched from the hub {hub_address()} ({first_line(error)}). Try again."
 
 
@@ -148,10 +148,3 @@ def _out_of_reach(name: str, at: str, error: Exception) -> str:
         f"No folder {name!r} here, and {state}: the cache {constants.HF_HUB_CACHE} has {found}. {advice}, or name a "
         "folder or package:NAME/PATH."
     )
-
-
-def _without_token(message: str) -> str:
-    """Remove tokens from a message: the HTTP library quotes one with characters that no header may have."""
-    for token in {hub_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
-        message = message.replace(str(token), "(token)").replace(repr(token)[1:-1], "(token)")
-    return without_secrets(message)

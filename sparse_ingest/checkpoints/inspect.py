@@ -14,10 +14,10 @@ from sparse_ingest.checkpoints.card import (
     Card,
     Vocabulary,
     count_parameters,
+    describe_vocabulary,
     has_pickle,
     ranges_without_token,
     read_card,
-    read_vocabulary,
 )
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, MaskedLMSide, WeightTableSide, read_checkpoint, remote_code
@@ -123,7 +123,7 @@ def _side(
         settings = replace(asked, **{key: value for key, value in side.declared.items() if hasattr(asked, key)})
     config = {} if is_table else read_config(side.folder)
     size, architectures = _whole(config, "vocab_size"), config.get("architectures")
-    card, vocabulary = read_card(checkpoint.folder), read_vocabulary(side.folder, size)
+    card, vocabulary = read_card(checkpoint.folder), describe_vocabulary(side.folder, size)
     found = Side(
         model=checkpoint.name,
         family=checkpoint.family,

@@ -11,9 +11,8 @@ from typing import Annotated, Any, NamedTuple, Required, TypedDict, TypeVar
 from msgspec import Meta
 
 from sparse_ingest.checkpoints.hub import FILES, PICKLES
-from sparse_ingest.errors import CheckpointError
+from sparse_ingest.errors import CheckpointError, short_repr
 from sparse_ingest.storage import foreign_json
-from sparse_ingest.storage.foreign_json import shown
 
 TRANSFORMER_TYPES = ("Transformer", "MLMTransformer")
 # The first name is the present one, the others are those of the first releases.
@@ -22,7 +21,7 @@ TRANSFORMER_CONFIGS = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 SAVED = "config_sentence_transformers.json"
-MAX_BYTES = 8 << 20  # of a config; empty lists of that size take 180 MB in Python
+MAX_CONFIG_BYTES = 8 << 20  # of a config; empty lists of that size take 180 MB in Python
 Length = Annotated[int, Meta(ge=1)] | None
 T = TypeVar("T")
 
@@ -77,8 +76,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_as(path, dict[str, Any])
 
 
-def read_as(path: Path, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
-    """Read a JSON file of a model folder as the type that is expected. A missing file is an empty object.
+def read_as(path: Path, expected: type[T], max_bytes: int = MAX_CONFIG_BYTES) -> T:
+    """Read a JSON file of a model folder as the expected type. A missing file is an empty object.
 
     Raises:
         CheckpointError: it is not JSON, too large or too deep, or a value has another type.
@@ -122,7 +121,9 @@ def inside(declared_in: Path, folder: Path, inner: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, or a loop of links
         found = Path()
     if not any(found.is_relative_to(one) for one in roots):
-        raise CheckpointError(f"{declared_in} names {shown(inner)}, which is outside the checkpoint and is not read.")
+        raise CheckpointError(
+            f"{declared_in} names {short_repr(inner)}, which is outside the checkpoint. It is not read."
+        )
     return place
 
 

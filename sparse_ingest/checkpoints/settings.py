@@ -16,9 +16,8 @@ from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint, remote_code, trusted_code
 from sparse_ingest.checkpoints.modules import damaged, read_json
 from sparse_ingest.checkpoints.tensors import weight_files
-from sparse_ingest.errors import CheckpointError, PipelineError
-from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.storage.foreign_json import shown
+from sparse_ingest.errors import CheckpointError, PipelineError, short_repr
+from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
 
 # Defaults of settings. Those of documents change the weights of a run.
 DOCUMENT_SETTINGS: dict[str, Any] = {
@@ -49,7 +48,7 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
     if not checkpoint.encodes_documents:
         raise CheckpointError(
             f"{checkpoint.name} has a weight table for queries and no model for documents (no config.json of a masked "
-            "LM). Use its model."
+            "LM). Name the model that encodes documents."
         )
     values = _lm_values(asked, checkpoint, checkpoint.transformer, checkpoint.declared)
     if asked.query is None:
@@ -191,7 +190,13 @@ def _positions(folder: Path, config: dict[str, Any]) -> int | None:
     padding_id = config.get("pad_token_id") or 0
     if type(padding_id) is not int or not 0 <= padding_id < positions - 1:
         raise damaged(
-            f"{folder / 'config.json'} has pad_token_id = {shown(padding_id)}; expected an integer from 0, below "
+            f"{folder / 'config.json'} has pad_token_id = {short_repr(padding_id)}; expected an integer from 0, below "
             f"{positions}"
         )
     return positions - 1 - padding_id
+
+
+def refuse_lone_stride(settings: EncodeSettings) -> None:
+    """Raise `PipelineError` if `window_stride` is set although `overflow` is "truncate"."""
+    if settings.overflow == "truncate" and settings.window_stride is not None:
+        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate". Omit it.')

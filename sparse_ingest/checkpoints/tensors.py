@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from sparse_ingest.checkpoints.modules import damaged, read_as
-from sparse_ingest.storage.foreign_json import checked, parse_json, shown
+from sparse_ingest.errors import short_repr
+from sparse_ingest.storage.foreign_json import checked, parse_json
 
 MAX_HEADER_BYTES = 8 << 20  # 80,000 tensors; a masked LM has some hundreds
 MAX_DIMENSIONS = 8
@@ -45,7 +46,7 @@ def weight_files(folder: Path) -> list[Path]:
             shards = sorted(set(read_as(index, _Index).get("weight_map", {}).values()))
             wrong = [shard for shard in shards if "/" in shard or not (folder / shard).is_file()]
             if wrong or not shards:
-                raise damaged(f"{index} names {shown(wrong[0]) if wrong else 'no file'}; expected files beside it")
+                raise damaged(f"{index} names {short_repr(wrong[0]) if wrong else 'no file'}; expected files beside it")
             return [folder / shard for shard in shards]
     return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
@@ -69,7 +70,7 @@ def read_header(path: Path) -> tuple[int, dict[str, Tensor]]:
             (first, last), shape = tensor.data_offsets, tensor.shape
             fits = 0 <= min(shape, default=0) and len(shape) <= MAX_DIMENSIONS and 0 <= first <= last
             if not fits or math.prod(shape) * BYTES.get(tensor.dtype, 1) > last - first:
-                raise ValueError(f"its tensor {shown(name)} has the shape {shown(shape)}, beyond its bytes")
+                raise ValueError(f"its tensor {short_repr(name)} has the shape {short_repr(shape)}, beyond its bytes")
     except (OSError, ValueError) as error:
         raise damaged(f"{path} is not a safetensors file, or is damaged: {error}") from error
     return 8 + length, tensors

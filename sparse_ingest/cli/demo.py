@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import json_option, print_report
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cli.terminal import bold
@@ -58,7 +59,7 @@ class Passage(NamedTuple):
     text: str
 
 
-@click.command()
+@command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo-run"), show_default=True,
               help="Folder for the corpus and the run folder")  # fmt: skip
 @click.option("--keep-server", is_flag=True, help="Leave the server running, for more questions")
@@ -136,7 +137,7 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> tuple[di
     terms, rows = run.report.terms, run.report.rows
     reporter.note(f"     Wrote {terms:,} terms, {terms / max(1, rows):.0f} per passage, to {run.path}")
     reporter.note("3/5  Start OpenSearch")
-    port = process.DEFAULT_PORT if process.is_ours(process.DEFAULT_PORT) else process.free_port()
+    port = process.DEFAULT_PORT if process.is_running(process.DEFAULT_PORT) else process.free_port()
     server = process.start(port, reporter=reporter)
     server_stays = server.already_running or keep_server
     try:

@@ -9,27 +9,44 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.completion import RUN
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import json_option, pipeline_options, print_report, print_result, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.errors import CorpusError, UsageError, counted
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.reporting import duration_text, size_text
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.encoding.survey import CorpusSurvey
+    from sparse_ingest.encoding.trial import Prediction
 
 # Labels of `status` that differ from the JSON key.
-LABELS = {"run_id": "run id", "nnz": "non-zero weights", "underflow": "weights below float16 range"}
+LABELS = {
+    "run_id": "run id",
+    "rows": "documents or passages",
+    "nnz": "non-zero weights",
+    "empty": "without terms",
+    "truncated": "truncated to the limit",
+    "skipped": "bad documents skipped",
+    "underflow": "weights below float16 range",
+    "windows": "windows read",
+    "reused": "copied from another run",
+    "deduplicated": "copied from an equal text",
+    "without_token": "weights without a token",
+    "seconds": "seconds per stage",
+}
 
 
-@click.command()
+@command()
 @pipeline_options("model encode", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="File, folder, glob, s3://, gs:// or https:// address, hf:NAME[@REVISION][:CONFIG[:SPLIT]] for a "
                    "dataset, or - for standard input; may be repeated")  # fmt: skip
-@click.option("--out", type=place_of, metavar="RUN", help="Run folder to create or continue, or s3://BUCKET/PREFIX")
-@click.option("--dry-run", is_flag=True, help="Read and check the corpus; write nothing")
+@click.option("--out", type=RUN, metavar="RUN", help="Run folder to create or continue, or s3://BUCKET/PREFIX")
+@click.option("--dry-run", is_flag=True, help="Check the corpus; with a model, predict size and time")
 @stage_options(EncodeOptions)
 @json_option
 def encode(
@@ -59,7 +76,7 @@ def encode(
     row = "passage" if run.manifest.identity.get("overflow") == "passages" else "document"
     lines = [
         f"{run.path}: {report.rows:,} {row}s, {report.terms:,} terms "
-        f"({report.terms / max(1, report.rows):.1f} per {row}) in {report.shards} shards; "
+        f"({report.terms / max(1, report.rows):.1f} per {row}) in {counted(report.shards, 'shard')}; "
         f"{report.empty:,} without terms, {report.truncated:,} truncated to the model's limit, "
         f"{report.underflow:,} weights below the float16 range."
     ]
@@ -78,7 +95,7 @@ def encode(
 def _surveyed(found: CorpusSurvey) -> Iterator[str]:
     yield (
         f"{found.rows:,} rows: {found.documents:,} documents ({found.empty:,} with an empty text) of "
-        f"{found.text_bytes:,} bytes of text in {found.shards:,} shards; {found.bad:,} bad rows, "
+        f"{found.text_bytes:,} bytes of text in {counted(found.shards, 'shard')}; {found.bad:,} bad rows, "
         f"{found.duplicates:,} duplicate ids."
     )
     yield (
@@ -91,11 +108,28 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
             f"median {tokens['median']:,.0f}, 95th percentile {tokens['p95']:,.0f}, maximum {tokens['longest']:,.0f}; "
             f"{tokens['longer']:.1%} are longer than the model's limit."
         )
+    if found.prediction:
+        yield from _predicted(found.prediction, found.documents)
     yield from found.examples
 
 
-@click.command()
-@click.argument("run", type=place_of)
+def _predicted(run: Prediction, documents: int) -> Iterator[str]:
+    """Yield the size and time of a run, and the time on other devices as far as it is measured."""
+    yield f"A run of these documents, predicted from {run.sampled:,} of them, encoded on this machine:"
+    for what, count in (("tokens", run.tokens), ("terms", run.terms)):
+        yield f"  {what:<14}{count:,} ({count / max(1, documents):,.1f} per document)"
+    yield f"  {'run folder':<14}{size_text(run.run_bytes)}"
+    yield f"  {'merged index':<14}{size_text(run.index_bytes)}, without replicas"
+    speed = f"{run.tokens_per_second:,.0f} tokens/s on {run.device} in {run.dtype}"
+    yield f"  {'time here':<14}{duration_text(run.seconds)}, {speed}"
+    for other in run.others:
+        seconds = other["seconds"]
+        shown = f"{duration_text(seconds)} in {other['dtype']}" if isinstance(seconds, float) else "not measured"
+        yield f"  {'elsewhere':<14}{shown}: {other['device']}"
+
+
+@command()
+@click.argument("run", type=RUN)
 @json_option
 def status(run: Place, as_json: bool) -> None:
     """Show the settings, shards and documents of a run folder, and where it was loaded."""
@@ -126,10 +160,15 @@ def status(run: Place, as_json: bool) -> None:
             for (cluster_uuid, index_uuid), journal in journals(opened).items()
         ],
     }
-    shown = {**state, "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items())}
+    shown = {
+        **state,
+        "complete": "yes" if state["complete"] else "no",
+        "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items()),
+    }
     lines = [(LABELS.get(key, key), value) for key, value in shown.items() if key != "loads"]
     for load in state["loads"]:
-        lines.append(("loaded", f"{load['shards']} shards into index {load['index_uuid']}, {load['dead']} refused"))
+        shards = counted(load["shards"], "shard")
+        lines.append(("loaded", f"{shards} into index {load['index_uuid']}, {load['dead']} refused"))
     print_report(as_json, state, (f"{label:>27}  {value}" for label, value in lines))
 
 

@@ -10,26 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import CONNECTION_FLAGS, json_option, print_report, refuse_flags, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cli.searching import Target, target_options
 from sparse_ingest.errors import UsageError
 from sparse_ingest.evaluation.options import EvaluateOptions
-from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.reporting import aligned
+from sparse_ingest.pipeline import HybridSettings, Pipeline
+from sparse_ingest.reporting import aligned, shortened
 from sparse_ingest.storage.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from sparse_ingest.evaluation.evaluate import Evaluation, Latency
+    from sparse_ingest.evaluation.measures import Comparison
 
+QUERY_CHARACTERS = 80
 FILE = click.Path(exists=True, path_type=Path)
 _NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
     "queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force", "trec_run", "compare", "per_query",
-    "quoting", "allow_partial",
+    "quoting", "allow_partial", *HybridSettings.__dataclass_fields__,
 }  # fmt: skip
 
 
-@click.command()
+@command()
 @click.option("--queries", type=FILE, metavar="F", help="File of queries, or folder of a BEIR or MTEB collection")
 @click.option(
     "--qrels", type=FILE, metavar="F", help="Relevance judgments: file or folder  [default: that of --queries]"
@@ -44,14 +47,15 @@ _NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
 @click.option("--nano-beir-data", metavar="D", help="Data set or folder in NanoBEIR's layout  "
               "[default: sentence-transformers/NanoBEIR-en]")  # fmt: skip
 @click.option("--device", help="Device for --nano-beir: auto, cpu or cuda  [default: auto]")
-@click.option("--per-query", is_flag=True, help="Also print the values of each query")
+@click.option("--per-query", is_flag=True, help="Also print the values of each query, and with --compare the "
+              "largest changes")  # fmt: skip
 @json_option
-@target_options("Search with another model than that of the documents", "model encode index query")
+@target_options("Search with a model other than that of the documents", "model encode index query")
 def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: Any) -> None:
     """Measure search quality on an index or a run folder, with relevance judgments.
 
     \b
-    sparse-ingest evaluate --queries queries.jsonl --qrels qrels/test.tsv --index NAME
+    sparse-ingest evaluate --queries q.jsonl --qrels qrels.tsv --index NAME
     sparse-ingest evaluate --queries COLLECTION --run RUN
     sparse-ingest evaluate --nano-beir all --model MODEL
 
@@ -80,8 +84,9 @@ def _refuse_conflicts(target: Target, *, nano_beir: bool) -> None:
     if nano_beir:
         why = "has no effect with --nano-beir, which searches its own documents exactly"
         refuse_flags(_NOT_FOR_NANO_BEIR, why)
-        if target.pipeline.query.engine:
-            raise UsageError(f"query.engine {why}. Omit it.")
+        for name in ("engine", "hybrid"):
+            if getattr(target.pipeline.query, name):
+                raise UsageError(f"query.{name} {why}. Omit it.")
     else:
         refuse_flags(("nano_beir_data", "device"), "is for --nano-beir: nothing is encoded here")
         if target.index is not None:
@@ -130,17 +135,30 @@ def _lines(found: Evaluation, options: EvaluateOptions, per_query: bool) -> Iter
     for row in rows:
         yield f"{row.name}: {_in_words(row.latency)}"
     if found.comparisons:
-        yield ""
-        table = [["", "here", Path(options.compare or "").name, "difference", "p (t-test)", "p (randomization)"]]
-        for one in found.comparisons:
-            values = [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.difference:+.4f}"]
-            table.append([one.measure, *values, f"{one.t_test:.4f}", f"{one.randomisation:.4f}"])
-        yield from aligned(table)
+        yield from _compared(found.comparisons, options, per_query)
     if per_query:
         yield ""
         each = found.search.measured.per_query
         by_query = ((query_id, [each[name][query_id] for name in each]) for query_id in next(iter(each.values())))
         yield from _figures(["query", *each], by_query)
+
+
+def _compared(comparisons: list[Comparison], options: EvaluateOptions, per_query: bool) -> Iterator[str]:
+    """Yield the table of a comparison; with `per_query` also the changes of nDCG@10 and of requested measures."""
+    name = Path(options.compare or "").name
+    table = [["", "here", name, "difference", "p (t-test)", "p (randomization)", "wins", "losses", "ties"]]
+    for one in comparisons:
+        values = [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.difference:+.4f}"]
+        counts = [f"{one.wins:,}", f"{one.losses:,}", f"{one.ties:,}"]
+        table.append([one.measure, *values, f"{one.t_test:.4f}", f"{one.randomisation:.4f}", *counts])
+    yield from ("", *aligned(table))
+    for one in comparisons:
+        if per_query and one.changes and one.measure in (comparisons[0].measure, *options.measures):
+            rows = [[change.query_id, f"{change.first:.4f}", f"{change.second:.4f}"] for change in one.changes]
+            texts = ["query", *(shortened(change.text, QUERY_CHARACTERS) for change in one.changes)]
+            yield from ("", f"Largest changes of {one.measure}:")
+            lines = aligned([["", "here", name], *rows])
+            yield from (f"{line}  {text}".rstrip() for line, text in zip(lines, texts, strict=True))
 
 
 def _figures(headings: list[str], rows: Iterable[tuple[str, Iterable[float]]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands `index create`, `index show`, `index drop` and `idf`."""
+"""The commands of `index`, and `idf`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import Group, command
 from sparse_ingest.cli.options import (
     NO_MODEL,
     connection_options,
     json_option,
     pipeline_options,
     print_report,
+    print_table,
     stage_options,
 )
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.corpora.options import IdfOptions
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import UsageError, counted
 from sparse_ingest.pipeline import Pipeline, in_words
+from sparse_ingest.reporting import size_text
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -29,15 +32,48 @@ if TYPE_CHECKING:
 _INDEX = click.option("--index", required=True, metavar="NAME", help="Name of the index")
 
 
-@click.group()
+@click.group(cls=Group)
 def index() -> None:
-    """Create, show or delete an index.
+    """List, create, show or delete indexes.
 
     \b
-    sparse-ingest index create --index articles --search-pipeline two-phase --default
+    sparse-ingest index list
+    sparse-ingest index create --index articles --search-pipeline two-phase
     sparse-ingest index show   --index articles
     sparse-ingest index drop   --index articles
     """
+
+
+@index.command("list")
+@click.argument("pattern", default="*", metavar="[PATTERN]")
+@connection_options
+@json_option
+def list_(pattern: str, connection: Connection, as_json: bool) -> None:
+    """List the indexes that sparse-ingest created or loaded.
+
+    PATTERN limits them, such as 'articles*': give one if you may not read all indexes of the cluster. A value that you
+    may not read is shown as "unknown".
+    """
+    from sparse_ingest.cluster.index_list import list_indexes
+
+    found = list_indexes(pattern, connection=connection)
+    rows = [
+        [
+            one.index,
+            ", ".join(one.aliases) or "-",
+            "unknown" if one.documents is None else f"{one.documents:,}",
+            "unknown" if one.bytes is None else size_text(one.bytes),
+            one.kind or "-",
+            one.model or "-",
+            {"done": "done", "loading": "unfinished"}.get(one.load or "", "never"),
+            (one.created or "unknown")[:16].replace("T", " "),
+        ]
+        for one in found
+    ]
+    headings = ["index", "aliases", "documents", "size", "kind", "model", "load", "created (UTC)"]
+    print_table(as_json, [asdict(one) for one in found], headings, rows)
+    if not found and not as_json:
+        click.echo("No index that sparse-ingest created or loaded was found.", err=True)
 
 
 @index.command()
@@ -52,7 +88,7 @@ def index() -> None:
 @click.option("--ingest-pipeline", "ingest", type=click.Choice(["sparse-encoding", "text-chunking"]),
               help="Processor of the ingest pipeline NAME-ingest, which encodes on the server")  # fmt: skip
 @click.option("--model-id", metavar="ID", help="Model on the server for --ingest-pipeline and neural-query-enricher")
-@click.option("--default", is_flag=True, help="Make them the default pipelines of the index")
+@click.option("--default", is_flag=True, help="Make these pipelines the defaults of the index")
 @connection_options
 @json_option
 def create(index: str, as_json: bool, **given: Any) -> None:
@@ -60,7 +96,7 @@ def create(index: str, as_json: bool, **given: Any) -> None:
 
     \b
     index create --index NAME --search-pipeline two-phase --default
-    index create --index NAME --ingest-pipeline sparse-encoding --model-id ID --default
+    index create --index NAME --ingest-pipeline sparse-encoding --model-id ID
 
     `load` bypasses the ingest pipeline: its documents have vectors already. The ingest pipeline prunes as [encode]
     of the pipeline file.
@@ -94,7 +130,7 @@ def show(index: str, connection: Connection, as_json: bool) -> None:
 @index.command()
 @_INDEX
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation")
-@click.option("--force", is_flag=True, help="Even if another client created it, an alias points to it, or it is red")
+@click.option("--force", is_flag=True, help="Delete even a red index, one behind an alias, or one of another client")
 @connection_options
 @json_option
 def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bool) -> int:
@@ -118,7 +154,7 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
     return 0
 
 
-@click.command()
+@command()
 @pipeline_options("model", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="File, folder, address, hf:NAME, or - for standard input (see encode); may be repeated")  # fmt: skip
@@ -164,8 +200,6 @@ def _shown(report: IndexReport) -> dict[str, object]:
     """Return a report as text by label; missing values are None or empty."""
     model = report.model or {}
     loaded = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
-    primaries = "1 primary" if report.primaries == 1 else f"{report.primaries} primaries"
-    replicas = "1 replica" if report.replicas == 1 else f"{report.replicas} replicas"
     fields = (f"{name} ({kind or 'not mapped'})" for name, kind in sorted(report.fields.items()))
     return {
         "index": report.index if report.index == report.asked else f"{report.index} (alias {report.asked})",
@@ -180,8 +214,8 @@ def _shown(report: IndexReport) -> dict[str, object]:
         "query settings": in_words(report.query or {}),
         "kept fields": ", ".join(fields),
         "documents": f"{report.documents:,}",
-        "size": f"{report.bytes / 1e6:,.1f} MB in {report.segments} segments",
-        "shards": f"{primaries}, {replicas} each",
+        "size": f"{report.bytes / 1e6:,.1f} MB in {counted(report.segments, 'segment')}",
+        "shards": f"{counted(report.primaries, 'primary', 'primaries')}, {counted(report.replicas, 'replica')} each",
         "search pipeline": report.search_pipeline,
         "ingest pipeline": report.ingest_pipeline,
         "final pipeline": report.final_pipeline,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import json_option, pipeline_options, print_report
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.pipeline import Pipeline
@@ -20,15 +21,17 @@ ACTIVATIONS = {"relu": "log1p(relu)", "log1p_relu": "log1p(log1p(relu))", "": "n
 TEXTS = ["Yeast makes dough rise.", "The river carries sand to the sea.", "How to catch an exception in Python"]
 
 
-@click.command()
+@command()
 @json_option
-@pipeline_options("model", "trust_remote_code", "engine", model=click.argument("model", required=False))
+@pipeline_options(
+    "model", "trust_remote_code", "engine", argument=click.argument("argument", metavar="[MODEL]", required=False)
+)
 def inspect(as_json: bool, pipeline: Pipeline) -> None:
     """Show the family, activation, limits, vocabulary and license of MODEL, with warnings.
 
-    MODEL is a hub id, a folder, or package:NAME/PATH. Code of the model is not run. Weights are loaded only for a plain
-    masked LM: a few texts are encoded to find out whether it was trained for sparse vectors. Pin a revision with
-    --set model.revision=REVISION.
+    MODEL is a hub id, a folder, or package:NAME/PATH; --model MODEL is the same. Code of the model is not run. Weights
+    are loaded only for a plain masked LM: a few texts are encoded to find out whether it was trained for sparse
+    vectors. Pin a revision with --set model.revision=REVISION.
     """
     from sparse_ingest.checkpoints.inspect import inspect_model
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.completion import RUN
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     NO_MODEL,
     connection_options,
@@ -20,7 +22,7 @@ from sparse_ingest.cli.options import (
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.reporting import size_text
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 _OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"} - {"allow_fewer"}
 
 
-@click.command()
-@click.argument("run", type=place_of, required=False)
+@command()
+@click.argument("run", type=RUN, required=False)
 @click.option("--index", help="Index to load into, created if it does not exist")
 @click.option("--alias", help="Load into a new index ALIAS-<run id>, verify it, then point this alias to it")
 @click.option("--to", help="With --alias: point it to this index without loading (RUN is not read)")
@@ -50,13 +52,13 @@ def load(
     """Load a run folder into an OpenSearch index; rerun the command to continue.
 
     \b
-    load RUN --index NAME            into an index
-    load RUN --alias NAME            into a new index, then point the alias NAME to it
-    load --alias NAME --to INDEX     point the alias to another index, without loading
-    load [RUN] --index NAME --restore     restore settings that a killed load changed
-    load RUN --index NAME --since OLD_RUN --delete-missing     changes since OLD_RUN only
-    load RUN --index NAME --update   only vectors, into documents of another client
-    load RUN --index NAME --pipeline DIR/pipeline.toml         as chosen by `plan --out DIR`
+    load RUN --index NAME                     into an index
+    load RUN --alias NAME                     into a new index behind the alias
+    load --alias NAME --to INDEX              move the alias, without loading
+    load [RUN] --index NAME --restore         undo settings of a killed load
+    load RUN --index NAME --since OLD_RUN     only changes since OLD_RUN
+    load RUN --index NAME --update            only vectors, into other documents
+    load RUN --index NAME --pipeline FILE     as `plan --out` wrote the file
 
     Options override [index] and [load] of a pipeline file; the index remembers [query].
 
@@ -150,11 +152,11 @@ def _served(report: PublishReport, drop_old: bool) -> Iterator[str]:
         )
 
 
-@click.command()
-@click.argument("run", type=place_of)
+@command()
+@click.argument("run", type=RUN)
 @click.option("--index", required=True, help="Index to compare with")
 @click.option(
-    "--sample", type=click.IntRange(min=1), default=200, show_default=True, help="Number of vectors to compare"
+    "--sample", metavar="N", type=click.IntRange(min=1), default=200, show_default=True, help="Vectors to compare"
 )
 @click.option("--all", "all_documents", is_flag=True, help="Compare every vector")
 @click.option("--field", help="Name of the sparse field  [default: from the index's _meta]")

@@ -10,7 +10,6 @@ import codecs
 import contextlib
 import errno
 import io
-import logging
 import os
 import signal
 import sys
@@ -20,10 +19,25 @@ from typing import Any, TextIO
 
 import click
 
-from sparse_ingest.cli import demo, encoding, evaluating, indexing, inspecting, loading, planning, searching, server
+from sparse_ingest.cli import (
+    demo,
+    doctor,
+    encoding,
+    evaluating,
+    help,
+    indexing,
+    inspecting,
+    loading,
+    pipelines,
+    planning,
+    searching,
+    server,
+    showing,
+)
 from sparse_ingest.cli.options import drop_output
 from sparse_ingest.cli.progress import handling
 from sparse_ingest.cli.terminal import guarded
+from sparse_ingest.cli.verbosity import to_stderr, with_verbosity
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.storage.waiting import left_behind
 
@@ -37,8 +51,8 @@ _ADVICE = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("sparse-ingest"), prog_name="sparse-ingest")
+@click.group(cls=help.Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": help.WIDTH})
+@click.version_option(version("sparse-ingest"), "-V", "--version", prog_name="sparse-ingest")
 def cli() -> None:
     """Encode text with SPLADE models, load the vectors into OpenSearch, and search them.
 
@@ -49,9 +63,12 @@ def cli() -> None:
     """
 
 
-for group in (inspecting, encoding, indexing, loading, planning, searching, evaluating, server, demo):
+for group in (
+    demo, doctor, help, pipelines, inspecting, encoding, indexing, loading, planning, searching, showing, evaluating,
+    server,
+):  # fmt: skip
     for command in group.COMMANDS:
-        cli.add_command(command)
+        cli.add_command(with_verbosity(command))
 
 
 def main() -> None:
@@ -59,15 +76,10 @@ def main() -> None:
     _open_closed()
     sys.stdout = guarded(_escaping(sys.stdout))
     sys.stderr = guarded(_escaping(sys.stderr, lenient=True), is_log=True)
-    # The library is silent without a handler.
-    logger, handler = logging.getLogger("sparse_ingest"), logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    logger.addHandler(handler)
     try:
-        with handling(signal.default_int_handler):
+        with to_stderr(), handling(signal.default_int_handler):
             code = _run()
     finally:
-        logger.removeHandler(handler)
         for stream in (sys.stdout, sys.stderr):
             drop_output(stream)
     code = code if isinstance(code, int) else 0
@@ -79,7 +91,7 @@ def main() -> None:
 def _run() -> object:
     """Run the command, and return its exit code."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="sparse-ingest", standalone_mode=False)
         sys.stdout.flush()
         return code
     except click.exceptions.Abort:

@@ -6,7 +6,9 @@ import functools
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
@@ -15,12 +17,12 @@ from typing import Any, Literal, TextIO, TypeVar, cast, get_args, get_origin, ge
 import click
 from click.core import ParameterSource
 
-from sparse_ingest.cli.terminal import one_line
+from sparse_ingest.cli.completion import RUN, PipelineName
+from sparse_ingest.cli.terminal import bold, one_line
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
 from sparse_ingest.storage.foreign_json import MAX_BYTES, parse_json
-from sparse_ingest.storage.places import place_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[Any], Any]  # what click.option returns
@@ -43,6 +45,44 @@ def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
     else:
         for line in lines:
             click.echo(one_line(line))
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal, or of COLUMNS; a large number for a file or pipe."""
+    return shutil.get_terminal_size((1 << 16, 24)).columns
+
+
+def print_table(as_json: bool, content: object, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print `content` as JSON, or a table.
+
+    If a row does not fit into the terminal, each is printed as one block: the first cell, and below it a line for each
+    other cell. Output to a file or pipe is always a table.
+    """
+    width = terminal_width()
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) <= width:
+        table = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (headings, *rows))
+        print_report(as_json, content, table if rows else ())
+        return
+    margin = max(map(len, headings[1:]))
+    lines: list[str] = []
+    for row in rows:
+        lines.append(bold(row[0]))
+        for label, cell in zip(headings[1:], row[1:], strict=True):
+            lines += wrapped(f"  {label:<{margin}}  ", cell, width)
+    print_report(as_json, content, lines)
+
+
+def wrapped(first: str, text: str, width: int) -> list[str]:
+    """Return `first` and a text as lines of at most `width`; the text starts in the same column of each."""
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def print_result(as_json: bool, content: object, lines: Iterable[str]) -> None:
@@ -125,9 +165,10 @@ def _options_of(kind: type[Any], *omitted: str, **types: click.ParamType[Any]) -
 def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None) -> Option:
     settings: dict[str, Any] = {"help": entry.metadata["help"], "metavar": entry.metadata["metavar"]}
     if variable := entry.metadata["env"]:
-        settings |= {"help": f"{settings['help']}  [env: {variable}]", "envvar": variable}
+        settings |= {"envvar": variable, "show_envvar": True}
     kind = hint if get_origin(hint) in (Literal, tuple) else (get_args(hint) or (hint,))[0]
     choices, kind = get_args(kind), get_origin(kind) or kind
+    settings["metavar"] = settings["metavar"] or {int: "N", float: "X"}.get(kind)
     if given:
         settings["type"] = given
     elif kind is bool:
@@ -146,21 +187,30 @@ def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None)
         low, high = entry.metadata["range"]
         settings["type"] = click.FloatRange(low, None if high == math.inf else high, min_open=high == math.inf)
     else:
-        settings["type"] = _TYPES.get(kind)
+        settings["type"] = _numbers if float in choices else _TYPES.get(kind)
     if entry.default not in (None, False, ()):
         settings |= {"default": entry.default, "show_default": True}
     flags = entry.metadata["flags"] or f"--{entry.name.replace('_', '-')}"
     return click.option(*flags.split(), entry.name, **settings)
 
 
-def _assigned(_context: object, asked: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
+def _numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of an option such as `--hybrid-weights 0.3,0.7`."""
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not two numbers, such as 0.3,0.7.") from None
+    return first, second
+
+
+def _assigned(_context: object, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
     """Return the pairs of an option such as `--map price=float --map year=integer`."""
     found: dict[str, str] = {}
     for text in given:
         name, _, value = text.rpartition("=")
         if not name or found.setdefault(name, value) != value:
-            what = f"{name!r} is {found[name]} and {value}" if name else f"{text!r} is not {asked.metavar}"
-            raise UsageError(f"{asked.opts[0]}: {what}. Give each field once, such as price=float.")
+            what = f"{name!r} is {found[name]} and {value}" if name else f"{text!r} is not {option.metavar}"
+            raise UsageError(f"{option.opts[0]}: {what}. Give each field once, such as price=float.")
     return found or None
 
 
@@ -185,7 +235,7 @@ def _query_of(text: str) -> dict[str, Any]:
 # Type of a setting to the converter of its option.
 _TYPES: dict[Any, Any] = {
     int: click.IntRange(min=1),
-    Path: place_of,
+    Path: RUN,
     tuple: lambda text: tuple(text.split(",")),
     Mapping: _query_of,
 }
@@ -193,8 +243,9 @@ _TYPES: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class _PipelineFlags:
-    """Options that name and change a pipeline."""
+    """Options that name and change a pipeline. `argument` is the model of a command that takes it without --model."""
 
+    argument: str | None = None
     model: str | None = option(None, "Model: hub id, folder, or package:NAME/PATH", metavar="M")
     trust_remote_code: bool = option(False, "Run the Python code of a checkpoint with a custom architecture")
     file: str | None = option(None, "Pipeline file, or name of a packaged pipeline", metavar="P", flags="--pipeline")
@@ -207,7 +258,9 @@ class _PipelineFlags:
     def pipeline(cls, tables: Sequence[str], **given: Any) -> Pipeline:
         """Return the pipeline; `tables` are those that --set may change."""
         flags = cls(**given)
-        pipeline = pipeline_of(flags.model or None, flags.file or None)
+        if flags.model and flags.argument:
+            raise UsageError(f"The model is {flags.argument!r} and --model {flags.model!r}. Give it once.")
+        pipeline = pipeline_of(flags.model or flags.argument or None, flags.file or None)
         if flags.trust_remote_code:
             pipeline = replace(pipeline, model=replace(pipeline.model, trust_remote_code=True))
         pipeline = override(pipeline, flags.assignments, tables)
@@ -221,7 +274,7 @@ def pipeline_options(tables: str, *omitted: str, **instead: Option) -> Callable[
     get no option; `instead` are options that replace those of the settings.
     """
     build = functools.partial(_PipelineFlags.pipeline, tables.split())
-    return joined_options("pipeline", build, {**_options_of(_PipelineFlags, *omitted), **instead})
+    return joined_options("pipeline", build, {**_options_of(_PipelineFlags, *omitted, file=PipelineName()), **instead})
 
 
 NO_MODEL = ("model", "trust_remote_code", "engine")  # omitted by commands that neither encode nor search

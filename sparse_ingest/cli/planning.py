@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from sparse_ingest.cli.completion import RUN
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
     connection_options,
@@ -19,17 +21,17 @@ from sparse_ingest.cli.options import (
 )
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.planning.options import MOST_QUERIES, PlanOptions
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place
 
 PATH = click.Path(path_type=Path)
 SAMPLE = click.IntRange(10, MOST_QUERIES)
 
 
-@click.command()
-@click.argument("run", type=place_of)
+@command()
+@click.argument("run", type=RUN)
 @click.option("--queries", required=True, type=PATH, metavar="F",
               help="File of queries, or folder of a collection")  # fmt: skip
-@click.option("--index", metavar="NAME", help="Index that holds the run: measure its engines and choose one")
+@click.option("--index", metavar="NAME", help="Index with the run loaded: measure its engines and choose one")
 @stage_options(PlanOptions, qrels=PATH, out=PATH, sample=SAMPLE, loss=click.FloatRange(0, 1, max_open=True))
 @click.option("--all", "every", is_flag=True, help="Show all rows of the frontier, not only ten")
 @pipeline_options("model index query", "engine")
@@ -39,9 +41,11 @@ def plan(run: Place, queries: Path, options: PlanOptions, every: bool, as_json: 
     """Find the cheapest pruning, or with --index the fastest engine, that loses no more than --loss.
 
     \b
-    plan RUN --queries F --out DIR                        how to prune documents and queries
-    load RUN --index NAME --pipeline DIR/pipeline.toml    apply it; the index remembers the query settings
-    plan RUN --queries F --index NAME                     which engine and settings to use for that index
+    plan RUN --queries F --out DIR                        how to prune
+    load RUN --index NAME --pipeline DIR/pipeline.toml    apply it
+    plan RUN --queries F --index NAME                     which engine to use
+
+    The index remembers the query settings of the plan that was applied.
 
     Every pruning rule is tried in one pass; the ground truth is exact search of unpruned vectors. One half of the
     queries chooses, the other half confirms: on both, the 95% interval of the loss must end within --loss. The table

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
     F,
@@ -22,7 +23,7 @@ from sparse_ingest.cli.options import (
 )
 from sparse_ingest.cli.terminal import print_utf8
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline, QueryChanges, changed, in_words, option
+from sparse_ingest.pipeline import HybridSettings, Pipeline, QueryChanges, changed, in_words, option
 from sparse_ingest.searching.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def queries_options(command: F) -> F:
     quoting = "With --queries: quoting of csv files; none: quotes are ordinary characters  [default: rfc4180]"
     command = click.option("--quoting", type=click.Choice(["rfc4180", "none"]), help=quoting)(command)
     return click.option("--queries", "queries_path", metavar="F", type=path, help=what)(command)
+
+
+_IN_PIPELINE = HybridSettings.__dataclass_fields__.keys() - {"hybrid"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ class QueryOptions(SearchOptions):
         chosen = [f"--{name.replace('_', '-')}" for name in forms if getattr(self, name)]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} cannot be combined. Pass one of them.")
-        if self.collapse is not None and (self.hybrid or self.is_server_side):
-            raise UsageError(f"{chosen[0]} goes without --collapse. Omit one of them.")
+        if self.collapse is not None and self.is_server_side:
+            raise UsageError(f"{chosen[0]} and --collapse cannot be combined. Omit one of them.")
+        if self.search_pipeline is not None:
+            refuse_flags(_IN_PIPELINE, "is a setting of the search pipeline, which --search-pipeline names")
 
 
 def require_one_input(text: str | None, queries_path: Path | None) -> None:
@@ -73,16 +79,16 @@ def require_one_input(text: str | None, queries_path: Path | None) -> None:
     if (text is None) == (queries_path is None):
         raise UsageError("Give either TEXT or --queries F.")
     if queries_path is None:
-        refuse_flags(("quoting",), "goes with --queries")
+        refuse_flags(("quoting",), "needs --queries")
 
 
-@click.command()
+@command()
 @click.argument("text", required=False, type=utf8_text)
 @queries_options
 @click.option("--index", metavar="NAME",
               help="Use the model, field and settings of this index; with --queries, name it in headers")  # fmt: skip
 @stage_options(QueryOptions, "concurrency")
-@click.option("--force", is_flag=True, help="With --index: use another model than that of the index")
+@click.option("--force", is_flag=True, help="With --index: use a model other than that of the index")
 @click.option("--table", is_flag=True, help="Print the weights of all tokens of an inference-free model")
 @pipeline_options("model index query")
 @connection_options
@@ -109,9 +115,10 @@ def query(
     model's tokenizer.json.
     """
     from sparse_ingest.cluster.search_bodies import msearch_bytes
+    from sparse_ingest.searching.pipelines import hybrid_settings
 
     if index is None:
-        refuse_flags({*CONNECTION_FLAGS, "force"}, "is for --index: without it no cluster is asked")
+        refuse_flags({*CONNECTION_FLAGS, "force"}, "needs --index: without it, no request is sent to a cluster")
     if table:
         if (text, queries_path, quoting, index) != (None, None, None, None):
             raise UsageError("--table prints a property of the model. Omit TEXT, --queries and --index.")
@@ -120,13 +127,16 @@ def query(
     options.refuse_conflicts()
     require_one_input(text, queries_path)
     if index is not None and queries_path is None and options.is_server_side:
-        raise UsageError("--index goes with --queries here: the URL of one request names its index. Omit it.")
+        raise UsageError("--index needs --queries here: for one request, the URL names the index. Omit it.")
     if options.is_server_side and (pipeline.query.top_k or pipeline.query.max_ratio):
         raise UsageError(
             "query.top_k and query.max_ratio cannot prune weights that the server computes. Omit them, or omit "
             "--analyzer and --model-id."
         )
     pipeline, engine = _with_index(None if options.is_server_side else index, pipeline, **target)
+    engine = replace(engine, hybrid=hybrid_settings(pipeline.query, options))
+    if engine.hybrid:
+        replace(options, hybrid=True).refuse_conflicts()
     for body in _bodies(_weighted(text, queries_path, quoting, pipeline, options), engine, options):
         if queries_path is None:
             print_json(body)
@@ -224,8 +234,8 @@ def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOption
     settings: dict[str, Any] = {"size": options.k, "filter": options.filter}
     if options.is_server_side:
         return server_side_body(text, engine, analyzer=options.analyzer, model_id=options.model_id, **settings)
-    if options.hybrid:
-        return hybrid_body(text, weights, engine, **settings)
+    if engine.hybrid:
+        return hybrid_body(text, weights, engine, collapse=options.collapse, **settings)
     if options.without_plugin:
         if engine.name != "exact":
             raise UsageError(f"The engine {engine.name} needs the neural-search plugin. Omit --engine.")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_ingest.cli import querying
+from sparse_ingest.cli.completion import RUN
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
     F,
@@ -27,11 +29,12 @@ from sparse_ingest.cli.options import (
     utf8_text,
 )
 from sparse_ingest.cli.querying import queries_options, require_one_input
+from sparse_ingest.cli.showing import print_explanation, shares
 from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import HybridSettings, Pipeline
 from sparse_ingest.searching.options import SearchOptions
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -73,21 +76,22 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
     """Add --index, --run, --force and the options of model and connection; the command receives `target`."""
     options = {
         "index": click.option("--index", metavar="NAME", help="Search this index or alias"),
-        "run": click.option("--run", metavar="RUN", type=place_of, help="Search this run folder, without a server"),
+        "run": click.option("--run", metavar="RUN", type=RUN, help="Search this run folder, without a server"),
         "force": click.option("--force", is_flag=True, help=force),
     }
     target = joined_options("target", Target, options, "pipeline", "connection")
     return lambda command: pipeline_options(tables)(connection_options(target(command)))
 
 
-@click.command()
+@command()
 @click.argument("text", required=False, type=utf8_text)
 @queries_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))
 @click.option("--explain", is_flag=True, help="Show query weight x stored weight of every term")
+@click.option("--doc", metavar="ID", type=utf8_text, help="Show the rank of this document, or why it is not a hit")
 @click.option("--trec", is_flag=True, help="Print a TREC run: query Q0 document rank score tag")
 @json_option
-@target_options("Search with another model than that of the index or run")
+@target_options("Search with a model other than that of the index or run")
 def search(text: str | None, queries_path: Path | None, target: Target, options: SearchOptions, **given: Any) -> None:
     """Search an index or a run folder for TEXT, and show the terms of each score.
 
@@ -103,37 +107,43 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
     if trec and as_json:
         raise UsageError("--trec and --json cannot be combined. Pass one of them.")
     _refuse_conflicts(target, options, many=text is None)
+    if given["doc"] is not None:
+        refuse_flags(("collapse", "explain", "hybrid", "trec", "queries_path"), "does not go with --doc")
     with target.opened() as opened:
         if text is None:
             ranked = opened.rank(read_queries(queries_path or Path(), given["quoting"]), options)
             _print_ranked(ranked, options.concurrency if target.run is None else None, as_json=as_json)
             return
         weights = opened.query_weights(text)
-        hits = opened.search(text if options.hybrid else weights, options)
+        if given["doc"] is not None:
+            print_explanation(as_json, weights, opened.explain(weights, given["doc"], options))
+            return
+        hits = opened.search(text, options)
+        why = [] if hits else opened.why_empty(text, options)
     if trec:
         # One query has no id of its own.
         one = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits])
         click.echo(trec_lines(one), nl=False)
     else:
-        found = {"query": weights, "hits": [_as_json(hit) for hit in hits]}
+        found = {"query": weights, "hits": [_as_json(hit) for hit in hits], "why": why}
         print_report(as_json, found, (line for hit in hits for line in _as_lines(hit, explain=explain)))
     if not hits and not as_json:
-        click.echo("Nothing found.", err=True)
+        # A query without weights is logged when it is encoded.
+        click.echo(" ".join(["Nothing found.", *(why if weights else why[1:])]), err=True)
 
 
 def _refuse_conflicts(target: Target, options: SearchOptions, *, many: bool) -> None:
     """Refuse options that would have no effect."""
     if target.run is not None:
         why = "needs a server, and --run searches exactly without one"
-        refuse_flags(("filter", "hybrid", "allow_partial"), why)
+        hybrid = () if options.hybrid is False else HybridSettings.__dataclass_fields__
+        refuse_flags(("filter", "allow_partial", *hybrid), why)
         if target.pipeline.query.engine:
             raise UsageError(f"--engine {why}. Omit it.")
     if many:
-        refuse_flags(("collapse", "explain", "hybrid"), "is for one TEXT")
-    if options.hybrid:
-        refuse_flags(("collapse", "explain"), "goes without --hybrid")
+        refuse_flags(("collapse", "explain"), "is for one TEXT")
     if not many and options.concurrency > 1:
-        raise UsageError("--concurrency goes with --queries. Omit it.")
+        raise UsageError("--concurrency needs --queries. Omit it.")
 
 
 def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json: bool) -> None:
@@ -156,7 +166,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
                 line = {"query_id": one.query_id, "hits": hits, "latency_ms": latencies[-1], "took_ms": one.took_ms}
                 print_json(line, indent=None)
             else:
-                # An id that a TREC run cannot hold is refused before the first line is printed.
+                # An id that a TREC run cannot contain is refused before the first line is printed.
                 trec.write(trec_lines(one))
         trec.seek(0)
         for text in trec:
@@ -167,7 +177,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
         return
     summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} queries/s, encoding included."
     if empty:
-        summary += f" {empty} of them have no hits."
+        summary += f" {empty} of them have no hits: search for one TEXT to see why."
     if concurrency is not None:
         in_flight = f" with {concurrency} in flight" if concurrency > 1 else ""
         summary += f" A request took {_percentiles(latencies)}{in_flight}; the server reports {_percentiles(took)}."
@@ -184,7 +194,8 @@ def _percentiles(milliseconds: list[float]) -> str:
 def _as_json(hit: Hit) -> dict[str, Any]:
     from sparse_ingest.searching.hits import snippet
 
-    return {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
+    found = {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
+    return {key: value for key, value in found.items() if key != "sub_scores" or value is not None}
 
 
 def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
@@ -194,29 +205,13 @@ def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
     text = marked(snippet(hit), hit, bold)
     lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {title}".rstrip(), text]
     if explain:
-        lines += _explained(hit)
+        lines += shares(hit.terms, hit.score, hit.sub_scores)
     else:
+        if hit.sub_scores is not None:
+            lines.append(" · ".join(f"{name} score {score:.4f}" for name, score in hit.sub_scores.items()))
         shown = [f"{term.token} {term.contribution:.2f}" for term in hit.terms[:SHOWN_TERMS]]
         lines.append(" · ".join(shown + (["…"] if len(hit.terms) > SHOWN_TERMS else [])))
     return [lines[0], *(f"     {line}" for line in lines[1:] if line)]
-
-
-def _explained(hit: Hit) -> list[str]:
-    """Return a table of the terms of a hit, whose contributions sum to the score."""
-    if not hit.terms:
-        return []
-    width = max(8, *(len(term.token) for term in hit.terms))
-    rows = [f"{'token':<{width}}  {'query':>9} x {'stored':>9} = contribution"]
-    rows += [
-        f"{term.token:<{width}}  {term.query_weight:>9.4f} x {term.document_weight:>9.4f} = {term.contribution:>12.4f}"
-        for term in hit.terms
-    ]
-    rest = hit.score - sum(term.contribution for term in hit.terms)
-    # A SEISMIC search explains only the top_n heaviest tokens of the query.
-    sums = [("other", rest)] if abs(rest) > 1e-5 * hit.score else []
-    return rows + [
-        f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in [*sums, ("score", hit.score)]
-    ]
 
 
 COMMANDS = [*querying.COMMANDS, search]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import Group
 from sparse_ingest.cli.options import json_option, print_report
 from sparse_ingest.cli.progress import TerminalReporter
 
@@ -19,7 +20,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 NONE_RUNS = "No local server is running"
 
 
-@click.group()
+@click.group(cls=Group)
 def server() -> None:
     """Run a local OpenSearch with the neural-search plugin (needs the extra "local").
 
@@ -31,7 +32,7 @@ def server() -> None:
 
 
 @server.command()
-@click.option("--port", type=PORT, default=9200, show_default=True, help="Port on 127.0.0.1")
+@click.option("--port", metavar="N", type=PORT, default=9200, show_default=True, help="Port on 127.0.0.1")
 @click.option("--heap", default="1g", show_default=True, help="Java heap size")
 @click.option("--data", type=FOLDER, metavar="DIR", help="Store the data in DIR/sparse-ingest-opensearch")
 @click.option("--with-ml", is_flag=True, help="Add the machine-learning plugin, for models and the BERT analyzers")
@@ -50,7 +51,7 @@ def start(port: int, heap: str, data: Path | None, with_ml: bool, as_json: bool)
 
 
 @server.command()
-@click.option("--port", type=PORT, help="Port of the server; needed if several are running")
+@click.option("--port", metavar="N", type=PORT, help="Port of the server; needed if several are running")
 @json_option
 def stop(port: int | None, as_json: bool) -> None:
     """Stop a server that `server start` started; its data is kept."""

@@ -1,1 +1,1 @@
-"""The only room that knows OpenSearch: what an index keeps, how it is loaded and how it is asked."""
+"""The only package that knows OpenSearch: connections, indexes, mappings, bulk loads and search requests."""

@@ -20,7 +20,11 @@ Served = dict[str, dict[str, Any]]  # indexes that an alias points to, and its p
 
 
 def served_by(client: Client, alias: str, to: str | None = None) -> Served:
-    """Return the index that an alias serves, or {}; all of several if `to` is among them, otherwise refuse those."""
+    """Return the index that an alias points to, or {}.
+
+    Raises:
+        UsageError: it cannot be an alias, or points to several indexes, of which none is `to`.
+    """
     if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is not a name of an alias. Give one name, without wildcards.")
     found = client.find(path_of(alias), expected=Indexes) or {}  # one request: another load may create it between two

@@ -249,15 +249,15 @@ class BodyWriter:
         # Written so that a NaN fails as well.
         if not (weights.min() >= LOWEST_WEIGHT and weights.max() < np.inf):
             damage = (
-                f"holds weights from {weights.min()} to {weights.max()}; an index takes finite weights from "
+                f"has weights from {weights.min()} to {weights.max()}; an index takes finite weights from "
                 f"{LOWEST_WEIGHT:.8g}"
             )
         elif token_ids.max() >= len(self._no_token):
-            damage = f"holds token id {token_ids.max()}, but vocab.json has {len(self._no_token)} tokens"
+            damage = f"has token id {token_ids.max()}, but vocab.json has {len(self._no_token)} tokens"
         elif (wrong := self._no_token[token_ids]).any():
             damage = f"has a weight for token id {token_ids[wrong.argmax()]}, which vocab.json does not have"
         if damage:
-            raise RunError(f"The run {damage}. The run is damaged: encode it again.")
+            raise RunError(f"The run {damage}. It is damaged: encode it again.")
 
     def _spell(self, codes: npt.NDArray[np.integer[Any]]) -> None:
         """Add the decimals of new codes to the pieces."""

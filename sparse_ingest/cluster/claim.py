@@ -17,7 +17,7 @@ from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, SparseIngestError
 from sparse_ingest.reporting import Reporter
 
-CLEANUP_S = 3.0  # timeout of a request after a failure: a cluster that hangs must not hold up Ctrl-C
+CLEANUP_S = 3.0  # timeout of a request after a failure: a cluster that hangs must not delay Ctrl-C
 _IDENTITY = ("run_id", "takeover", "pruning", "since", "field")  # of a load, in its stamp
 
 
@@ -27,7 +27,7 @@ class LostClaimError(ClusterError):
 
 @dataclass
 class Claim:
-    """One load and its index. `stamp` is what `_meta` must hold; the settings in it are those of the journal."""
+    """One load and its index. `stamp` is what `_meta` must contain; the settings in it are those of the journal."""
 
     client: Client
     index: Index
@@ -70,8 +70,8 @@ def refuse_other(there: Index, expected: Stamp | None) -> None:
     found = there.stamp
     if found and (expected is None or any(getattr(found, key) != getattr(expected, key) for key in _IDENTITY)):
         raise LostClaimError(
-            f"A load of run {str(found.run_id)[:8]} into index {there.name!r} has started after this one, which sends "
-            "nothing more. Wait until the other has ended. Start the same command again only if the index is to hold "
+            f"A load of run {str(found.run_id)[:8]} into index {there.name!r} has started after this one, so this one "
+            "stopped. Wait until the other load has ended. Start the same command again only if the index should have "
             "this run: it then sends all shards again."
         )
 

@@ -1,9 +1,9 @@
 """The client of a cluster: one request, its parsed answer, and one message for each failure.
 
-In: a `Connection`. Out: a `Client`. Nothing is repeated here (see sending.py), and proxies of the environment are not
+In: a `Connection`. Out: a `Client`. Nothing is retried here (see sending.py), and proxies of the environment are not
 used. A password never reaches a message, a log or a `repr`. Amazon OpenSearch Serverless, which has no version, and
-clusters that do not report theirs are treated as the newest tried release. Serverless was tested only through a
-stand-in.
+clusters that do not report theirs are treated as the newest tried release. Serverless was tested only with a
+simulation.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from sparse_ingest.cluster.versions import dialect_of
 from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 from sparse_ingest.reporting import Reporter
+from sparse_ingest.storage.addresses import without_headers
 from sparse_ingest.storage.foreign_json import checked
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class Client:
             why = f"{self.address} did not answer {method} {path} completely within {timeout_s:g} s."
             raise TimedOutError(f"{why} Check that it is up and not overloaded, or raise --timeout.") from None
         except TransportError as error:
-            # AWS repeats the refused request, with its session token, which must not reach a traceback.
+            # AWS sends back the refused request, with its session token, which must not reach a traceback.
             raise self._translated(error, path, timeout_s) from (None if self._connection.aws_service else error)
         except (SerializationError, AttributeError, RecursionError) as error:
             # AttributeError: opensearch-py expects the JSON of an error to be an object.
@@ -179,9 +180,9 @@ class Client:
         """The version of the cluster, the lowest of its nodes during an upgrade."""
         return self.dialect.version
 
-    def search(self, path: str, body: Mapping[str, Any], *, expected: Any = None) -> Any:
+    def search(self, path: str, body: Mapping[str, Any], *, expected: Any = None, **params: str) -> Any:
         """Send a `_search` of an index or alias without its default search pipeline, unless the body names one."""
-        params = {} if "search_pipeline" in body else self.dialect.no_pipeline
+        params |= {} if "search_pipeline" in body else self.dialect.no_pipeline
         return self.call("POST", f"{path}/_search", body, params=params, expected=expected)
 
     def allowing(self, partial: bool) -> Client:
@@ -240,7 +241,7 @@ class Client:
                 raise
             if why and not self._product_header():
                 newest = OpenSearchDialect.newest_tried
-                logger.warning("%s; it is treated as OpenSearch %d.%d.%d.", why, *newest)
+                logger.warning("%s; OpenSearch %d.%d.%d is assumed.", why, *newest)
                 return OpenSearchDialect(newest), "unknown"  # journals differ by the UUIDs of their indexes
         try:
             # Without `GET /`, the state of the cluster has its UUID.
@@ -273,7 +274,7 @@ class Client:
         elif is_block(error.status_code, kind):
             message = blocked_message(self.address, reason)
         elif refused := _refused(error.status_code, self.address, self._connection):
-            message = f"{refused} Its reason: {reason[:200]}"
+            message = f"{refused} Its reason: {without_headers(reason)[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
@@ -313,7 +314,7 @@ def connect(
     address, user, password = parse_url(connection.url)
     user, password = connection.user or user, connection.password or password
     connection = replace(connection, user=user, password=password)
-    _refuse_conflicts(connection, address)
+    _check_options(connection, address)
     # Without a handler Python prints the library's warnings, with tracebacks.
     logging.getLogger("opensearch").addHandler(logging.NullHandler())
     options: dict[str, Any] = {"scheme": address.scheme}
@@ -347,7 +348,7 @@ def _client_of(opensearch: OpenSearch, reporter: Reporter | None) -> Client:
     return Client(transport, address, Connection(), owned=False, reporter=reporter)
 
 
-def _refuse_conflicts(connection: Connection, address: Address) -> None:
+def _check_options(connection: Connection, address: Address) -> None:
     """Raise `UsageError` if an option is invalid or has no effect."""
     user, password = connection.user, connection.password
     if not isinstance(connection.timeout_s, int | float) or not connection.timeout_s > 0:
@@ -363,9 +364,9 @@ def _refuse_conflicts(connection: Connection, address: Address) -> None:
         other = f"user {user!r}" if user else "--aws-service"
         raise UsageError(f"--api-key and {other} exclude each other. Omit one (and its variables).")
     if password is not None and not user:
-        raise UsageError("--password (or SPARSE_INGEST_PASSWORD) needs --user.")
+        raise UsageError("A password needs a user: pass --user, or omit --password (or SPARSE_INGEST_PASSWORD).")
     if connection.client_key and not connection.client_cert:
-        raise UsageError("--client-key needs --client-cert.")
+        raise UsageError("--client-key needs --client-cert. Pass both, or omit --client-key.")
     if address.scheme == "http":
         files = {"--ca": connection.ca, "--client-cert": connection.client_cert}
         for name in (name for name, path in files.items() if path):

@@ -20,13 +20,15 @@ class Connection:
 
     url: str = option("http://127.0.0.1:9200", "Address of OpenSearch", env="SPARSE_INGEST_URL")
     user: str | None = option(None, "User name; may be in --url", env="SPARSE_INGEST_USER")
-    password: str | None = option(None, "Password; better given by its variable", env="SPARSE_INGEST_PASSWORD")
+    password: str | None = option(None, "Password; safer in its environment variable", env="SPARSE_INGEST_PASSWORD")
     api_key: str | None = option(
         None, "API key of Elasticsearch, encoded; better given by its variable", env="SPARSE_INGEST_API_KEY"
     )
     ca: str | None = option(None, "CA certificates to trust instead of the system's", env="SPARSE_INGEST_CA")
     client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
-    client_key: str | None = option(None, "Its key, unless its file holds both", env="SPARSE_INGEST_CLIENT_KEY")
+    client_key: str | None = option(
+        None, "Key of the client certificate, unless that file has both", env="SPARSE_INGEST_CLIENT_KEY"
+    )
     aws_region: str | None = option(None, "AWS region  [default: that of the AWS profile]", env="AWS_REGION")
     aws_service: Literal["es", "aoss"] | None = option(
         None, "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless", env="SPARSE_INGEST_AWS_SERVICE"
@@ -34,7 +36,7 @@ class Connection:
 
     timeout_s: float = option(
         600.0,
-        "Give up on a request, its repetitions included, after so long without success",
+        "Give up on a request after this long without success, retries included",
         range=(0, math.inf),
         metavar="SECONDS",
         flags="--timeout",

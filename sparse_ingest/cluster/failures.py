@@ -15,7 +15,7 @@ from sparse_ingest.storage.places import without_secrets
 
 BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with Retry-After
 BLOCKED = "cluster_block_exception"
-GARBAGE = "{} answered with something that is not JSON of OpenSearch. Check that --url names OpenSearch itself."
+GARBAGE = "{} did not answer with the JSON of OpenSearch. Check that --url names OpenSearch itself."
 # Patterns of OpenSSL's messages, and ours; {0} is OpenSSL's message, {1} advice about an unknown CA.
 _TLS_FAILURES = (
     ("certificate is not valid for", "{0}. Write the name that its certificate is for in --url."),
@@ -57,7 +57,7 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
     if not isinstance(error, dict):
         return "error", str(error or fallback)
     if isinstance(error.get("message"), str):
-        # The proxy of AWS repeats the request with its session token.
+        # The proxy of AWS sends back the request with its session token.
         return "error", error["message"].partition("\n")[0]
     kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
     cause = error.get("caused_by")

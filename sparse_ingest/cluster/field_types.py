@@ -95,7 +95,7 @@ def _date_parts(text: str) -> re.Match[str] | None:
     return found if int(digits[1:3] or 0) * 60 + int(digits[3:] or 0) <= 18 * 60 and digits[3:] < "60" else None
 
 
-class Values:
+class FieldValues:
     """The kinds of the values of one field."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Values:
         self.long = 0  # strings that a keyword ignores
         self.odd: str | float | None = None  # the first value that is a keyword only because of how it is written
         self._any_word = False
-        self._inexact: int | None = None  # the first whole number that a double changes
+        self._inexact: int | None = None  # the first integer that a double changes
 
     def add(self, value: str | float) -> None:
         """Count one value."""

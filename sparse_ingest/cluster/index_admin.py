@@ -1,8 +1,8 @@
 """Create an empty index as `load` would, with pipelines on the server; show an index; drop one.
 
 A created index accepts a load with the same settings, and documents that the server itself encodes: both write their
-vectors into the same field. Only an index with the stamp of a load or the
-key of `create_index` in its `_meta` is dropped.
+vectors into the same field. Only an index with the stamp of a load or the key of `create_index` in its `_meta` is
+dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sparse_ingest.cluster import indexes, installed, mappings, seismic, settling
+from sparse_ingest.cluster import indexes, installed, mappings, seismic, settling, updates
 from sparse_ingest.cluster.client import Client, ConnectionLike, UnreachableError, connect
 from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.installed import Installed
@@ -134,8 +134,6 @@ def create_index(
     wanted = _pipelines(index, full, chosen)
     with connect(connection, url=url, reporter=reporter) as client:
         client.dialect.check_kind(full.index.kind)
-        if wanted:
-            client.dialect.refuse("pipelines")
         body = mappings.index_body(full.index, None, client.dialect)
         there = indexes.find_index(client, index)
         if there is not None:
@@ -158,10 +156,13 @@ def create_index(
                 with contextlib.suppress(ClusterError):
                     installed.remove(client, one, index)
             raise
+        if updates.operation_for(made, full.index.field) == "update":
+            reporter.note(updates.notice(made, full.index.field))
         if unstarted := settling.unstarted_primaries(client, made):
             reporter.note(unstarted)
     if full.index.kind == "sparse_vector":
-        reporter.note(_seismic_note(made, full.index.field))
+        for message in (_seismic_note(made, full.index.field), *seismic.advice(None)):
+            reporter.note(message)
     names = {one.kind: one.name for one in pipelines}
     kept = names.get("search"), names.get("ingest")
     return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *kept, chosen.default)
@@ -256,7 +257,7 @@ def _refuse_options(options: CreateOptions) -> None:
     needed = "neural-query-enricher" in options.search or options.ingest is not None
     if needed and not options.model_id:
         raise UsageError(
-            "This pipeline runs a model of the server: pass its --model-id. GET /_plugins/_ml/models/_search lists "
+            "This pipeline runs a model on the server: pass its --model-id. GET /_plugins/_ml/models/_search lists "
             "registered models."
         )
     if options.model_id and not needed:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparse_ingest.cluster.field_types import MAX_KEYWORD
-from sparse_ingest.cluster.scores import BLOCK, dictionary_bytes, posting_bytes
+from sparse_ingest.cluster.scores import BLOCK, DICTIONARY_BYTES, posting_bytes
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.shards import ShardPart, parse_fields
 
@@ -118,7 +118,7 @@ class IndexSize:
         length = self._squared_lengths / max(1, self._tokens)
         in_blocks = (frequencies // BLOCK * BLOCK).sum() / max(1, frequencies.sum())
         position = 1 - in_blocks + in_blocks * np.log2(1 + length) / 8
-        return float(postings + dictionary_bytes(round(new)) + self._tokens * scale * position)
+        return float(postings + round(new) * DICTIONARY_BYTES + self._tokens * scale * position)
 
 
 def _leaves(value: object) -> Iterator[object]:

@@ -46,7 +46,7 @@ class Index(NamedTuple):
 
     @property
     def unreadable(self) -> str:
-        """The part of a message that says why the stamp cannot be read; "" if it can be, or there is none."""
+        """The part of a message with the reason why the stamp cannot be read; "" if it can be, or there is none."""
         why = found if isinstance(found := read_stamp(self.meta), str) else ""
         return why and f"has a _meta.{META_KEY} that cannot be read ({why})"
 
@@ -171,10 +171,10 @@ def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
 
 
 def refuse_unreadable(index: Index | None) -> None:
-    """Raise `ClusterError` if the stamp cannot be read: which vectors the index holds is not known then."""
+    """Raise `ClusterError` if the stamp cannot be read, so that the content of the index is unknown."""
     if index and index.unreadable:
         raise ClusterError(
-            f"Index {index.name!r} {index.unreadable}, so its content is not known. Correct it (PUT "
+            f"Index {index.name!r} {index.unreadable}, so its content is unknown. Correct it (PUT "
             f"{index.path}/_mapping), name another index, or load again with --replace --from-scratch."
         )
 
@@ -243,12 +243,12 @@ def refresh(client: Client, index: Index) -> None:
 
 def count_documents(client: Client, index: Index) -> int:
     """Return how many documents a search can find."""
-    return count_matching(client, index.path, {"match_all": {}})
+    return count_matching(client, index.path)
 
 
-def count_matching(client: Client, path: str, query: Mapping[str, Any]) -> int:
+def count_matching(client: Client, path: str, query: Mapping[str, Any] | None = None) -> int:
     """Return how many documents of an index or alias match a query, or raise if a shard does not answer in time."""
-    body = {"size": 0, "track_total_hits": True, "query": query}
+    body = {"size": 0, "track_total_hits": True, "query": query or {"match_all": {}}}
     answer = client.search(path, body)
     return int(answer["hits"]["total"]["value"])
 

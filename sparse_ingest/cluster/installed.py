@@ -73,6 +73,7 @@ def install(client: Client, pipeline: Installed, body: dict[str, Any], index: st
     Raises:
         ClusterError: another one has its name, or the server does not know a processor.
     """
+    client.dialect.refuse("pipelines")
     body = {**body, "description": f"{_mark(index)} {body['description']}"}
     there = _found(client, pipeline)
     if there == body:
@@ -95,11 +96,11 @@ def install(client: Client, pipeline: Installed, body: dict[str, Any], index: st
 
 
 def remove(client: Client, pipeline: Installed, index: str) -> str | None:
-    """Remove a pipeline that was installed for an index. Return None, or a message why it stays."""
+    """Remove a pipeline that was installed for an index. Return None, or a message why it was kept."""
     there = _found(client, pipeline)
     if there is None:
         return None
-    what = f"The {pipeline.kind} pipeline {pipeline.name!r} stays"
+    what = f"The {pipeline.kind} pipeline {pipeline.name!r} was kept"
     if not str(there.get("description", "")).startswith(_mark(index)):
         return f"{what}: another client replaced the one that was created for {index!r}."
     try:
@@ -119,7 +120,7 @@ def final_pipeline(index: Index) -> str | None:
     return None if name == "_none" else name
 
 
-def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
+def refuse_encoding_final_pipeline(client: Client, index: Index, field: str) -> None:
     """Raise `ClusterError` if the final pipeline of an index encodes into the field that a load writes."""
     name = final_pipeline(index)
     if name is None:
@@ -184,7 +185,7 @@ def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
     return equipped(body, pipelines, passages=passages, defaults=defaults)
 
 
-def left_behind(old: Index, new: Index) -> dict[str, str]:
+def lost_default_pipelines(old: Index, new: Index) -> dict[str, str]:
     """Return the settings of `old` that name default pipelines, where `new` names none."""
     named = {name: old.setting(name) for name in DEFAULT_PIPELINE_SETTINGS.values() if new.setting(name) is None}
     return {f"index.{name}": pipeline for name, pipeline in named.items() if pipeline not in (None, "_none")}

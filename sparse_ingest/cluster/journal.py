@@ -31,7 +31,7 @@ from typing import Any, NotRequired, TypedDict
 
 from sparse_ingest.cluster.stamps import CHANGED_BY_LOADS, is_changed_by_loads
 from sparse_ingest.errors import RunError, first_line
-from sparse_ingest.records import Refusal
+from sparse_ingest.records import Refusal, place_text
 from sparse_ingest.runs.manifest import Count
 from sparse_ingest.runs.run import Run
 from sparse_ingest.storage.durable import atomic_file, naming, open_own, sync_folder
@@ -103,7 +103,7 @@ class Journal:
         self._write(self._merged, state)
 
     def settings(self) -> dict[str, dict[str, str | None]]:
-        """Return the last state of `keep_settings`, or raise `RunError` if the file holds anything else."""
+        """Return the last state of `keep_settings`, or raise `RunError` if the file has other content."""
         try:
             kept = read_json(self._settings, dict[str, dict[str, str | None]])
             if foreign := {name: entry for name, entry in kept.items() if not is_changed_by_loads(name, entry)}:
@@ -112,7 +112,7 @@ class Journal:
             return {}
         except ValueError as error:
             raise RunError(
-                f"{self._settings} does not hold index settings ({error}). Restore the file, or delete it and check "
+                f"{self._settings} does not contain index settings ({error}). Restore the file, or delete it and check "
                 f"{', '.join(CHANGED_BY_LOADS)} of the index yourself."
             ) from error
         return kept
@@ -186,7 +186,7 @@ class Journal:
 
 
 class _Copy:
-    """A local copy of the files at an address, which the process that holds the lock of the load writes."""
+    """A local copy of the files at an address, written by the process that has locked the load."""
 
     def __init__(self, place: RemotePath) -> None:
         self._place = place
@@ -251,7 +251,7 @@ def journals(run: Run) -> dict[tuple[str, str], Journal]:
 
 
 def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
-    """Return the journal line of each shard that the index holds as it is in the run.
+    """Return the journal line of each shard that the index has as it is in the run.
 
     If any shard was encoded again after it was loaded, return none: a row that it lost may have replaced the document
     of another shard.
@@ -287,8 +287,9 @@ def _lines(path: Path, kind: type[Any]) -> Iterator[dict[str, Any]]:
                 checked(content, kind)
             except ValueError as error:
                 raise RunError(
-                    f"{path}, line {number} is not the JSON of a shard ({first_line(error)}). Restore the file, or "
-                    "delete its folder to load all shards again; documents keep their ids, so none is duplicated."
+                    f"{place_text(path, number)}: not a valid line of a journal ({first_line(error)}). Restore the "
+                    "file, or delete its folder to load all shards again; documents keep their ids, so none is "
+                    "duplicated."
                 ) from error
             yield content
 

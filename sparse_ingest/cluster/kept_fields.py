@@ -7,11 +7,11 @@ their leaves, lists by their elements. Memory grows with the number of fields, w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sparse_ingest.cluster.field_types import MAX_KEYWORD, Values, fits
+from sparse_ingest.cluster.field_types import MAX_KEYWORD, FieldValues, fits
+from sparse_ingest.corpora.documents import shown
 from sparse_ingest.errors import RunError, listed
 from sparse_ingest.records import MAX_LEVELS, field_path, is_within, refused_name
 from sparse_ingest.runs.shards import parse_fields
@@ -24,7 +24,6 @@ _OPAQUE = (
     "flat_object", "flattened", "geo_point", "geo_shape", "completion", "join", "percolator", "rank_features",
     "sparse_vector",
 )  # fmt: skip
-_SHOWN = 60  # characters of a value in a message
 _NAMED = 20  # fields in a note
 
 
@@ -48,7 +47,7 @@ class _Field:
 
     def __init__(self, entry: Mapping[str, Any] | None, *, skipped: bool) -> None:
         kind, enabled = (None, True) if entry is None else (entry.get("type", "object"), entry.get("enabled", True))
-        self.entry, self.values, self.refused = entry, Values(), ""
+        self.entry, self.values, self.refused = entry, FieldValues(), ""
         self.is_object = kind in _OBJECTS
         self.skipped = skipped or kind in _OPAQUE or enabled in (False, "false")
 
@@ -85,11 +84,11 @@ class KeptFields:
             try:
                 carried = parse_fields(text, doc_id)
             except RunError:
-                self._break("documents whose fields are not a JSON object, or nested too deeply", _short(doc_id))
+                self._break("documents whose fields are not a JSON object, or nested too deeply", shown(doc_id))
                 continue
             for name, value in carried.items():
                 if reason := refused_name(name):
-                    self._break(f"documents with a field {_short(name)} ({reason})", _short(doc_id))
+                    self._break(f"documents with a field {shown(name)} ({reason})", shown(doc_id))
                 elif name not in _CARRIED:
                     self._walk("", name, value, doc_id)
         return self._broken
@@ -161,7 +160,7 @@ class KeptFields:
         field.is_object = True
         for name, each in value.items():
             if reason := refused_name(name, inner=True):
-                self._refuse(path, f"a field {_short(name)} ({reason})", doc_id)
+                self._refuse(path, f"a field {shown(name)} ({reason})", doc_id)
             else:
                 self._walk(path, name, each, doc_id)
 
@@ -188,19 +187,19 @@ class KeptFields:
         if field is not None and field.entry is None:
             field.refused = what
         else:
-            self._break(f"documents with {what}{f' in {path!r}' if path else ''}", _short(doc_id))
+            self._break(f"documents with {what}{f' in {path!r}' if path else ''}", shown(doc_id))
 
     def _break_type(self, path: str, field: _Field, doc_id: str, value: object) -> None:
         kind = (field.entry or {}).get("type", "object")
         advice = "pass another type with --map" if self._origin == "is declared" else "load into a new index"
         rule = f"documents whose field {path!r} does not fit the type {kind}, which {self._origin} (correct them, or "
-        self._break(f"{rule}{advice})", f"{_short(doc_id)}: {_short(value)}")
+        self._break(f"{rule}{advice})", f"{shown(doc_id)}: {shown(value)}")
 
     def _break(self, rule: str, example: str) -> None:
         self._broken.append((rule, example))
 
 
-def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[str, str]) -> list[str]:
+def _notes(new: Mapping[str, str], seen: Mapping[str, FieldValues], refused: Mapping[str, str]) -> list[str]:
     from_strings = {path for path, kind in new.items() if kind != "keyword" and seen[path].any_string}
     found = [f"{path} ({kind}{', from strings' if path in from_strings else ''})" for path, kind in new.items()]
     reasons = [f"{path} ({reason})" for path in new if (reason := seen[path].reason)]
@@ -219,8 +218,3 @@ def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[
         (unmapped, "Not mapped, so no search can filter by them: {}."),
     )  # fmt: skip
     return [line.format(listed(names, _NAMED)) for names, line in lines if names]
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.pipeline import HybridSettings, changed
 
 MAX_WEIGHT = 64.0  # Lucene's FeatureField takes weights in (0, 64]
 
@@ -29,7 +30,7 @@ _RATIOS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "max_ratio": ("a number from 0 to below 1", lambda ratio: 0 <= ratio < 1),
     "alpha_mass": ("a number from 0 to below 1", lambda ratio: 0 <= ratio < 1),
     "abs_value": ("a weight of at least 0", lambda ratio: ratio >= 0),
-    "top_k": ("a whole number above zero", lambda ratio: ratio > 0 and ratio == int(ratio)),
+    "top_k": ("an integer above zero", lambda ratio: ratio > 0 and ratio == int(ratio)),
 }
 
 
@@ -104,9 +105,28 @@ def check_seismic(settings: Mapping[str, Any]) -> None:
     """Raise `PipelineError` if a setting of SEISMIC is unknown or not above zero."""
     _refuse_unknown("seismic", settings, ("heap_factor", "k", "top_n"))
     for name, value in settings.items():
-        fits, expected = (is_number, "number") if name == "heap_factor" else (_is_integer, "whole number")
+        fits, expected = (is_number, "a number") if name == "heap_factor" else (_is_integer, "an integer")
         if not fits(value) or value <= 0:
-            raise PipelineError(f"[query] seismic.{name} = {value!r}; expected a {expected} above zero.")
+            raise PipelineError(f"[query] seismic.{name} = {value!r}; expected {expected} above zero.")
+
+
+def check_hybrid(settings: HybridSettings, engine: str = "exact") -> None:
+    """Raise `PipelineError` if settings of a hybrid search have no effect, or the server refuses them together."""
+    given = changed(settings)
+    others = sorted(given.keys() & HybridSettings.__dataclass_fields__.keys() - {"hybrid"})
+    if settings.hybrid is None and others:
+        raise PipelineError(f"{others[0]} has no effect without a hybrid search. Set hybrid = true (--hybrid) too.")
+    weights = settings.hybrid_weights or (0.5, 0.5)
+    if not (min(weights) >= 0 and math.isclose(sum(weights), 1, abs_tol=1e-3)):
+        raise PipelineError(f"hybrid_weights = {list(weights)}; expected two numbers from 0 to 1 that sum to 1.")
+    if settings.hybrid_combination == "rrf" and settings.hybrid_normalization:
+        raise PipelineError("hybrid_combination rrf combines ranks, which are not normalized: omit the normalization.")
+    if settings.hybrid_normalization == "z_score" and settings.hybrid_combination not in (None, "arithmetic_mean"):
+        raise PipelineError(
+            "OpenSearch combines z_score by arithmetic_mean only. Change hybrid_combination or hybrid_normalization."
+        )
+    if settings.hybrid and engine == "two-phase":
+        raise PipelineError("Two-phase has no effect in a hybrid query. Use --engine exact, or --no-hybrid.")
 
 
 def check_pruned(settings: Mapping[str, Any]) -> None:
@@ -130,7 +150,7 @@ def check_two_phase(settings: Mapping[str, Any], *, size: int = 10) -> dict[str,
     for name, fits, expected in (
         ("prune_ratio", is_number(ratio) and ratio_fits(ratio), f"{words} with prune_type {kind}"),
         ("expansion_rate", is_number(rate) and rate >= 1, "a number of at least 1"),
-        ("max_window_size", _is_integer(most) and most >= _LEAST_WINDOW, f"a whole number of at least {_LEAST_WINDOW}"),
+        ("max_window_size", _is_integer(most) and most >= _LEAST_WINDOW, f"an integer of at least {_LEAST_WINDOW}"),
     ):
         if not fits:
             raise PipelineError(f"[query] two_phase.{name} = {full[name]!r}; expected {expected}.")

@@ -1,7 +1,7 @@
 """The mapping of an index: built from the pipeline's JSON, and checked if the index exists.
 
-In: `[index]` settings, a `Stamp`. Out: the body that creates an index, or an error that says why an existing one does
-not fit; and the writer of documents for its field. The keys of a sparse field are tokens in rank_features, token ids in
+In: `[index]` settings, a `Stamp`. Out: the body that creates an index, or the reason why an existing one does not fit;
+and the writer of documents for its field. The keys of a sparse field are tokens in rank_features, token ids in
 sparse_vector (SEISMIC, whose parameters seismic.py fits to a run).
 """
 
@@ -163,7 +163,7 @@ def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> Non
             for one in (there, stamp)
         )
         raise ClusterError(
-            f"Index {index.name!r} holds vectors of {held}, this run is of {loaded}{differing}. Load into another "
+            f"Index {index.name!r} has vectors of {held}, but this run is of {loaded}{differing}. Load into another "
             "index, or pass --replace."
         )
 

@@ -3,7 +3,7 @@
 Both limits grow by a step with each round of answers and are halved, once per round, when the cluster is overloaded
 (429, 503, a timeout, a lost connection). An answer's time per byte, compared with the recent best, shows how many
 requests only queue (as in TCP Vegas): their number grows while none does and shrinks when a third do, so a cluster that
-another client needs is spared. The caller passes the time. Not covered: pauses before repetitions (sending.py).
+another client needs is spared. The caller passes the time. Not covered: pauses before retries (sending.py).
 """
 
 from __future__ import annotations

@@ -107,11 +107,6 @@ def scan(client: Client, index: Index) -> Iterator[IndexScan]:
             client.dialect.close_point(client.call, point)
 
 
-def count_searchable(client: Client, index: str) -> int:
-    """Return how many documents a search can find."""
-    return count_matching(client, path_of(index), {"match_all": {}})
-
-
 def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     """Return how many of these documents an index has."""
     path = path_of(index)
@@ -135,8 +130,8 @@ def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     return known
 
 
-def count_holding(client: Client, index: str, field: str, tokens: Sequence[str]) -> dict[str, int]:
-    """Return for each token how many documents have it. OpenSearch needs the neural-search plugin for that."""
+def document_frequencies(client: Client, index: str, field: str, tokens: Sequence[str]) -> dict[str, int]:
+    """Return how many documents have each token. OpenSearch needs the neural-search plugin for that."""
     path, wanted = f"{path_of(index)}/_msearch", "responses.hits.total.value"
     clauses = (client.dialect.tokens_clause(field, {token: 1.0}) for token in tokens)
     bodies = ({"size": 0, "track_total_hits": True, "query": clause} for clause in clauses)

@@ -21,19 +21,17 @@ import numpy.typing as npt
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.kept_fields import KeptFields
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, weight_codes
-from sparse_ingest.errors import ClusterError, RunError
-from sparse_ingest.records import SparseRows, field_path, is_within
+from sparse_ingest.errors import ClusterError, RunError, short_repr
+from sparse_ingest.records import MAX_ID_BYTES, SparseRows, field_path, is_within
 from sparse_ingest.runs.shards import ShardPart, parse_fields
 
 NAMED_DOCUMENTS = 20  # documents that an error names for each rule
-MAX_ID_BYTES = 512
 MAX_TOKEN_BYTES = 32766  # of a term in Lucene
 MAX_REQUEST_BYTES = 100 << 20  # the default of http.max_content_length
 MAX_CODE_SUM = (1 << 31) - 1  # Lucene's length of a document: the sum of the codes of its weights, in 31 bits
 _CODES = 1 << 16
 _LOWEST_CODE = int(weight_codes(np.array([LOWEST_WEIGHT]))[0])
 _INFINITE_CODE = int(weight_codes(np.array([np.inf]))[0])
-_NAME_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class _DocumentChecker:
         if min(lengths, default=1) == 0 or max(lengths, default=0) > MAX_ID_BYTES // 4:
             for doc_id in doc_ids:
                 if not 0 < len(doc_id.encode()) <= MAX_ID_BYTES:
-                    self._note(f"ids that are empty or longer than {MAX_ID_BYTES} bytes", _short(doc_id))
+                    self._note(f"ids that are empty or longer than {MAX_ID_BYTES} bytes", short_repr(doc_id))
 
     def _check_terms(self, vectors: SparseRows) -> None:
         token_ids, codes = vectors.token_ids, weight_codes(vectors.weights)
@@ -140,7 +138,7 @@ class _DocumentChecker:
             before = np.concatenate(([0], np.cumsum(codes, dtype=np.int64)))
             sums = before[vectors.indptr[1:]] - before[vectors.indptr[:-1]]
             for row in np.flatnonzero(sums > MAX_CODE_SUM).tolist():
-                example = f"{_short(vectors.doc_ids[row])} ({lengths[row]} terms)"
+                example = f"{short_repr(vectors.doc_ids[row])} ({lengths[row]} terms)"
                 self._note("documents with more terms than OpenSearch can add up", example)
         if self._any_unusable:
             self._note_terms("token ids without a token in vocab.json", vectors, self._no_token[token_ids])
@@ -155,7 +153,7 @@ class _DocumentChecker:
                 self._note(
                     f"documents that carry a field {self._limits.field!r}, the name of the sparse field (pass "
                     "another --field, or encode with a --keep that omits it)",
-                    _short(vectors.doc_ids[row]),
+                    short_repr(vectors.doc_ids[row]),
                 )
         if self._limits.kept is not None and self._limits.kept.is_needed:
             for rule, example in self._limits.kept.read(vectors.doc_ids, part.fields):
@@ -170,7 +168,7 @@ class _DocumentChecker:
             if least > self._limits.max_bytes:
                 self._note(
                     f"documents larger than the {self._limits.max_bytes} bytes that a request may have",
-                    f"{_short(vectors.doc_ids[row])} ({least} bytes or more)",
+                    f"{short_repr(vectors.doc_ids[row])} ({least} bytes or more)",
                 )
 
     def _note_terms(self, rule: str, vectors: SparseRows, broken: npt.NDArray[np.bool_]) -> None:
@@ -199,8 +197,4 @@ def clashes(carried: object, name: str) -> bool:
 
 def _document(vectors: SparseRows, place: int) -> str:
     """Return the id of the document that a term belongs to."""
-    return _short(vectors.doc_ids[int(np.searchsorted(vectors.indptr, place, side="right")) - 1])
-
-
-def _short(doc_id: str) -> str:
-    return repr(doc_id if len(doc_id) <= _NAME_CHARACTERS else f"{doc_id[:_NAME_CHARACTERS]}…")
+    return short_repr(vectors.doc_ids[int(np.searchsorted(vectors.indptr, place, side="right")) - 1])

@@ -16,10 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.answers import Responses
+from sparse_ingest.cluster.answers import Found, Responses
 from sparse_ingest.cluster.client import Client, PartialAnswerError, path_of
+from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.failures import error_of
+from sparse_ingest.cluster.indexes import Index
+from sparse_ingest.cluster.mappings import field_mapping
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
+from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import TermShare, batched
 
@@ -105,6 +109,39 @@ class StoredReader:
     def _sum_of_bytes(self, hit: Mapping[str, Any]) -> int:
         raw = _of_clusters(hit["_explanation"])
         return 0 if raw is None else int(raw["value"]) // self._query_byte
+
+
+def reader_of(client: Client, there: Index, field: str) -> tuple[StoredReader, float | None]:
+    """Return the reader of a sparse field, and the weight of byte 255 in clusters; None for a rank_features field.
+
+    Raises:
+        ClusterError: the release does not explain the scores of a sparse_vector field.
+    """
+    entry = field_mapping(there.mappings, field) or {}
+    ceiling = ceiling_search = None
+    if kind_of(entry) == "sparse_vector":
+        if client.version[:2] < EXPLAINED_SINCE:
+            raise ClusterError(
+                f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}; reading weights of "
+                "sparse_vector fields needs 3.5, which explains their scores. Upgrade the cluster."
+            )
+        parameters = parameters_of(entry)
+        ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
+    clauses = client.dialect.max_clauses(client.find)
+    return StoredReader(client, there.name, field, clauses, ceiling_search=ceiling_search), ceiling
+
+
+def as_weight(stored: Stored, ceiling: float | None) -> float:
+    """Return a stored value as a weight; `ceiling` is the weight of byte 255."""
+    return int(stored) * ceiling / LEVELS if isinstance(stored, np.uint8) and ceiling is not None else float(stored)
+
+
+def read_fields(client: Client, index: str, field: str, doc_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the fields of those documents that an index has, by id, without the sparse field."""
+    query: dict[str, Any] = {"ids": {"values": list(doc_ids)}}
+    body = {"query": query, "size": len(doc_ids), "_source": {"excludes": [field]}}
+    answer = client.search(path_of(index), body, expected=Found)
+    return {hit["_id"]: hit.get("_source", {}) for hit in answer["hits"]["hits"]}
 
 
 def search_many(

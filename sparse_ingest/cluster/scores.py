@@ -26,7 +26,7 @@ BLOCK = 256
 _CODE_BITS, _CODE_BYTES = 15.0, 3.0
 _BLOCK_BYTES = 12.0  # a header and the largest code; the codes that need a 16th bit
 _GAP_BYTES = 1.25  # of a gap below 128 documents
-_DICTIONARY_BYTES = 10.5  # of a token: its string, its frequencies, the address of its postings
+DICTIONARY_BYTES = 10.5  # of a token: its string, its frequencies, the address of its postings
 _LARGEST_GAP = 6.1  # times the mean of 256 gaps between random documents; it sets the bits of all
 
 
@@ -71,9 +71,4 @@ def posting_bytes(
     # The probability that a gap is longer than 127, if documents are spread at random.
     long_gaps = np.exp(-128 * held / documents)
     in_tails = np.where(held > 1, tail * (_GAP_BYTES + long_gaps + code_bytes), 0.0)
-    return float((in_blocks + in_tails).sum()) + dictionary_bytes(len(held))
-
-
-def dictionary_bytes(tokens: int) -> float:
-    """Predict the bytes of a dictionary of `tokens` tokens."""
-    return tokens * _DICTIONARY_BYTES
+    return float((in_blocks + in_tails).sum()) + len(held) * DICTIONARY_BYTES

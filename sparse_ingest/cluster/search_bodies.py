@@ -8,7 +8,7 @@ pipelines that they need. `body["query"]` can be part of a larger query; the two
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as made_of
 from typing import Any, TypedDict, Unpack
@@ -17,6 +17,7 @@ from sparse_ingest.cluster.dialects import DIALECTS, MAX_CLAUSES, ElasticsearchD
 from sparse_ingest.cluster.limits import (
     FittedWeights,
     check_clauses,
+    check_hybrid,
     check_pruned,
     check_seismic,
     check_two_phase,
@@ -25,13 +26,14 @@ from sparse_ingest.cluster.limits import (
     leaves_nothing,
 )
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import EngineName, packaged_folder
+from sparse_ingest.pipeline import EngineName, HybridSettings, packaged_folder
 
 SearchBody = dict[str, Any]
 QueryClause = Mapping[str, Any]
 Weights = Mapping[str, float] | FittedWeights  # by token, or by its key in the field
 _LEAST_SCORE = 1e-45  # below every score above zero; hits without any token of the query have 0
 HYBRID_DEPTH = 100  # documents of each search that a hybrid one combines
+SUB_SCORES = ("bm25", "sparse")  # the names of the two scores of a hybrid search, in the order of its queries
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Engine:
 
     `keys` maps tokens to keys of the field, None if tokens are the keys; `two_phase`, `seismic` and `pruned` are the
     tables of [query]. Clusters of a sparse_vector field clip query weights at `ceiling`, None if unknown. `mappings`
-    are those of the index, if they were read.
+    are those of the index, if they were read. With `hybrid`, BM25 on title and text is combined with the engine.
     """
 
     name: EngineName = "exact"
@@ -53,6 +55,7 @@ class Engine:
     ceiling: float | None = None
     product: Product = "opensearch"
     mappings: Mapping[str, Any] | None = made_of(default=None, repr=False, compare=False)
+    hybrid: HybridSettings | None = None
 
 
 class BodyOptions(TypedDict, total=False):
@@ -258,6 +261,7 @@ def hybrid_body(
     *,
     size: int,
     filter: QueryClause | None = None,
+    collapse: str | None = None,
     search_pipeline: str | None = None,
     depth: int | None = HYBRID_DEPTH,
     max_clauses: int = MAX_CLAUSES,
@@ -267,11 +271,12 @@ def hybrid_body(
     Args:
         text: The query, for BM25.
         weights: The query weights, for the learned-sparse search.
-        engine: The engine of the learned-sparse search.
+        engine: The engine of the learned-sparse search, whose `hybrid` has weights and techniques.
         size: Number of hits.
         filter: A query clause that every hit matches.
+        collapse: As in `BodyOptions`; OpenSearch before 3.1 ignores it in a hybrid search.
         search_pipeline: Name of an installed pipeline with a normalization or score-ranker processor, whose first
-            weight is that of BM25. By default the request contains pipelines/opensearch/search/hybrid.json.
+            weight is that of BM25. By default the request contains one, from pipelines/opensearch/search.
         depth: Number of documents of each search that are combined; None for `size`, which servers before 2.19 need.
             A document below that depth in one search counts as not found by it.
         max_clauses: The maximum of clauses that the server accepts.
@@ -280,16 +285,26 @@ def hybrid_body(
         UsageError: the weights are invalid (see `fit_weights`), or the engine is two-phase.
     """
     DIALECTS[engine.product].refuse("hybrid")
-    if engine.name == "two-phase":
-        raise UsageError("Two-phase has no effect in a hybrid query. Use --engine exact, or omit --hybrid.")
-    fitted = fit_weights(weights, max_clauses=max_clauses).weights
-    depth = max(size, depth) if depth is not None else None
-    parameters = _method_parameters(depth or size, engine.seismic, filter) if engine.name == "seismic" else None
-    sparse = _sparse_clause(fitted, engine.field, parameters)
-    parts: SearchBody = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
-    query = {"hybrid": parts | ({"pagination_depth": depth} if depth is not None else {})}
-    body = _body(query, field=engine.field, size=size, tokens=len(fitted), max_clauses=max_clauses)
-    return body | {"search_pipeline": search_pipeline or packaged_search_pipeline("hybrid")}
+    settings = engine.hybrid or HybridSettings(hybrid=True)
+    check_hybrid(settings, engine.name)
+    fitted, depth = fit_weights(weights, max_clauses=max_clauses).weights, max(size, depth) if depth else None
+    queries = _hybrid_clauses(text, fitted, engine, depth or size, filter)
+    query = {"hybrid": {"queries": queries} | ({"pagination_depth": depth} if depth is not None else {})}
+    body = _body(query, field=engine.field, size=size, tokens=len(fitted), collapse=collapse, max_clauses=max_clauses)
+    return body | {"search_pipeline": search_pipeline or _hybrid_pipeline(settings)}
+
+
+def sub_scores_body(
+    text: str, weights: FittedWeights, engine: Engine, doc_ids: Sequence[str], *, size: int, filter: QueryClause | None
+) -> SearchBody:
+    """Return the request for both scores of each hit of a hybrid search, under the names in `SUB_SCORES`.
+
+    `explain` of a hybrid query changes scores and mixes documents (3.6). Send with include_named_queries_score=true.
+    """
+    clauses = _hybrid_clauses(text, weights.weights, engine, max(size, HYBRID_DEPTH), filter)
+    named = [{"bool": {"must": [one], "_name": name}} for name, one in zip(SUB_SCORES, clauses, strict=True)]
+    query = {"bool": {"filter": [{"ids": {"values": list(doc_ids)}}], "should": named}}
+    return {"size": len(doc_ids), "_source": False, "query": query, "explain": True}
 
 
 def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = None) -> SearchBody:
@@ -359,6 +374,25 @@ def _single_terms(query: Any) -> Any:
                 any_of = [{"term": {field: value}} for value in values] or [{"match_none": {}}]
                 return {"bool": {"should": any_of}}
     return query
+
+
+def _hybrid_clauses(
+    text: str, weights: Mapping[str, float], engine: Engine, depth: int, filter: QueryClause | None
+) -> list[SearchBody]:
+    parameters = _method_parameters(depth, engine.seismic, filter) if engine.name == "seismic" else None
+    sparse = _sparse_clause(weights, engine.field, parameters)
+    return [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]
+
+
+def _hybrid_pipeline(settings: HybridSettings) -> SearchBody:
+    """Return the packaged search pipeline with these settings."""
+    pipeline = packaged_search_pipeline("rrf" if settings.hybrid_combination == "rrf" else "hybrid")
+    [processor] = pipeline["phase_results_processors"][0].values()
+    processor.get("normalization", {})["technique"] = settings.hybrid_normalization or "min_max"
+    processor["combination"]["technique"] = settings.hybrid_combination or "arithmetic_mean"
+    if settings.hybrid_weights:
+        processor["combination"]["parameters"] = {"weights": list(settings.hybrid_weights)}
+    return pipeline
 
 
 def _two_phase_pipeline(settings: Mapping[str, Any]) -> SearchBody:

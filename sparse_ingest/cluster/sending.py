@@ -3,7 +3,8 @@
 In: `BulkRequest`s. Out: one `Outcome` per request, in order. After 429, 502, 503, 504, a broken connection or a
 timeout, the request or its failed documents are sent again: every operation has its id. A request whose connection
 breaks repeatedly, while an empty one is answered, is sent in halves as after 413: some proxies reset the connection of
-requests that are too large, or whose content they refuse. Errors of more than one document are a `ClusterError`.
+requests that are too large, or whose content they refuse. An error of more than one document is raised as
+`ClusterError`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
 from sparse_ingest.cluster.failures import BUSY, error_of, is_block
 from sparse_ingest.cluster.pacing import FEWEST_BYTES, Attempt, Pace
 from sparse_ingest.cluster.waiting import SAY_S
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.errors import ClusterError, counted
 from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.storage.waiting import in_thread
 
@@ -41,7 +42,7 @@ _LONGEST_PAUSE_S = 600.0  # a wrong Retry-After must not stop a load for hours
 
 @dataclass(frozen=True)
 class Retries:
-    """Repetitions of a request: random pauses between 0 and base_s · 2^n, at most cap_s.
+    """How a request is retried: after random pauses between 0 and base_s · 2^n, at most cap_s.
 
     `attempts` counts consecutive attempts in which no document was accepted.
     """
@@ -176,8 +177,9 @@ class _Sender:
             if left.halve or (breaks >= _breaks(request) and self._answers_small()):
                 return refused + self._send_halves(request, left)
             if failures == self._retries.attempts or left_s <= 0:
+                documents = counted(count, "document")
                 raise ClusterError(
-                    f"{count} documents were not accepted in {failures} attempts and {patience_s - left_s:.0f} s. "
+                    f"The cluster did not accept {documents} in {failures} attempts and {patience_s - left_s:.0f} s. "
                     f"Last: {left.why} When the cluster has recovered, start the same command again: it continues "
                     "after the last finished shard."
                 )
@@ -218,7 +220,7 @@ class _Sender:
                 self._changed.notify_all()
 
     def _take_turn(self, request: BulkRequest) -> Attempt:
-        """Wait until the pace allows another attempt; repetitions count too."""
+        """Wait until the pace allows another attempt; retries count too."""
         documents = len(request.doc_ids)
         self._pause(self._pace.wait_s(documents, time.monotonic()))
         with self._changed:

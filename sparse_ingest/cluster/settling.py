@@ -14,7 +14,7 @@ from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.waiting import Waiting
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.errors import ClusterError, counted
 from sparse_ingest.reporting import Reporter
 
 _POLL_S = 2.0
@@ -89,7 +89,7 @@ def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patienc
         if nodes is not None and there >= primaries * min(nodes, copies // primaries) and nodes * primaries < copies:
             return (
                 f"Index {index.name!r} should have {copies // primaries} copies of each shard, but the cluster has "
-                f"{nodes} data node{'s' if nodes > 1 else ''}: {copies - there} of {copies} copies cannot be created. "
+                f"{counted(nodes, 'data node')}: {copies - there} of {copies} copies cannot be created. "
                 "Add nodes, or set number_of_replicas in the index body."
             )
         state = (there, _recovered_bytes(client, index))

@@ -50,10 +50,12 @@ def with_field(index: Index | None, name: str, field: str, kind: FieldKind, dial
     return index._replace(mappings=_mapped(index.mappings, field, dialect))
 
 
-def add_field(client: Client, index: Index, field: str) -> None:
-    """Map the sparse field, unless it is mapped."""
-    if field_mapping(check_uuid(client, index).mappings, field) is None:
-        client.call("PUT", f"{index.path}/_mapping", _mapped({}, field, client.dialect))
+def add_field(client: Client, index: Index, field: str) -> bool:
+    """Map the sparse field. Return False if it is mapped already."""
+    if field_mapping(check_uuid(client, index).mappings, field) is not None:
+        return False
+    client.call("PUT", f"{index.path}/_mapping", _mapped({}, field, client.dialect))
+    return True
 
 
 def operation_for(index: Index, field: str) -> UpdateOperation:
@@ -69,8 +71,9 @@ def notice(index: Index, field: str) -> str:
             "index cannot be changed. Later updates keep the vectors."
         )
     return (
-        f"Index {index.name!r} excludes {field!r} from _source: a document that a client changes with _update later "
-        "loses its vector. `sparse-ingest verify` finds such documents."
+        f"Index {index.name!r} excludes {field!r} from _source: a document that a client changes with _update loses "
+        "its vector until it is loaded again. `sparse-ingest verify` finds such documents; an index created with "
+        'source = "keep" in [index] has none.'
     )
 
 

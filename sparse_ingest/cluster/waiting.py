@@ -1,4 +1,4 @@
-"""Wait for a cluster: report slow and repeated requests, end on stop requests.
+"""Wait for a cluster: report slow and retried requests, end on stop requests.
 
 Reports come after 10 s and at most once in 10 s for each cause. A stop request ends only requests that take longer than
 4 s, so a healthy stage finishes its current work first. Not covered: how often to send again (sending.py, settling.py).
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 class Waiting:
     """Notes and stop requests while a client waits. Safe to use from several threads.
 
-    Without a `reporter`, notes are log warnings and nothing requests a stop. A request, with its repetitions, may go
-    without success for `patience_s`.
+    Without a `reporter`, notes are log warnings and nothing requests a stop. A request, retries included,
+    may go without success for `patience_s`.
     """
 
     def __init__(self, address: str, reporter: Reporter | None = None, patience_s: float = math.inf) -> None:
@@ -69,7 +69,7 @@ class Waiting:
             self.say(why, f"Trying again in {left:.0f} s: {why}", counted=False)
 
     def end(self) -> None:
-        """End all waits: the client is closed, and other threads may still ask."""
+        """End all waits, also those of other threads: the client is closed."""
         self._ended = True
 
     def _refuse_stopped(self, why: str) -> None:

@@ -3,7 +3,7 @@
 In: a file, or the BEIR or MTEB folder that has it. Queries are rows with `_id` (or `id`) and `text` in JSON lines, csv,
 Parquet or Arrow, lines of `id<TAB>text`, or titles of TREC topics. Judgments are rows with `query-id`, `corpus-id` and
 `score` in these formats or as BEIR's table with tabs, or TREC's four columns. Text may be compressed (.gz, .zst). A
-query or judgment that cannot be read is an error, which would change every measure.
+query or judgment that cannot be read is an error: skipping it would change every measure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, suffix_of
 from sparse_ingest.corpora.text_formats import Quoting
 from sparse_ingest.errors import CorpusError, UsageError
-from sparse_ingest.records import Query
+from sparse_ingest.records import Query, place_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +38,13 @@ _LABEL = re.compile(r"^(number|topic)\s*:", re.IGNORECASE)
 
 def read_queries(path: Path, quoting: Quoting | None = None) -> Iterator[Query]:
     """Yield the queries of a file or a collection's folder, in order; `quoting` is for csv."""
-    seen: dict[str, tuple[Path, str]] = {}
+    seen: dict[str, str] = {}  # id to place
     for file in _files_in(path, _QUERIES):
         for at, query in _queries_of(file, quoting):
             if query.id in seen:
-                other, first = seen[query.id]
-                where = first if other == file else f"{other} {first}"
-                raise CorpusError(f"{file} {at}: duplicate query id {shown(query.id)}: first at {where}. Remove one.")
-            seen[query.id] = file, at
+                found = f"duplicate query id {shown(query.id)} (first seen at {seen[query.id]})"
+                raise CorpusError(f"{at}: {found}. Remove one.")
+            seen[query.id] = at
             yield query
 
 
@@ -57,9 +56,7 @@ def read_qrels(path: Path, quoting: Quoting | None = None) -> dict[str, dict[str
             before = qrels.setdefault(query_id, {}).setdefault(doc_id, score)
             if before != score:
                 pair = f"query {shown(query_id)} and document {shown(doc_id)}"
-                raise CorpusError(
-                    f"{file} {at}: {pair} have the score {score} here and {before} before. Remove one of them."
-                )
+                raise CorpusError(f"{at}: {pair} have the score {score} here and {before} before. Remove one of them.")
     return qrels
 
 
@@ -69,10 +66,10 @@ def _files_in(path: Path, patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         if found := sorted(each for each in path.glob(pattern) if each.is_file()):
             return found
-    raise CorpusError(f'The folder "{path}" holds none of {", ".join(patterns)}. Name the file itself.')
+    raise CorpusError(f'The folder "{path}" has none of {", ".join(patterns)}. Name the file itself.')
 
 
-# Rows of either
+# Rows of queries and of judgments
 
 
 def _format(path: Path) -> str:
@@ -88,7 +85,7 @@ def _warn_once(message: str) -> None:
 def _rows(
     path: Path, wanted: Mapping[str, str] | None, quoting: Quoting | None
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield the line and columns of each row. `wanted` has the columns and their roles; None: those of a query."""
+    """Yield the place and columns of each row. `wanted` has the columns and their roles; None: those of a query."""
 
     def choose(names: Sequence[str]) -> Mapping[str, str]:
         if wanted is None:
@@ -99,9 +96,9 @@ def _rows(
 
     source = source_of(FoundFile.found(path), choose, label=str(path), quoting=quoting)
     for record in source.records(0, 1):
-        at = f"{source.unit} {record.line}"
+        at = place_text(path, record.line, source.unit)
         if record.columns is None:
-            raise CorpusError(f"{path} {at}: {record.reason}")
+            raise CorpusError(f"{at}: {record.reason}")
         yield at, record.columns
     for message in source.merged():
         _warn_once(message)
@@ -110,19 +107,20 @@ def _rows(
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each line that is not blank: its place and its text."""
     for line, raw in enumerate(LineSource(FoundFile.found(path), str(path)).lines(), 1):
+        at = place_text(path, line)
         try:
             text = utf8(raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw).rstrip("\r\n")
         except BadRow as bad:
-            raise CorpusError(f"{path} line {line}: {bad}") from bad
+            raise CorpusError(f"{at}: {bad}") from bad
         if text.strip():
-            yield f"line {line}", text
+            yield at, text
 
 
 # Queries
 
 
 def _queries_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, Query]]:
-    at = "line 1"
+    at = place_text(path, 1)
     try:
         if _format(path) != "tsv":
             for at, columns in _rows(path, None, quoting):
@@ -135,13 +133,13 @@ def _queries_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, Quer
             is_trec = is_trec or _begins_topic(text)
             yield at, _query_of_topic(text) if is_trec else _query_of_line(text)
     except BadRow as bad:
-        raise CorpusError(f"{path} {at}: {bad}") from bad
+        raise CorpusError(f"{at}: {bad}") from bad
 
 
 def _query_of_line(text: str) -> Query:
     query_id, tab, words = text.partition("\t")
     if not tab:
-        raise BadRow(f"two columns with a tab between them were expected, found {shown(text)}")
+        raise BadRow(f"expected two columns with a tab between them, found {shown(text)}")
     return Query(id_in({"id": query_id}, "id"), words)
 
 
@@ -172,7 +170,7 @@ def _topics(texts: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 def _query_of_topic(topic: str) -> Query:
     if not _begins_topic(topic):
-        raise BadRow(f"<top> was expected, found {shown(topic)}")
+        raise BadRow(f"expected <top>, found {shown(topic)}")
     if "</top>" not in topic.lower():
         raise BadRow("the topic has no </top>; is the file cut off?")
     _, *parts = _TAG.split(topic)
@@ -185,7 +183,7 @@ def _query_of_topic(topic: str) -> Query:
         values[name] = " ".join(_LABEL.sub("", text.strip()).split())
     for name in ("num", "title"):
         if not values.get(name):
-            raise BadRow(f"the topic has no <{name}>, which was expected")
+            raise BadRow(f"the topic has no <{name}>")
     return Query(id_in(values, "num"), values["title"])
 
 
@@ -193,7 +191,7 @@ def _query_of_topic(topic: str) -> Query:
 
 
 def _judgments_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, str, str, int]]:
-    at = "line 1"
+    at = first = place_text(path, 1)
     try:
         if _format(path) != "tsv":
             for at, columns in _rows(path, {_QUERY: "id", _DOCUMENT: "id", _SCORE: "kept field"}, quoting):
@@ -202,17 +200,17 @@ def _judgments_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, st
         for at, text in _texts(path):
             # Blanks separate columns only in lines without a tab: "Geneva Durben" is an id.
             values = text.split("\t") if "\t" in text else text.split()
-            if at != "line 1" or values != _HEADER:
+            if at != first or values != _HEADER:
                 yield at, *_judgment(_columns_of(text, values))
     except BadRow as bad:
-        raise CorpusError(f"{path} {at}: {bad}") from bad
+        raise CorpusError(f"{at}: {bad}") from bad
 
 
 def _columns_of(text: str, values: list[str]) -> dict[str, object]:
     if len(values) == 4:
         del values[1]
     elif len(values) != 3 or "\t" not in text:
-        expected = "query, document and score with tabs between them, or TREC's four columns, were expected"
+        expected = "expected query, document and score with tabs between them, or TREC's four columns"
         raise BadRow(f"{expected}, found {shown(text)}")
     return dict(zip(_HEADER, values, strict=True))
 
@@ -231,4 +229,4 @@ def _score_of(value: object) -> int:
             number = float("nan")
         if number.is_integer():
             return int(number)
-    raise BadRow(f"the score is {shown(value)}; a whole number was expected")
+    raise BadRow(f"the score is {shown(value)}; expected an integer")

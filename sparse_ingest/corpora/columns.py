@@ -2,7 +2,7 @@
 
 Row groups and record batches are read one at a time, with only the columns that documents need. A text must be a column
 of strings, an id of strings or integers. Kept fields have the values of the same data as JSON lines (json_values.py).
-The line of a row is its number within the file, from 1. An IPC stream has no index and is always read from its start.
+Rows are numbered within the file, from 1. An IPC stream has no index and is always read from its start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.types as types
 from sparse_ingest.corpora.documents import BadRow, shown
 from sparse_ingest.corpora.json_values import json_value
 from sparse_ingest.corpora.sources import ChooseColumns, Record
-from sparse_ingest.corpora.stored import FileSource, Opened, StoredFile
+from sparse_ingest.corpora.stored import ContentStream, FileSource, StoredFile
 from sparse_ingest.errors import CorpusError, first_line
 
 _BATCH_BYTES = 4 << 20  # of Python objects at one time
@@ -98,7 +98,7 @@ class Arrow(ColumnTable):
             is_file = each.content.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC)
             yield from (self._of_file if is_file else self._of_stream)(each, offset, reached)
 
-    def _of_file(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
+    def _of_file(self, each: ContentStream, offset: int, reached: list[int]) -> Iterator[Record]:
         if each.packed or self.file.bytes is None:
             raise CorpusError(
                 f"{self.file.place} is an Arrow file: it cannot be read from a pipe or compressed. Use Arrow's stream "
@@ -110,7 +110,7 @@ class Arrow(ColumnTable):
         self._batches = table.num_record_batches
         start, skip = divmod(offset, 1 << _IN_BATCH)
         for place in range(start, self._batches):
-            batch = checked(table.get_batch(place))
+            batch = validated(table.get_batch(place))
             base = place << _IN_BATCH
             rows = rows_of(slices_of(batch), batch.schema.names, skip)
             for record in records_of(rows, reached, base + skip):
@@ -118,13 +118,13 @@ class Arrow(ColumnTable):
                 yield record._replace(offset=(place + 1) << _IN_BATCH) if is_last else record
             skip = 0
 
-    def _of_stream(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
+    def _of_stream(self, each: ContentStream, offset: int, reached: list[int]) -> Iterator[Record]:
         table = pa.ipc.open_stream(each.content)
         names = chosen_columns(table.schema, self._choose, self.label)
         first = 0
         for batch in table:
             if first + batch.num_rows > offset:
-                rows = rows_of(slices_of(checked(batch.select(names))), names, offset - first)
+                rows = rows_of(slices_of(validated(batch.select(names))), names, offset - first)
                 yield from records_of(rows, reached, offset)
                 offset = first + batch.num_rows
             first += batch.num_rows
@@ -147,24 +147,21 @@ def _refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
     """Raise `BadRow` if a column has the wrong type for its role; `chosen` is from `needed_columns`."""
     for name, role in chosen.items():
         if (times := schema.names.count(name)) > 1:
-            raise BadRow(f'the column "{name}" occurs {times} times')
+            raise BadRow(f"{times} columns are named {shown(name)}")
         type_ = schema.field(name).type
         of_values = type_.value_type if types.is_dictionary(type_) else type_
         # A column of JSON may have only strings.
         strings = _is_string(of_values) or types.is_null(of_values) or _has_json(of_values)
         found = f'the {role} in "{name}" is of type {type_}'
         if role in ("text", "title") and not strings:
-            raise BadRow(f"{found}; strings were expected")
-        if role == "id" and not (strings or _is_whole(of_values)):
-            raise BadRow(f"{found}; strings or whole numbers were expected")
+            raise BadRow(f"{found}; expected strings")
+        integers = types.is_integer(of_values) or (types.is_decimal(of_values) and of_values.scale <= 0)
+        if role == "id" and not (strings or integers):
+            raise BadRow(f"{found}; expected strings or integers")
 
 
 def _is_string(type_: pa.DataType) -> bool:
     return bool(types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_))
-
-
-def _is_whole(type_: pa.DataType) -> bool:
-    return bool(types.is_integer(type_) or (types.is_decimal(type_) and type_.scale <= 0))
 
 
 def _has_json(type_: pa.DataType) -> bool:
@@ -244,17 +241,16 @@ def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> Row:
         try:
             (row[name],) = _values(batch.column(name).slice(place, 1))
         except BadRow as bad:
-            return None, f"the column {shown(name)} holds {bad}"
+            return None, f"column {shown(name)}: {bad}"
         except UnicodeDecodeError as error:
             return None, f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of a value"
         except _NO_PYTHON_VALUE as error:
             type_ = batch.schema.field(name).type
-            reason = f"holds a value of type {type_} that Python cannot read: {first_line(error)}"
-            return None, f"the column {shown(name)} {reason}"
+            return None, f"column {shown(name)}: Python cannot read a value of type {type_}: {first_line(error)}"
     return row, None
 
 
-def checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+def validated(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the batch if its offsets are within its buffers: Arrow does not check that when it reads."""
     for column in batch.columns:
         if _is_string(column.type) and not types.is_string_view(column.type):

@@ -9,7 +9,7 @@ HEAD_BYTES = 512
 TEXT = "plain text"
 EMPTY = "empty"
 UNPACK = "Unpack it; text may be compressed as .gz or .zst"
-ARCHIVES = (".bz2", ".xz", ".lzma", ".lz4", ".br", ".z", ".7z", ".zip", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.zst")
+ARCHIVE_SUFFIXES = tuple(".bz2 .xz .lzma .lz4 .br .z .7z .zip .rar .tar .tgz .tar.gz .tar.zst".split())
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _RENAME = "Rename it to end in {0} after the suffix of its format, such as .jsonl{0}"

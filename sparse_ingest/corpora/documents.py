@@ -16,11 +16,10 @@ from typing import NoReturn
 import orjson
 
 from sparse_ingest.errors import UsageError, listed
-from sparse_ingest.records import MAX_LEVELS, Document, refused_name
+from sparse_ingest.records import MAX_ID_BYTES, MAX_LEVELS, Document, refused_name
 from sparse_ingest.storage.foreign_json import MAX_DEPTH, is_deep
 
 ROW_NUMBER = ":row"
-MAX_ID_BYTES = 512  # what OpenSearch takes as an `_id`
 
 _INT64 = 1 << 63
 _JSON_BLANKS = " \t\r\n"
@@ -108,7 +107,7 @@ def _json_object(raw: bytes) -> dict[str, object] | None:
     if end != len(text):
         raise BadRow(f"broken JSON: something follows the first value, {shown(text[end:].lstrip(_JSON_BLANKS))}")
     if not isinstance(value, dict):
-        raise BadRow(f"a JSON object was expected, found {shown(value)}")
+        raise BadRow(f"expected a JSON object, found {shown(value)}")
     return value
 
 
@@ -168,7 +167,7 @@ def _list_levels(value: object) -> int:
 def require(name: str, columns: Mapping[str, object], purpose: str = "", advice: str = "") -> None:
     """Raise `BadRow`, which lists the columns, if one is missing."""
     if name not in columns:
-        raise BadRow(f"no column {shown(name)}{purpose}; {columns_there(columns)}{advice}")
+        raise BadRow(f"no column {shown(name)}{purpose}; {columns_text(columns)}{advice}")
 
 
 def id_in(columns: Mapping[str, object], name: str | None) -> str:
@@ -176,18 +175,18 @@ def id_in(columns: Mapping[str, object], name: str | None) -> str:
     if name is None:
         name = "_id" if "_id" in columns else "id"
         if name not in columns:
-            raise BadRow(f'no column "_id" or "id"; {columns_there(columns)}; --id-field names another')
+            raise BadRow(f'no column "_id" or "id"; {columns_text(columns)}; name another with --id-field')
     require(name, columns, " for the id")
     value = columns[name]
     if type(value) is int:  # not isinstance: True is an int there
         value = str(value)
     if not isinstance(value, str) or not value:
-        expected = "a non-empty string or a whole number was expected"
+        expected = "expected a non-empty string or an integer"
         raise BadRow(f"the id in {shown(name)} is {shown(value)}; {expected}")
     if not value.isascii():
         _check_unicode(value, f"the id {shown(value)}")
     if len(value) > MAX_ID_BYTES // 4 and (size := len(value.encode())) > MAX_ID_BYTES:
-        raise BadRow(f"the id {shown(value)} has {size} bytes; at most {MAX_ID_BYTES} were expected")
+        raise BadRow(f"the id {shown(value)} has {size} bytes; expected at most {MAX_ID_BYTES}")
     return value
 
 
@@ -196,7 +195,7 @@ def text_in(columns: Mapping[str, object], name: str | None, role: str = "text")
     value = columns.get(name or role)
     if isinstance(value, str):
         return value
-    require(name or role, columns, f" for the {role}", f"; --{role}-field names another" if name is None else "")
+    require(name or role, columns, f" for the {role}", f"; name another with --{role}-field" if name is None else "")
     raise BadRow(f"the {role} in {shown(name or role)} is {shown(value)}; a string was expected")
 
 
@@ -253,14 +252,14 @@ def _check_unicode(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        raise BadRow(f"{what} holds {half}, half of a surrogate pair, which is not a character") from error
+        raise BadRow(f"{what} has {half}, half of a surrogate pair, which is not a character") from error
 
 
-def columns_there(columns: Mapping[str, object]) -> str:
+def columns_text(columns: Mapping[str, object]) -> str:
     """Return the names of columns for a message."""
     if not columns:
         return "the row has no columns"
-    return f"the columns there are {listed(list(map(shown, columns)), _MAX_SHOWN)}"
+    return f"the columns are {listed(list(map(shown, columns)), _MAX_SHOWN)}"
 
 
 def shown(value: object) -> str:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from sparse_ingest.corpora.columns import Arrow, Parquet
-from sparse_ingest.corpora.contents import ARCHIVES, EMPTY, TEXT, UNPACK, advice_for, is_never_read
+from sparse_ingest.corpora.contents import ARCHIVE_SUFFIXES, EMPTY, TEXT, UNPACK, advice_for, is_never_read
 from sparse_ingest.corpora.documents import FieldNames, needed_columns, without_carried
 from sparse_ingest.corpora.hub import hub_source
 from sparse_ingest.corpora.hub_names import PREFIX
@@ -94,7 +94,7 @@ def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[s
     if (format or columns) and (hub := [spec for spec in specs if spec.startswith(PREFIX)]):
         raise UsageError(f"--format and --columns are for files; {hub[0]} has its own. Omit them.")
     if specs.count("-") > 1:
-        raise UsageError("Standard input (-) can be read only once, and is given more than once. Give it once.")
+        raise UsageError("Standard input (-) is given more than once, but can be read only once. Give it once.")
     if columns is not None and (not all(columns) or len(set(columns)) < len(columns)):
         raise UsageError(f'The columns "{",".join(columns)}" have an empty or a duplicate name.')
 
@@ -139,7 +139,7 @@ def _format_of(name: str) -> str | None:
 def _unclear(file: StoredFile, advice: str | None = None) -> CorpusError:
     """Return the error for a file of unknown format; the default advice depends on its content."""
     kind = file.kind()
-    if file.name.lower().endswith(ARCHIVES) or is_never_read(kind):
+    if file.name.lower().endswith(ARCHIVE_SUFFIXES) or is_never_read(kind):
         what = kind if is_never_read(kind) else "an archive by its name"
         advice = advice or f"{advice_for(kind) if kind and is_never_read(kind) else UNPACK}."
         return CorpusError(f'"{file.place}" is not read: it is {what}, which is not a corpus format. {advice}')
@@ -199,7 +199,7 @@ def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -
         )
     files: list[StoredFile] = [FoundFile.found(place) for place in data]
     unknown = [] if format else [file for file in files if _format_of(file.name) is None]
-    archives = [file for file in unknown if file.name.lower().endswith(ARCHIVES)]
+    archives = [file for file in unknown if file.name.lower().endswith(ARCHIVE_SUFFIXES)]
     if archives or 0 < len(unknown) < len(files):
         known = next((file for file in files if _format_of(file.name)), None)
         advice = UNPACK

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.corpora.columns import chosen_columns, records_of, rows_of
-from sparse_ingest.corpora.contents import ARCHIVES
-from sparse_ingest.corpora.documents import BadRow, columns_there, json_object
-from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading
+from sparse_ingest.corpora.contents import ARCHIVE_SUFFIXES
+from sparse_ingest.corpora.documents import BadRow, columns_text, json_object
+from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading_rows
 from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
-from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, changed, is_packed, suffix_of
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, file_changed, is_packed, suffix_of
 from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, needs_extra
 from sparse_ingest.storage.hub_session import guard_hub, hub_address
 from sparse_ingest.storage.places import place_of
-from sparse_ingest.storage.waiting import answered
+from sparse_ingest.storage.waiting import call_with_timeout
 
 _BATCH_ROWS = 512  # Python objects at one time
 _ROW_BITS = 40  # of an offset; the higher bits are the data file
@@ -67,7 +67,7 @@ def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Q
             return _streamed(named, choose, open_file, quoting)
         guard_hub()
         place = f"the hub {hub_address()}, for the dataset {named.path}"
-        return answered(lambda: _streamed(named, choose, open_file, quoting), place)
+        return call_with_timeout(lambda: _streamed(named, choose, open_file, quoting), place)
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -137,7 +137,7 @@ class StreamedDataset(_Split):
         """Yield every row from `offset` on, which is row `line` of the split."""
         reached = [line]
         start, skip = divmod(offset, 1 << _ROW_BITS)
-        with reading(self.label, reached):
+        with reading_rows(self.label, reached):
             for file in range(start, self._stream.num_shards):
                 if file not in self._sources:
                     self._sources[file] = self._source(file)
@@ -155,7 +155,7 @@ class StreamedDataset(_Split):
         if self._commit is None and (sizes := _sizes(self._named.path, list(self._sizes))) != self._sizes:
             name = next(name for name, size in sizes.items() if size != self._sizes[name])
             how = f"it had {self._sizes[name]} bytes at first and has {sizes[name]} now"
-            raise changed(f"{self.label} ({name})", how)
+            raise file_changed(f"{self.label} ({name})", how)
 
     def _file_name(self, file: int) -> str:
         return self._files[file].name if file < len(self._files) and len(self._files) > 1 else ""
@@ -178,7 +178,7 @@ class StreamedDataset(_Split):
         label = f"{self.label} ({name})" if name else self.label
         tables = iter(self._stream.shard(self._stream.num_shards, file).iter(_BATCH_ROWS))
         following = partial(next, tables, None)
-        while (table := following() if self._named.local else answered(following, label)) is not None:
+        while (table := following() if self._named.local else call_with_timeout(following, label)) is not None:
             names = chosen_columns(table.schema, partial(self._choose_in, name), label)
             yield from records_of(rows_of(table.to_batches(), names), [1], 0)
 
@@ -191,7 +191,7 @@ class StreamedDataset(_Split):
                 raise
             other, there = self._first
             advice = "name files, or a config of the dataset, that have the same columns"
-            raise BadRow(f"{bad}. In {other} {columns_there(dict.fromkeys(there))}: {advice}") from bad
+            raise BadRow(f"{bad}. In {other} {columns_text(dict.fromkeys(there))}: {advice}") from bad
         self._first = self._first or (name, list(columns))
         return chosen
 
@@ -199,7 +199,7 @@ class StreamedDataset(_Split):
 def _is_for_library(path: str, format: str) -> bool:
     """Return whether only the library can read a file: in an archive, or compressed Parquet or Arrow."""
     indexed = format in ("parquet", "arrow")
-    return "::" in path or path.lower().endswith(ARCHIVES) or (indexed and is_packed(path))
+    return "::" in path or path.lower().endswith(ARCHIVE_SUFFIXES) or (indexed and is_packed(path))
 
 
 def _begin_of_json(file: FoundFile, label: str) -> str:
@@ -232,7 +232,7 @@ class SavedDataset(_Split):
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on."""
         reached = [line]
-        with reading(self.label, reached):
+        with reading_rows(self.label, reached):
             schema = self._table.features.arrow_schema
             names = chosen_columns(schema, self._choose, self.label)
             starts = range(offset, len(self._table), _BATCH_ROWS)
@@ -324,8 +324,7 @@ def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
             name, outer = os.path.relpath(file, named.path), file.rpartition("::")[2]  # an archive
             if "://" in outer or os.path.relpath(outer, named.path).startswith(os.pardir):
                 raise CorpusError(
-                    f"The folder {named.path!r} names the data file {outer!r}, which is outside. Copy it into the "
-                    "folder."
+                    f"The folder {named.path!r} names a data file outside of it, {outer!r}. Copy it into the folder."
                 )
             size = _sizes(named.path, [name])[name]
         else:
@@ -361,7 +360,7 @@ def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str
         return there[0]
     listed = ", ".join(there) or "none"
     found = f'no {what} "{asked}"' if asked else f"{len(there)} {what}s, and none was named"
-    raise CorpusError(f"The dataset {named.name} has {found}; the {what}s there are: {listed}. Name one, as in {FORM}.")
+    raise CorpusError(f"The dataset {named.name} has {found}; available {what}s: {listed}. Name one, as in {FORM}.")
 
 
 def _sizes(folder: str, files: list[str]) -> dict[str, int]:

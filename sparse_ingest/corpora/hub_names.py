@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from sparse_ingest.corpora.documents import printable
 from sparse_ingest.errors import CorpusError, SparseIngestError, UsageError, first_line
-from sparse_ingest.storage.hub_session import hub_token
-from sparse_ingest.storage.places import without_secrets
+from sparse_ingest.storage.hub_session import refused_token, token_state, without_token
 
 PREFIX = "hf:"
 FORM = "hf:NAME[@REVISION][:CONFIG[:SPLIT]]"
@@ -32,7 +31,7 @@ class Named(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in the identity: of a folder the last part of the path."""
+        """Its name in the identity of a source; for a folder, the last part of the path."""
         return printable(Path(self.path).resolve().name if self.local else self.path)
 
     @property
@@ -53,7 +52,7 @@ def parse(spec: str) -> Named:
     name, _, revision = parts[0].partition("@")
     if not name or len(parts) > 3 or (not revision and "@" in parts[0]) or name.startswith(("/", ".", "~")):
         found = f'the folder "{parts[0]}" does not exist' if name.startswith(("/", ".", "~")) else "unknown form"
-        raise UsageError(f'"{spec}" names no dataset: {found}; expected {FORM}, with a hub id or a folder as NAME.')
+        raise UsageError(f'"{spec}" is not a dataset: {found}; expected {FORM}, with a hub id or a folder as NAME.')
     return Named(name, revision or None, *_two(parts[1:]))
 
 
@@ -62,7 +61,7 @@ def _two(parts: list[str]) -> tuple[str | None, str | None]:
     return config, split
 
 
-def reading(label: str, reached: list[int]) -> AbstractContextManager[None]:
+def reading_rows(label: str, reached: list[int]) -> AbstractContextManager[None]:
     """Convert exceptions of the block, which reads row `reached[0]`, to `CorpusError`."""
     advice = "Fix the file, or try again if the hub could not be reached."
     return _explained(lambda error: f"{label} cannot be read after row {reached[0] - 1}: {_cause(error)}. {advice}")
@@ -80,8 +79,7 @@ def _explained(explain: Callable[[Exception], str]) -> Iterator[None]:
     except SparseIngestError:
         raise
     except Exception as error:  # of any library that reads a format
-        token, message = hub_token(), _unwritten(error) or explain(error)
-        raise CorpusError(without_secrets(message.replace(token, "(token)") if token else message)) from error
+        raise CorpusError(without_token(_unwritten(error) or explain(error))) from error
 
 
 def _unwritten(error: Exception) -> str | None:
@@ -101,7 +99,6 @@ def _message(named: Named, error: Exception) -> str:
     text = str(error)
     at = f" at revision {named.revision!r}" if named.revision else ""
     what = f"The folder {named.path!r}" if named.local else f"The dataset {named.path!r}{at}"
-    token = "the token that was sent does not open it" if hub_token() else "no token was sent"
     if "scripts are no longer supported" in text:
         return (
             f"{what} is built by a Python script, which is never run. Name a revision with Parquet files, such as "
@@ -111,15 +108,15 @@ def _message(named: Named, error: Exception) -> str:
         return f"{what} has no data files that can be read ({first_line(error)}). Name another."
     if isinstance(error, exceptions.DatasetNotFoundError):
         if "gated" in text:
-            return f"{what} is gated, and {token}: accept its conditions on its page on the hub, and set HF_TOKEN."
+            return f"{what} is gated, and {token_state()}: accept its conditions on the hub, and set HF_TOKEN."
         if "Revision" in text:
             return f"The dataset {named.path!r} has no revision {named.revision!r} on the hub. Correct it, or omit it."
         return (
             f"No dataset {named.path!r}: looked for a folder of that name here, and for a dataset of that name on the "
-            f"hub {config.HF_ENDPOINT}, where {token}. Correct the name; for a private dataset set HF_TOKEN."
+            f"hub {config.HF_ENDPOINT}, where {token_state()}. Correct the name; for a private dataset set HF_TOKEN."
         )
-    if getattr(getattr(error, "response", None), "status_code", None) == 401:
-        return f"The hub {config.HF_ENDPOINT} refuses the token that was sent. Set HF_TOKEN to a valid one or unset it."
+    if message := refused_token(error):
+        return message
     if not named.local and config.HF_HUB_OFFLINE:
         return f"No folder {named.path!r} here, and the hub is not asked (HF_HUB_OFFLINE is set). Name a folder."
     if not named.local and (isinstance(error, ConnectionError) or "reach" in text):

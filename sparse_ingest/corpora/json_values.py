@@ -54,17 +54,17 @@ def json_line(row: Mapping[str, object]) -> bytes:
         try:
             spelled.append(f"{encode_json(column)}:{encode_json(json_value(value))}")
         except BadRow as bad:
-            raise BadRow(f"the column {shown(column)} holds {bad}") from bad
+            raise BadRow(f"column {shown(column)}: {bad}") from bad
         except RecursionError as error:
-            raise BadRow(f"the column {shown(column)} holds a value that is nested too deeply") from error
+            raise BadRow(f"column {shown(column)}: a value is nested too deeply") from error
         except ValueError as error:  # an integer of more digits than Python converts
             reason = str(error).partition(";")[0]
-            raise BadRow(f"the column {shown(column)} holds a number that is too long: {reason}") from error
+            raise BadRow(f"column {shown(column)}: a number has too many digits: {reason}") from error
     return f"{{{','.join(spelled)}}}\n".encode("utf-8", "backslashreplace")
 
 
 def json_value(value: object) -> object:
-    """Return the JSON value of a Python value. Raise `BadRow`, whose text completes "the column holds"."""
+    """Return the JSON value of a Python value. Raise `BadRow`."""
     match value:
         case enum.Enum():
             return json_value(value.value)
@@ -86,7 +86,7 @@ def json_value(value: object) -> object:
 
 
 def _unknown(value: object) -> BadRow:
-    return BadRow(f"a value of type {type_name(value)}, which JSON does not have; make it a string or a number")
+    return BadRow(f"JSON has no values of type {type_name(value)}; convert it to a string or a number")
 
 
 def _numpy(value: npt.NDArray[np.generic] | np.generic) -> object:
@@ -111,7 +111,7 @@ def _number(value: float | np.floating | Decimal) -> float | int | None:
         return int(value)
     number = float(value)
     if isinstance(value, Decimal) and value.is_finite() and math.isinf(number):
-        raise BadRow(f"the number {value}, which is beyond float64")
+        raise BadRow(f"the number {value} is beyond float64")
     return number if math.isfinite(number) else None
 
 
@@ -133,9 +133,9 @@ def _object(value: Mapping[object, object]) -> dict[str, object]:
         name = json_value(key)
         if not isinstance(name, str):
             if not isinstance(name, (int, float)):
-                raise BadRow(f"an object with a key of type {type_name(key)}; strings or numbers were expected")
+                raise BadRow(f"an object has a key of type {type_name(key)}; expected a string or a number")
             name = encode_json(name)
         if name in found:
-            raise BadRow(f"an object with the key {shown(name)} twice")
+            raise BadRow(f"an object has the duplicate key {shown(name)}")
         found[name] = json_value(each)
     return found

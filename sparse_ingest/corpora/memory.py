@@ -141,7 +141,7 @@ def _choice(fields: FieldNames) -> Choose:
             return str(bad)
         for name in needed:
             if (times := names.count(name)) > 1:
-                return f"the column {shown(name)} is there {times} times"
+                return f"{times} columns are named {shown(name)}"
         return {name: names.index(name) for name in sorted(needed)}
 
     return choose
@@ -161,7 +161,7 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
                     raise BadRow(reason)
                 line = hashed = json_line(columns)
                 if len(line) >= MAX_LINE:
-                    raise BadRow(f"the row has {len(line):,} bytes as JSON; less than {MAX_LINE:,} were expected")
+                    raise BadRow(f"the row has {len(line):,} bytes as JSON; expected less than {MAX_LINE:,}")
             except BadRow as bad:
                 line, hashed = json.dumps(str(bad)).encode() + b"\n", b"null\n"
             digest.update(hashed)
@@ -205,7 +205,7 @@ def _rows_in(container: Any, choose: Choose) -> Iterator[Row]:
         advice = f"Pass one of its splits: {', '.join(container)}."
     elif isinstance(container, Mapping):
         advice = "One mapping is one row: pass a list of them."
-    raise UsageError(f"Rows of a corpus were expected, found a value of type {type_name(container)}. {advice}")
+    raise UsageError(f"Expected the rows of a corpus, found a value of type {type_name(container)}. {advice}")
 
 
 def _comes_from(module: str, name: str, container: Any) -> bool:
@@ -217,7 +217,7 @@ def _rows_of_mappings(rows: Iterable[object], choose: Choose) -> Iterator[Row]:
     for row in rows:
         if not isinstance(row, Mapping):
             value = f": {shown(row)}" if isinstance(row, str) else ""
-            yield None, f"a mapping of columns to values was expected, found a value of type {type_name(row)}{value}"
+            yield None, f"expected a mapping of columns to values, found a value of type {type_name(row)}{value}"
             continue
         names = tuple(row)
         chosen = choose(names)

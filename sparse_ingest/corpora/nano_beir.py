@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import CorpusError, SparseIngestError, UsageError, first_line, needs_extra
-from sparse_ingest.storage.waiting import answered
+from sparse_ingest.storage.waiting import call_with_timeout
 
 DATA_SET = "sentence-transformers/NanoBEIR-en"
 # In the order of the model cards.
@@ -61,7 +61,7 @@ def _rows(data_set: str, configuration: str, name: str, columns: tuple[str, ...]
 
     place = f"{data_set}, configuration {configuration}, split Nano{name}"
     try:
-        rows = answered(lambda: load_dataset(data_set, configuration, split=f"Nano{name}"), place)
+        rows = call_with_timeout(lambda: load_dataset(data_set, configuration, split=f"Nano{name}"), place)
     except SparseIngestError:
         raise
     except Exception as error:  # of any reader or connection of the library

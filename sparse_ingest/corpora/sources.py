@@ -69,7 +69,7 @@ class Source(Protocol):
         """Return a message if quotes may have merged rows that were read."""
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Yield every row from `offset` on, which is line `line`; the start is 0 and 1. Raise `CorpusError`."""
+        """Yield every row from `offset` on (0 is the start), which is line `line` (from 1). Raise `CorpusError`."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Corpus:
 
 
 class Cursor:
-    """The rows of a corpus from a movable position, cut at `limit` rows."""
+    """The rows of a corpus from a movable position, up to the first `limit` rows of the corpus."""
 
     def __init__(self, corpus: Corpus, limit: int | None) -> None:
         self._corpus = corpus
@@ -157,7 +157,7 @@ class Cursor:
 
     @property
     def rereadable(self) -> bool:
-        """Whether it can jump back."""
+        """Whether its rows can be read again."""
         return self._corpus.rereadable
 
     def _next_rows(self) -> Iterator[tuple[SourceRow, Position]]:
@@ -194,18 +194,26 @@ def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[
     Every id is kept in memory: pass the rows of a shard, not of a corpus.
     """
     first: dict[str, tuple[str, int, str]] = {}
-    for found in rows:
-        source, position = found
+    for source, position in rows:
         if source.document is not None:
             here = (source.file, source.line, source.unit)
             there = first.setdefault(source.document.id, here)
             if there is not here:
-                file, line, unit = there
-                reason = f"duplicate id {shown(source.document.id)}: first at {file} {unit} {line}"
-                found = source._replace(document=None, reason=reason), position
-        yield found
+                reason = skipped_duplicate(source.document.id, *there)
+                source = source._replace(document=None, reason=reason)
+        yield source, position
+
+
+def repeated_id(doc_id: str, first: str) -> str:
+    """Return the message of an id that an earlier row has, at the place `first`."""
+    return f"duplicate id {shown(doc_id)} (first seen at {first})"
+
+
+def skipped_duplicate(doc_id: str, file: str, line: int, unit: str) -> str:
+    """Return the reason in `skipped/` of a row whose id an earlier row has; runs have this form of the place."""
+    return f"duplicate id {shown(doc_id)}: first at {file} {unit} {line}"
 
 
 def bad_document(source: SourceRow) -> CorpusError:
     """Return the error of a row without a document, for `--on-bad-document fail`."""
-    return CorpusError(f"{source.place}: {source.reason}. Fix it, or pass --on-bad-document skip.")
+    return CorpusError(f"{source.place}: {source.reason}. Fix the corpus, or pass --on-bad-document skip.")

@@ -1,7 +1,7 @@
 """The bytes and lines of a corpus file: on this machine, at an address, or on standard input.
 
-`.gz` and `.zst` are decompressed as a stream; several members or frames are one file. A damaged file gives its good
-lines first and then a `CorpusError`, as does a file whose content does not match its name.
+`.gz` and `.zst` are decompressed as a stream; several members or frames are one file. Of a damaged file the lines
+before the damage are read, then `CorpusError` is raised; also for a file whose content does not match its name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pyarrow as pa
 from sparse_ingest.corpora.contents import EMPTY, HEAD_BYTES, TEXT, advice_for, is_special, kind_of
 from sparse_ingest.corpora.documents import printable
 from sparse_ingest.errors import CorpusError, StorageError, first_line
+from sparse_ingest.records import place_text
 from sparse_ingest.storage.places import Place, RemotePath
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -97,9 +98,9 @@ class FoundFile:
         """Raise `CorpusError` if its size or version changed."""
         now = about(self.path) or {"size": 0, "version": None}
         if now["size"] != self.bytes:
-            raise changed(self.place, f"it had {self.bytes} bytes at first and has {now['size']} now")
+            raise file_changed(self.place, f"it had {self.bytes} bytes at first and has {now['size']} now")
         if now["version"] != self.version:
-            raise changed(self.place, "it was replaced by another of the same size")
+            raise file_changed(self.place, "it was replaced by another of the same size")
 
 
 class StandardInput:
@@ -111,7 +112,7 @@ class StandardInput:
     _taken = False
 
     def open(self) -> BinaryIO:
-        """Return it; a second call raises `CorpusError`, since rows would be lost."""
+        """Return the stream. Raise `CorpusError` on a second call, since rows would be lost."""
         if self._taken:
             raise _read_once()
         if sys.stdin is None:  # closed, as by `<&-`
@@ -129,7 +130,7 @@ class StandardInput:
 StoredFile: TypeAlias = FoundFile | StandardInput
 
 
-def changed(place: str, how: str) -> CorpusError:
+def file_changed(place: str, how: str) -> CorpusError:
     """Return the error of a file that changed while it was read."""
     return CorpusError(f"{place} changed while it was read: {how}. Encode a copy that does not change, into a new run.")
 
@@ -138,7 +139,7 @@ def _read_once() -> CorpusError:
     return CorpusError("Standard input can be read only once and from its start. Put the corpus in a file.")
 
 
-class Opened:
+class ContentStream:
     """The content of a file as a stream, decompressed by its suffix."""
 
     def __init__(self, file: StoredFile) -> None:
@@ -200,7 +201,7 @@ class FileSource:
         self.file, self.label = file, label
         self.name, self.bytes = file.name, file.bytes
         self.rereadable = file.bytes is not None
-        self._opened: Opened | None = None  # the latest
+        self._opened: ContentStream | None = None  # the latest
 
     def identity(self) -> dict[str, object]:
         """Return the name, and the size if it is known."""
@@ -211,13 +212,13 @@ class FileSource:
         return []
 
     @contextmanager
-    def opened(self, reached: list[int]) -> Iterator[Opened]:
-        """Open the file; an error of the block is a `CorpusError`. `reached` has the line of the next row."""
+    def opened(self, reached: list[int]) -> Iterator[ContentStream]:
+        """Open the file for the block, whose errors become `CorpusError`. `reached` has the line of the next row."""
         if self.file.bytes is None and reached[0] > 1:
             raise _read_once()
         opened = None
         try:
-            self._opened = opened = Opened(self.file)
+            self._opened = opened = ContentStream(self.file)
             yield opened
         except (*_DAMAGE, OSError) as error:
             after = f"after {self.unit} {reached[0] - 1}"
@@ -227,7 +228,7 @@ class FileSource:
                 if expected is not None and kind not in (None, EMPTY, expected):
                     raise self._not_as_named(kind, expected) from error
                 raise CorpusError(
-                    f"{self.file.place} is damaged or cut off {after}: {first_line(error)}. Get it again."
+                    f"{self.file.place} is damaged or cut off {after}: {first_line(error)}. Download or copy it again."
                 ) from error
             raise CorpusError(
                 f"{self.file.place} cannot be read {after}: {error.strerror or first_line(error)}. Check the disk."
@@ -249,7 +250,7 @@ class FileSource:
         elif kind == TEXT and is_packed(self.name):
             advice = f"Rename it without {Path(self.name).suffix}, or compress it"
         elif is_packed(self.name) and expected == TEXT:
-            place, advice = f"{place}, decompressed,", "Decompress it, and name it by what it holds"
+            place, advice = f"{place}, decompressed,", "Decompress it, and rename it by its content"
         return CorpusError(f"{place} is {kind}, not {expected}. {advice}.")
 
 
@@ -268,8 +269,8 @@ class LineSource(FileSource):
                     raise self._not_as_named(kind, TEXT)
                 if len(raw) == MAX_LINE:
                     raise CorpusError(
-                        f"{self.file.place} line {reached[0]} is longer than {MAX_LINE:,} bytes; expected one row per "
-                        "line. Shorten the row, or pass the format with --format."
+                        f"{place_text(self.file.place, reached[0])}: longer than {MAX_LINE:,} bytes; expected one row "
+                        "per line. Shorten the row, or pass the format with --format."
                     )
                 yield raw
                 reached[0] += 1

@@ -12,10 +12,11 @@ import csv
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from sparse_ingest.corpora.documents import BadRow, columns_there, json_object, shown, utf8
+from sparse_ingest.corpora.documents import BadRow, columns_text, json_object, shown, utf8
 from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, LineSource, StoredFile
 from sparse_ingest.errors import CorpusError
+from sparse_ingest.records import place_text
 from sparse_ingest.storage.foreign_json import parse_json
 
 MSMARCO_COLUMNS = ("_id", "text")
@@ -67,7 +68,7 @@ class JsonArray(LineSource):
                 f"{self.label} cannot be read: {error}. Convert this JSON array to JSON lines."
             ) from error
         for place, row in enumerate(rows[offset:], offset):
-            reason = None if isinstance(row, dict) else f"a JSON object was expected, found {shown(row)}"
+            reason = None if isinstance(row, dict) else f"expected a JSON object, found {shown(row)}"
             yield Record(None if reason else row, reason, place + 1, place + 1, place + 2)
 
 
@@ -104,7 +105,7 @@ class TextTable(LineSource):
         line, lines, longest = self._spans
         others = f" (the first of {self._spanning:,} such rows; the longest spans {longest:,} lines)"
         return [
-            f"{self.label} line {line}: a quoted value spans {lines:,} lines and contains the separator"
+            f"{place_text(self.label, line)}: a quoted value spans {lines:,} lines and contains the separator"
             f"{others if self._spanning > 1 else ''}. If quotes have no meaning in this file, rows were merged into "
             "one document: read it again with --quoting none."
         ]
@@ -120,14 +121,14 @@ class TextTable(LineSource):
         try:
             chosen = [(name, names.index(name)) for name in self._choose(names)]
         except BadRow as bad:
-            raise CorpusError(f"{self.label} line 1: {bad}") from bad
+            raise CorpusError(f"{place_text(self.label, 1)}: {bad}") from bad
         for at, row, reason in rows:
             if rows.line > at + 1:
                 self._count_span(row, at, rows.line - at)
             if not reason and len(row) != len(names):
                 found = f"{len(row)} column{'s' if len(row) != 1 else ''}"
-                listed = columns_there(dict.fromkeys(names)).removeprefix("the columns there are ")
-                reason = f"the row has {found}; {len(names)} were expected: {listed}"
+                listed = columns_text(dict.fromkeys(names)).removeprefix("the columns are ")
+                reason = f"the row has {found}; expected {len(names)}: {listed}"
                 if rows.line > at + 1:
                     reason = f"{reason} (the row ends in line {rows.line - 1}; {_NO_QUOTES})"
             columns = None if reason else {name: row[place] for name, place in chosen}
@@ -146,10 +147,10 @@ class TextTable(LineSource):
         line, names, reason = next(iter(rows), (1, None, None))
         if names and not reason and len(set(names)) < len(names):
             twice = next(name for place, name in enumerate(names) if name in names[:place])
-            reason = f"it names the column {shown(twice)} twice"
+            reason = f"duplicate column {shown(twice)}"
         if reason:
             advice = "Fix it; for a file without a header, name its columns with --columns."
-            raise CorpusError(f"{self.label} line {line}: the header cannot be read: {reason}. {advice}")
+            raise CorpusError(f"{place_text(self.label, line)}: the header cannot be read: {reason}. {advice}")
         return names
 
 
@@ -199,7 +200,7 @@ class _Rows:
             except BadRow as bad:  # the row still ends where it does
                 text, self._reason = raw.decode(errors="replace"), self._reason or str(bad)
             if "\0" in text:
-                self._reason = self._reason or "the row has a NUL byte; text was expected (UTF-8, not UTF-16)"
+                self._reason = self._reason or "the row has a NUL byte; expected text in UTF-8, not UTF-16"
             yield text
 
     def _reason_of(self, error: csv.Error, line: int) -> str:
@@ -212,9 +213,9 @@ class _Rows:
             endless = f"a value is longer than {_MAX_VALUE:,} characters; is a quote not closed?"
         if endless:
             advice = f"Close or double it, or {_NO_QUOTES}"
-            raise CorpusError(f"{self._table.label} line {line}: {endless}. {advice}.") from error
+            raise CorpusError(f"{place_text(self._table.label, line)}: {endless}. {advice}.") from error
         if "new-line" in text:
             return "a carriage return is outside quotes; rows end with a line feed, with or without one before it"
         if "expected after" in text:
-            return "something follows a closing quote; a quote within a value is written twice"
+            return "something follows a closing quote; double a quote within a value"
         return f"broken quoting: {text}"

@@ -1,4 +1,4 @@
-"""Duplicate ids in two shards of a run: reported with both places, or removed from the later shard.
+"""Ids that two shards of a run share: reported with both places, or removed from the later shard.
 
 In: a run whose shards are all done, and its corpus. runs/ids.py finds the ids; a duplicate within one shard is a bad
 document (corpora/sources.py).
@@ -10,10 +10,9 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 
-from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.sources import Cursor, Position
+from sparse_ingest.corpora.sources import Cursor, Position, bad_document, repeated_id, skipped_duplicate
 from sparse_ingest.encoding.counts import counts_of
-from sparse_ingest.errors import CorpusError, RunError
+from sparse_ingest.errors import RunError
 from sparse_ingest.records import SourceRow, document_id
 from sparse_ingest.runs.files import SkippedRow, part_name
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
@@ -36,10 +35,7 @@ class Duplicates:
         """Raise `CorpusError` with both places of the first duplicate, if there is one."""
         if one := next(self._found(), None):
             first, again = self._places([one.first, one.again])
-            raise CorpusError(
-                f"Duplicate id {shown(one.doc_id)}: {first.place} and {again.place}. "
-                "Fix the corpus, or pass --on-bad-document skip."
-            )
+            raise bad_document(again._replace(reason=repeated_id(one.doc_id, first.place)))
 
     def skip(self) -> None:
         """Remove the later rows from their shards and record them as skipped, `AT_ONCE` at a time to bound memory."""
@@ -52,7 +48,7 @@ class Duplicates:
         leaving: dict[int, dict[int, SkippedRow]] = {}
         for duplicate, first, again in zip(found, firsts, agains, strict=True):
             shard, row = duplicate.again
-            reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first.place}"
+            reason = skipped_duplicate(duplicate.doc_id, first.file, first.line, first.unit)
             leaving.setdefault(shard, {})[row] = SkippedRow(row, again.file, again.line, reason)
         for shard, rows in sorted(leaving.items()):
             # Locked, so that a process that starts now waits for the shard instead of encoding it again.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.checkpoints.card import lost_weights
 from sparse_ingest.corpora.sources import Corpus, Cursor
@@ -89,11 +89,11 @@ def dry_run(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> CorpusSurvey:
-    """Read and check a complete corpus without writing anything; with a model, count the tokens of a sample.
+    """Read and check a complete corpus without a run; with a model, encode a sample and predict size and time of a run.
 
     Args:
         corpus: As for `encode`.
-        model: The model whose tokens are counted.
+        model: The model that encodes the sample.
         pipeline: As for `encode`, instead of `model`.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
@@ -106,18 +106,24 @@ def dry_run(
     from sparse_ingest.encoding.survey import survey
 
     chosen = options_from(EncodeOptions, options, settings, "dry_run")
-    full = with_options(pipeline_of(model, pipeline), chosen)
-    tokenizer = None
+    full, tokenizer = with_options(pipeline_of(model, pipeline), chosen), None
     if full.model.document is not None:
-        checkpoint, full = resolve(full)
+        checkpoint, resolved = resolve(full)
         from sparse_ingest.models.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer(checkpoint.transformer, full.model, window_stride=full.encode.window_stride)
+        stride = resolved.encode.window_stride
+        tokenizer = Tokenizer(checkpoint.transformer, resolved.model, window_stride=stride)
     reporter = reporter_of(progress)
     source = _opened(corpus, full, chosen, reporter)
-    found = survey(Cursor(source, chosen.limit), tokenizer, shard_rows=chosen.shard_rows, reporter=reporter)
+    how: dict[str, Any] = {"shard_rows": chosen.shard_rows, "overflow": full.encode.overflow, "reporter": reporter}
+    found, sample = survey(Cursor(source, chosen.limit), tokenizer, **how)
     for message in source.merged():
         reporter.warn(message)
+    if found.tokens:
+        from sparse_ingest.encoding.trial import predict
+
+        totals = found.documents, found.documents * found.tokens["read"]
+        found.prediction = predict(sample, source, full, chosen, totals=totals, reporter=reporter)
     return found
 
 

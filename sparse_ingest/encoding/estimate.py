@@ -1,13 +1,11 @@
-"""An estimate after the first 1,000 documents of an encode: time left, size of the run and of the index.
+"""An estimate after the first 1,000 documents of an encode: the size of the run and of the index.
 
-In: the parts of shards as they are written. Out: one note after the row group with the 1,000th document: within a row
-group the longest documents come first, so an earlier estimate would be wrong. cluster/index_size.py predicts the size
-of the index.
+In: the parts of shards as they are written. Out: one note after the row group with the 1,000th document.
+cluster/index_size.py predicts the size of the index.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,15 +21,13 @@ _SAMPLE_BYTES = 4 << 20  # of the fields of a part whose words are counted, whic
 
 
 class Estimate:
-    """Watches the parts of one of several equally fast processes, and reports its estimate once."""
+    """Watches the parts of one process, and reports its estimate once."""
 
-    def __init__(self, cursor: Cursor, limit: int | None, processes: int, reporter: Reporter) -> None:
-        self._cursor, self._limit, self._processes, self._reporter = cursor, limit, processes, reporter
-        self._row = 0  # after the last row of the parts so far
+    def __init__(self, cursor: Cursor, limit: int | None, reporter: Reporter) -> None:
+        self._cursor, self._limit, self._reporter = cursor, limit, reporter
         self._documents = self._terms = 0
         self._index = IndexSize()  # of a sample of the documents
         self._read = self._run_bytes = 0
-        self._seconds = 0.0
         self._reported = False
 
     def watch(self, parts: Iterator[ShardPart], file: Path, *, first_row: int) -> Iterator[ShardPart]:
@@ -40,16 +36,13 @@ class Estimate:
             yield from parts
             return
         before, earlier = self._run_bytes, self._read
-        began = time.monotonic()
         for part in parts:
             documents, terms = len(part.rows), len(part.vectors.weights)
             yield part
             self._documents += documents
             self._terms += terms
-            self._row = int(part.rows[-1]) + 1
-            self._read = earlier + self._row - first_row
+            self._read = earlier + int(part.rows[-1]) + 1 - first_row
             self._run_bytes = before + file.stat().st_size
-            self._seconds += time.monotonic() - began
             if not self._reported:
                 step = 1 + sum(map(len, part.fields)) // _SAMPLE_BYTES
                 self._index.add(part if step == 1 else take_rows(part, np.arange(0, documents, step)))
@@ -57,35 +50,21 @@ class Estimate:
                     self._reported = True
                     self._reporter.note(self._message())
                     self._index = IndexSize()  # frees the sample
-            began = time.monotonic()
 
     def _message(self) -> str:
         """Return the measured averages, extrapolated to the complete corpus if its size is known."""
         terms, size = self._terms / self._documents, self._run_bytes / self._documents
-        seconds = self._seconds / self._processes
         averages = (
-            f"After {self._documents:,} documents: {terms:.1f} terms per document, "
-            f"{self._documents / max(seconds, 1e-9):,.1f} documents/s, {size:,.0f} bytes of the run per document"
+            f"After {self._documents:,} documents: {terms:.1f} terms and {size:,.0f} bytes of the run per document"
         )
         rows = min((known for known in (self._cursor.expected_rows, self._limit) if known is not None), default=None)
         if rows is None:
             each = self._index_bytes(1.0) / self._documents
             return f"{averages}, about {each:,.0f} of a merged index. The size of the corpus is unknown."
         scale = rows / max(1, self._read)
-        left = max(0.0, seconds * (rows - self._row) / max(1, self._read))
         run, index = size_text(self._run_bytes * scale), size_text(self._index_bytes(scale))
-        return (
-            f"{averages}. About {rows:,} rows in all: {_duration(left)} left, a run of {run}, a merged index of about "
-            f"{index}."
-        )
+        return f"{averages}. About {rows:,} rows in all: a run of {run}, a merged index of about {index}."
 
     def _index_bytes(self, scale: float) -> float:
         """Return about how many bytes an index of `scale` times these documents has, without replicas."""
         return self._index.bytes(scale * self._documents / max(1, self._index.documents))
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes < 2:
-        return f"{seconds:,.0f} s"
-    return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"

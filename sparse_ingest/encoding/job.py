@@ -7,10 +7,12 @@ shard_maker.py computes the content of a shard.
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 import time
 from collections import deque
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -33,7 +35,7 @@ from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.runs.checking import checked_shard
 from sparse_ingest.runs.files import part_name
 from sparse_ingest.runs.manifest import FORMAT, Manifest
-from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
+from sparse_ingest.runs.reuse import OldVectors, refuse_other_settings
 from sparse_ingest.runs.run import Run, create_or_open_run, existing_run, open_run, refuse_differences
 from sparse_ingest.runs.shards import shard_schema, write_shard
 from sparse_ingest.storage.places import Place, RemotePath, place_of
@@ -42,20 +44,30 @@ if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder
 
 
+logger = logging.getLogger(__name__)
+
+
 def encode_alone(
     worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
 ) -> None:
     """Complete a run with one device of this process; see `encode` for what it raises."""
-    job = _Job(worker, corpus, out, pipeline, options, reporter)
+    job = Job(worker, corpus, out, pipeline, options, reporter)
     job.first_pass()
     job.finish()
 
 
-class _Job:
-    """One process's work on one run folder."""
+class Job:
+    """One process's work on one run folder; with `like`, with the encoder and dtype of an earlier job."""
 
     def __init__(
-        self, worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
+        self,
+        worker: Worker,
+        corpus: Corpus,
+        out: Place,
+        pipeline: Pipeline,
+        options: EncodeOptions,
+        reporter: Reporter,
+        like: Job | None = None,
     ) -> None:
         self.worker, self.corpus, self.options, self.reporter = worker, corpus, options, reporter
         self.cursor = Cursor(corpus, options.limit)
@@ -69,11 +81,12 @@ class _Job:
         refuse_clashes(corpus, self.settings, reuse=reuse, copies=options.dedup_text != "off", out=out)
         self.old = open_run(reuse) if reuse else None
         self._encoder: DocumentEncoder | None = None
-        self.run = self._open(out)
+        if like:
+            self._encoder = like.maker.encoder
+            self.settings = replace(self.settings, dtype=like.run.manifest.identity["dtype"])
+        self.run: Run = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
-        self.estimate = Estimate(
-            self.cursor, options.limit, worker.processes, reporter if worker.number == 0 else SILENT
-        )
+        self.estimate = Estimate(self.cursor, options.limit, reporter if worker.number == 0 else SILENT)
         reporter.begin("documents")
 
     def _open(self, out: Place) -> Run:
@@ -87,7 +100,7 @@ class _Job:
         elif dtype == "auto":
             dtype, auto = self._choose_dtype()
         if self.old:
-            refuse_unlike(self.old, self._identity(dtype)[1])
+            refuse_other_settings(self.old, self._identity(dtype)[1])
         if existing and existing.has_vocabulary():
             return existing
         self._encoder = self._encoder or self._encoder_of(dtype)
@@ -99,11 +112,11 @@ class _Job:
     def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
         """Return the dtype that `auto` chooses on the first documents, and why; keep its encoder if it is the last."""
         from sparse_ingest.models.documents import choose_device
-        from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
+        from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
 
         texts = [row.document.text for row in self.cursor.peek(SAMPLE) if row.document]
         device = choose_device(self.worker.device)
-        if faster := candidates(device):
+        if faster := faster_dtypes(device):
             self.reporter.note(f"Trying {', else '.join(faster)} against float32 on the first documents.")
         last: dict[str, DocumentEncoder] = {}
 
@@ -137,6 +150,17 @@ class _Job:
             f"Encoding with {self.model.document} on {encoder.device} in {dtype}, "
             f"at most {self.model.max_length} tokens {limit}."
         )
+        logger.info(
+            "The head is %s, the tokenizer that of the library tokenizers; %d batches at a time of up to %s tokens.",
+            encoder.maker.head_name,
+            encoder.maker.workers,
+            f"{encoder.batch_tokens:,}",
+        )
+        if missing := encoder.missing_packages():
+            self.reporter.note(
+                f"Encoding is slower without {' and '.join(missing)}: pip install 'sparse-ingest[fast]' adds a "
+                "compiled head for CPUs and a fast WordPiece tokenizer."
+            )
         old = None
         if self.old is not None:
             old = OldVectors(self.old, self.run.scratch_path("reuse").parent)

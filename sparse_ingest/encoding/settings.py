@@ -10,12 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
-from sparse_ingest.checkpoints.settings import document_identity, resolve_pipeline
+from sparse_ingest.checkpoints.settings import document_identity, refuse_lone_stride, resolve_pipeline
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.models.query_encoders import require_torch
-from sparse_ingest.pipeline import EncodeSettings, Pipeline, refuse_lone_stride
+from sparse_ingest.pipeline import EncodeSettings, Pipeline
 from sparse_ingest.records import PARENT
 from sparse_ingest.runs.manifest import identity_of
 from sparse_ingest.storage.places import Place

@@ -14,7 +14,7 @@ text.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.checkpoints.inspect import dense_warning
-from sparse_ingest.corpora.documents import MAX_ID_BYTES, shown
+from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.sources import Cursor, bad_document
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
 from sparse_ingest.encoding.equal_texts import Copies, Kept
@@ -38,18 +38,18 @@ from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.tokenizer import FirstWindow
 from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import PARENT, Document, SourceRow, SparseRows, passage_id
+from sparse_ingest.records import MAX_ID_BYTES, PARENT, Document, SourceRow, SparseRows, passage_id
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.shards import PART_ROWS, ShardPart, store_weights, text_hash
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder, Encoded
+    from sparse_ingest.models.vectors import Vector
     from sparse_ingest.runs.reuse import OldVectors
 
 T = TypeVar("T")
 WINDOW_BYTES = 32 << 20  # of text in one row group
-Terms = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids and weights
 
 
 class Window(NamedTuple):
@@ -204,13 +204,13 @@ class ShardMaker:
             known, old = self.old.find(window.hashes)
         new = window.take(np.flatnonzero(~known)) if known.any() else window
         if shard.copies is None:
-            computed: Encoded | Kept = self._computed(new, shard)
+            computed: Encoded | Kept = self._computed(new, shard, len(window.rows))
             copied = int(known.sum())
         else:
-            computed = self._once(new, shard.copies, shard)
+            computed = self._once(new, shard.copies, shard, len(window.rows))
             copied = int(known.sum() + computed.of_rows["deduplicated"].sum())
         if copied:
-            self.reporter.earlier(copied)
+            self.reporter.advance(copied)
         yield partial(self._part, window, known, old, computed, shard.counts)
 
     def _part(
@@ -233,21 +233,23 @@ class ShardMaker:
         vectors = kept.vectors._replace(doc_ids=[document.id for document in window.documents])
         return ShardPart(numbers, window.hashes, vectors, [document.fields for document in window.documents])
 
-    def _once(self, window: Window, copies: Copies, shard: _Shard) -> Kept:
+    def _once(self, window: Window, copies: Copies, shard: _Shard, rows: int) -> Kept:
         """Return the vectors of texts; each different text is computed once per shard."""
         new: dict[bytes, int] = {}  # the first place of each new text
         for place, (one, number) in enumerate(zip(window.hashes, copies.find(window.hashes).tolist(), strict=True)):
             if number < 0:
                 new.setdefault(one, place)
         first = np.fromiter(new.values(), dtype=np.int64, count=len(new))
-        copies.add(list(new), self._kept(self._computed(window.take(first), shard)))
+        copies.add(list(new), self._kept(self._computed(window.take(first), shard, rows)))
         kept = copies.take(copies.find(window.hashes))
         kept.of_rows["deduplicated"] = 1
         kept.of_rows["deduplicated"][first] = 0
         return kept
 
-    def _computed(self, window: Window, shard: _Shard) -> Encoded:
+    def _computed(self, window: Window, shard: _Shard, rows: int) -> Encoded:
+        """Return the vectors of texts; with the copied ones they are `rows`."""
         tokens, encoded = window.tokens, partial(self._encoded, shard.stopped)
+        self.reporter.plan(rows, _count(tokens))
         with _too_large(window):
             if self.settings.overflow == "truncate":
                 vectors = self.encoder.encode_tokens(tokens, encoded)
@@ -278,8 +280,9 @@ class ShardMaker:
             else:
                 fitting.append(place)
         window = window.take(np.array(fitting, dtype=np.int64))
-        group: list[tuple[int, str, bytes, Terms, str]] = []  # row, id, hash of the text, terms, fields
+        group: list[tuple[int, str, bytes, Vector, str]] = []  # row, id, hash of the text, terms, fields
         size, cuts = 0, window.tokens
+        self.reporter.plan(len(cuts), _count(cuts))
         passages = self.encoder.encode_passages(cuts, partial(self._encoded, shard.stopped))
         while True:
             with _too_large(window):
@@ -301,7 +304,7 @@ class ShardMaker:
         if group:
             yield partial(self._part_of, group, shard.counts)
 
-    def _part_of(self, group: list[tuple[int, str, bytes, Terms, str]], counts: Counts) -> ShardPart:
+    def _part_of(self, group: list[tuple[int, str, bytes, Vector, str]], counts: Counts) -> ShardPart:
         numbers, doc_ids, hashes, terms, fields = map(list, zip(*group, strict=True))
         rows = np.array(numbers, dtype=np.uint64)
         indptr = np.concatenate(([0], np.cumsum([len(token_ids) for token_ids, _ in terms])))
@@ -328,6 +331,11 @@ class ShardMaker:
         return stored, np.diff(vectors.indptr) - np.diff(stored.indptr)
 
 
+def _count(tokens: Sequence[Any]) -> int:
+    """Return the number of tokens that the model reads for texts."""
+    return sum(len(text.token_ids) if isinstance(text, FirstWindow) else text.tokens for text in tokens)
+
+
 def _reused(window: Window, vectors: SparseRows) -> Kept:
     """Return the vectors of another run with the counts of these texts."""
     of_rows = np.zeros(len(window.rows), OF_ROWS)
@@ -345,7 +353,7 @@ def _too_long(doc_id: str, last: int) -> str | None:
     if size <= MAX_ID_BYTES:
         return None
     passage = f"with the suffix #{last} of its last passage"
-    return f"the id {shown(doc_id)} has {size} bytes {passage}; at most {MAX_ID_BYTES} were expected"
+    return f"the id {shown(doc_id)} has {size} bytes {passage}; expected at most {MAX_ID_BYTES}"
 
 
 class _TooLarge(Exception):

@@ -1,14 +1,15 @@
 """`encode --dry-run`: read and check a complete corpus without writing anything.
 
 In: a corpus, and the tokenizer if a model is named. Out: the number of rows, documents, bad rows, duplicate ids and
-equal texts, the size of the text, and the tokens of a sample of documents. Ids and texts are compared over the complete
-corpus by 128-bit hashes on disk (24 bytes per row), so memory does not grow with the corpus.
+equal texts, the size of the text, and a sample of documents with its tokens, for trial.py. Ids and texts are compared
+over the complete corpus by 128-bit hashes on disk (24 bytes per row), so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+import json
 import random
 import tempfile
 from collections.abc import Iterator
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.sources import START, Cursor
+from sparse_ingest.corpora.sources import START, Cursor, repeated_id
+from sparse_ingest.records import Document
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.shards import text_hash
 from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
 
 if TYPE_CHECKING:
+    from sparse_ingest.encoding.trial import Prediction
     from sparse_ingest.models.tokenizer import Tokenizer
 
 EXAMPLES = 10  # bad rows, and duplicates, that are reported
@@ -39,8 +41,9 @@ class CorpusSurvey:
     """The result of a dry run.
 
     `duplicates` counts documents with the id of an earlier one, `equal_texts` those with the text of an earlier one,
-    and `equal_in_shard` those of them whose shard has it, which `--dedup-text encode-once` copies. `examples` has the
-    first bad rows and duplicates. `tokens` has the document lengths of a sample.
+    and `equal_in_shard` those whose earlier one is in the same shard, which `--dedup-text encode-once` copies.
+    `examples` has the first bad rows and duplicates, `tokens` the document lengths of a sample and what the model reads
+    of them, `prediction` the size and time of a run (trial.py).
     """
 
     rows: int = 0
@@ -53,11 +56,17 @@ class CorpusSurvey:
     equal_texts: int = 0
     equal_in_shard: int = 0
     tokens: dict[str, float] | None = None
+    prediction: Prediction | None = None
     examples: list[str] = field(default_factory=list)
 
 
-def survey(cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, reporter: Reporter) -> CorpusSurvey:
-    """Read the complete corpus."""
+def survey(
+    cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, overflow: str, reporter: Reporter
+) -> tuple[CorpusSurvey, list[Document]]:
+    """Read the complete corpus once; duplicate ids are looked up in a second pass.
+
+    Return what was found, and a sample of its documents if there is a tokenizer.
+    """
     reporter.begin("rows")
     found, sample = CorpusSurvey(), _Sample(random.Random(0))  # the same sample on every start
     ids, texts = _Hashes(), _Hashes()
@@ -75,7 +84,7 @@ def survey(cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, repo
             ids.add(hashlib.blake2b(row.document.id.encode(), digest_size=16).digest(), row.row)
             texts.add(text_hash(text), row.row)
             if tokenizer:
-                sample.add(text)
+                sample.add(row.document)
         if found.rows % _PIECE_ROWS == 0:
             if rows := cursor.expected_rows:
                 reporter.expect(rows)
@@ -91,8 +100,8 @@ def survey(cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, repo
         found.equal_texts += len(again)
         found.equal_in_shard += int((again // shard_rows == before // shard_rows).sum())
     if tokenizer and found.documents:
-        found.tokens = sample.tokens(tokenizer)
-    return found
+        found.tokens = sample.tokens(tokenizer, overflow)
+    return found, sample.documents()
 
 
 class _Hashes:
@@ -111,7 +120,7 @@ class _Hashes:
             self._flush()
 
     def repeated(self) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
-        """Yield arrays of the rows whose hash earlier rows have, of the last such row, and of the first one."""
+        """Yield arrays of the rows whose hash earlier rows have, of the last such earlier row, and of the first."""
         self._flush()
         for table in self._pieces.ranges():
             table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
@@ -132,21 +141,34 @@ class _Sample:
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
         self._seen = 0
-        self._texts: list[tuple[str, int]] = []
+        self._documents: list[tuple[Document, int]] = []  # shortened, and the length of the text
 
-    def add(self, text: str) -> None:
+    def add(self, document: Document) -> None:
         self._seen += 1
         place = self._seen - 1 if self._seen <= SAMPLE_DOCUMENTS else self._chance.randrange(self._seen)
         if place < SAMPLE_DOCUMENTS:
-            self._texts[place : place + 1] = [(text[:_SAMPLE_CHARACTERS], len(text))]
+            length = len(document.text)
+            if len(document.fields) > 2 * _SAMPLE_CHARACTERS:
+                fields = json.dumps({"text": document.text[:_SAMPLE_CHARACTERS]}, ensure_ascii=False)
+                document = document._replace(fields=fields)
+            kept = document._replace(text=document.text[:_SAMPLE_CHARACTERS])
+            self._documents[place : place + 1] = [(kept, length)]
 
-    def tokens(self, tokenizer: Tokenizer) -> dict[str, float]:
-        """Return statistics of the tokens per document; `longer` is the share of documents longer than one window."""
-        cuts = tokenizer.cut([text for text, _ in self._texts])
-        lengths = np.array([
-            (len(cut.layout.before) + len(cut.token_ids) + len(cut.layout.after)) * length / max(1, len(text))
-            for cut, (text, length) in zip(cuts, self._texts, strict=True)
-        ])  # fmt: skip
+    def documents(self) -> list[Document]:
+        """Return the documents in random order."""
+        return self._chance.sample([document for document, _ in self._documents], len(self._documents))
+
+    def tokens(self, tokenizer: Tokenizer, overflow: str) -> dict[str, float]:
+        """Return statistics of the tokens per document.
+
+        `longer` is the share of documents longer than one window, `read` the mean number of tokens that the model reads
+        with this `overflow`.
+        """
+        cuts = tokenizer.cut([document.text for document, _ in self._documents])
+        shares = np.array([length / max(1, len(document.text)) for document, length in self._documents])
+        lengths = shares * [len(cut.layout.before) + len(cut.token_ids) + len(cut.layout.after) for cut in cuts]
+        truncate = overflow == "truncate"
+        read = [len(cut.window(0)) for cut in cuts] if truncate else shares * [cut.tokens for cut in cuts]
         median, most = np.quantile(lengths, [0.5, 0.95])
         return {
             "documents": len(lengths),
@@ -154,14 +176,15 @@ class _Sample:
             "median": round(float(median), 1),
             "p95": round(float(most), 1),
             "longest": round(float(lengths.max()), 1),
+            "read": round(float(np.mean(read)), 1),
             "longer": round(float(np.mean([cut.windows > 1 for cut in cuts])), 4),
         }
 
 
 def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
-    """Return a message with both places for each pair of rows with the same id, the later row first."""
+    """Return a message for each pair of rows with the same id, of which the first is the later one."""
     if not cursor.rereadable:
-        return [f"row {again + 1} has the id of row {first + 1}" for again, first in pairs]
+        return [f"row {again + 1}: duplicate id (first seen at row {first + 1})" for again, first in pairs]
     wanted = {row for pair in pairs for row in pair}
     found: dict[int, tuple[str, str]] = {}  # place and id
     cursor.jump(START)
@@ -171,7 +194,7 @@ def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
             if len(found) == len(wanted):
                 break
     return [
-        f"{found[again][0]}: duplicate id {shown(found[again][1])}: first at {found[first][0]}"
+        f"{found[again][0]}: {repeated_id(found[again][1], found[first][0])}"
         for again, first in pairs
         if first in found and again in found
     ]

@@ -1,7 +1,7 @@
 """BM25 over English texts by the library bm25s, the baseline for a run folder. An index has its own BM25.
 
 Settings are those of Anserini: the Lucene variant, k1 0.9, b 0.4, English stop words and stemmer. The tokens of all
-texts are held in memory.
+texts are kept in memory.
 """
 
 from __future__ import annotations

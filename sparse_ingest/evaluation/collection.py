@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class Collection(NamedTuple):
-    """Queries and their qrels; `asked` queries of the file have judgments."""
+    """Queries and their qrels; `judged` queries of the file have judgments."""
 
     path: Path
     qrels: Qrels
-    asked: int
+    judged: int
     quoting: Quoting | None = None  # of the queries
 
     def queries(self) -> Iterator[Query]:
@@ -37,7 +37,7 @@ class Collection(NamedTuple):
 
 
 def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting: Quoting | None = None) -> Collection:
-    """Return the collection of two files, or of the folder in BEIR's or MTEB's layout that holds both.
+    """Return the collection of two files, or of the folder in BEIR's or MTEB's layout with both.
 
     Raises:
         UsageError: neither is given, or one file is given for both.
@@ -45,7 +45,7 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
     """
     first, second = Path(queries or qrels or ""), Path(qrels or queries or "")
     if not (queries or qrels) or (first == second and not first.is_dir()):
-        raise UsageError("Give --queries F and --qrels F, or the folder that holds both.")
+        raise UsageError("Give --queries F and --qrels F, or the folder with both.")
     judged = read_qrels(second, quoting)
     if not judged:
         raise CorpusError(f"{second} has no relevance judgments. Expected lines of query, document and score.")
@@ -67,7 +67,7 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
     return Collection(first, judged, asked, quoting)
 
 
-def passages_stand_for(judged: set[str], known: int, parents: int, place: str) -> bool:
+def has_judged_passages(judged: set[str], known: int, parents: int, place: str) -> bool:
     """Return whether a run or index has the judged documents as passages.
 
     Args:

@@ -19,18 +19,19 @@ import numpy as np
 from sparse_ingest.cluster.engines import ENGINES
 from sparse_ingest.errors import ClusterError, CorpusError, UsageError
 from sparse_ingest.evaluation.bm25 import rank_texts
-from sparse_ingest.evaluation.collection import Collection, collection_of, passages_stand_for
+from sparse_ingest.evaluation.collection import Collection, collection_of, has_judged_passages
 from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, Comparison, Measured, compare, depth_of, measure
 from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, sparsity
-from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written
-from sparse_ingest.pipeline import options_from
+from sparse_ingest.evaluation.trec import read_per_query, read_trec_run, trec_lines, written
+from sparse_ingest.pipeline import HybridSettings, changed, options_from
 from sparse_ingest.records import PARENT, Query, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.checking import finished_shards, shard_parts, shard_vectors
 from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.shards import parse_fields
 from sparse_ingest.searching.hits import Ranked, first_of_each
+from sparse_ingest.searching.pipelines import refuse_hybrid
 from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run
 from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_run
@@ -54,7 +55,7 @@ class Latency(NamedTuple):
     took_ms: float | None = None
 
 
-class Row(NamedTuple):
+class EngineResult(NamedTuple):
     """The results of one engine."""
 
     name: str
@@ -67,14 +68,16 @@ class Evaluation:
     """Results of the search and of BM25 (or None), and how many queries and documents have each token.
 
     `document_terms` is None if they cannot be counted: in a sparse_vector field, or without the neural-search plugin.
+    `hybrid` has the settings of a hybrid search.
     """
 
-    search: Row
-    bm25: Row | None
+    search: EngineResult
+    bm25: EngineResult | None
     query_terms: TermCounts
     document_terms: TermCounts | None
     vocabulary: int
     comparisons: list[Comparison] = field(default_factory=list)
+    hybrid: HybridSettings | None = None
 
     @property
     def queries(self) -> Sparsity:
@@ -104,15 +107,22 @@ class Evaluation:
             "documents": asdict(self.documents) if self.documents else None,
             "flops": self.flops,
             "bm25": _row_as_dict(self.bm25, per_query) if self.bm25 else None,
+            "hybrid": changed(self.hybrid) if self.hybrid else None,
         }
         if self.comparisons:
-            found["comparison"] = [comparison._asdict() for comparison in self.comparisons]
+            found["comparison"] = [_comparison_as_dict(one, per_query) for one in self.comparisons]
         return found
 
 
-def _row_as_dict(row: Row, per_query: bool) -> dict[str, Any]:
+def _row_as_dict(row: EngineResult, per_query: bool) -> dict[str, Any]:
     values = {**row.measured.mean, "engine": row.name, "latency": row.latency._asdict()}
     return values | {"per_query": row.measured.per_query} if per_query else values
+
+
+def _comparison_as_dict(comparison: Comparison, per_query: bool) -> dict[str, Any]:
+    values = comparison._asdict()
+    changes = values.pop("changes")
+    return values | {"changes": [change._asdict() for change in changes]} if per_query else values
 
 
 def evaluate(
@@ -139,17 +149,17 @@ def evaluate(
 
     Raises:
         CorpusError: a file cannot be read, or the target has none of the judged documents.
-        UsageError: options do not go together.
+        UsageError: options cannot be combined.
     """
     chosen, reporter = options_from(EvaluateOptions, options, settings, "evaluate"), reporter_of(progress)
     # Before the search, which may take long.
     collection = collection_of(queries, qrels, chosen.quoting)
     names = list(dict.fromkeys([*DEFAULT_MEASURES, *chosen.measures]))
     own = chosen.ignore_identical_ids
-    other = measure_trec_run(Path(chosen.compare), collection, names, own) if chosen.compare else None
+    other = read_compared(Path(chosen.compare), collection, names, own) if chosen.compare else None
     # One more if the document with the query's id is omitted.
     size = (chosen.k or depth_of(names)) + own
-    reporter.begin("queries", collection.asked)
+    reporter.begin("queries", collection.judged)
     with written(chosen.trec_run, (query.id for query in collection.queries())) as trec:
         found = _Measuring(collection, names, size, reporter, trec, own)
         if isinstance(target, SearchableIndex):
@@ -158,7 +168,10 @@ def evaluate(
             run = target if isinstance(target, SearchableRun) else open_run(target)
             evaluation = _evaluate_run(run, found, chosen)
     if other:
-        evaluation.comparisons.extend(compare(evaluation.search.measured.per_query, other.per_query))
+        texts = {query.id: query.text for query in collection.queries()}
+        here = evaluation.search.measured.per_query
+        first = {name: {query: here[name][query] for query in values} for name, values in other.items()}
+        evaluation.comparisons.extend(compare(first, other, texts))
     return evaluation
 
 
@@ -172,7 +185,7 @@ class _Measuring(NamedTuple):
     trec: IO[bytes] | None
     ignore_identical_ids: bool
 
-    def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> Row:
+    def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> EngineResult:
         """Measure the rankings of one engine; only those of the `first` are written and reported."""
         latencies: list[tuple[float, float | None]] = []
         found_themselves: list[str] = []
@@ -197,7 +210,7 @@ class _Measuring(NamedTuple):
                 "corpus (ArguAna, Quora), omit these hits as BEIR does: pass --ignore-identical-ids.",
                 len(found_themselves), len(latencies), found_themselves[0],
             )  # fmt: skip
-        return Row(name, measured, _latency(latencies))
+        return EngineResult(name, measured, _latency(latencies))
 
 
 def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOptions) -> Evaluation:
@@ -205,12 +218,13 @@ def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOption
     for option in ("concurrency", "allow_partial"):
         if getattr(options, option):
             raise UsageError(f"--{option.replace('_', '-')} is for --index: a run folder is searched locally. Omit it.")
+    refuse_hybrid(run.pipeline.query, options, "is for --index: a run folder is searched without a server")
     if run.pipeline.query.engine not in (None, "exact"):
         raise UsageError(f"The engine {run.pipeline.query.engine} needs --index: a run folder is searched exactly.")
     collection = found.collection
     judged = collection.judged_documents()
     documents, known, parents, most = _count_terms(run, judged)
-    passages = passages_stand_for(judged, known, parents, f"The run {run.path}")
+    passages = has_judged_passages(judged, known, parents, f"The run {run.path}")
     terms = TermCounts()
     weights = terms.passing(QueryModel(run.pipeline).many(collection.queries()))
     ranked = rank_run(run, weights, size=found.size, stored=options.stored, passages=passages)
@@ -234,24 +248,52 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     if options.stored:
         raise UsageError("--stored is for --run: an index always uses the weights that it stores. Omit it.")
     client, name = index.client.allowing(options.allow_partial), index.name
-    engine, collection = index.engine, found.collection
+    engine, collection = index.engine_for(options), found.collection
     judged = collection.judged_documents()
     known = count_known(client, name, judged)
     parents = 0 if known else count_parents(client, name, judged)
-    collapse = PARENT if passages_stand_for(judged, known, parents, f"The index {name!r}") else None
+    collapse = PARENT if has_judged_passages(judged, known, parents, f"The index {name!r}") else None
     if collapse and not ENGINES[engine.name].collapses:
         raise UsageError("Two-phase search cannot collapse passages of a document. Pass --engine exact.")
     vocabulary = index.vocabulary()
     terms = TermCounts()
     weights = terms.passing(QueryModel(index.pipeline).many(collection.queries()))
     how: dict[str, Any] = {"size": found.size, "collapse": collapse, "concurrency": options.concurrency or 1}
-    search = found.row(engine.name, rank_index(client, name, weights, engine, **how))
+    texts = (query.text for query in collection.queries()) if engine.hybrid else None
+    label = f"hybrid, {engine.name}" if engine.hybrid else engine.name
+    search = found.row(label, rank_index(client, name, weights, engine, texts=texts, **how))
     baseline = None
     if options.bm25 is not False:
         by_words = rank_words(client, name, collection.queries(), field=engine.field, **how)
         baseline = found.row("BM25", by_words, first=False)
     documents = _count_index_terms(client, name, engine.field, vocabulary) if engine.keys is None else None
-    return Evaluation(search, baseline, terms, documents, len(vocabulary))
+    return Evaluation(search, baseline, terms, documents, len(vocabulary), hybrid=engine.hybrid)
+
+
+def read_compared(
+    path: Path, collection: Collection, measures: Sequence[str], ignore_identical_ids: bool = False
+) -> dict[str, dict[str, float]]:
+    """Return the values by measure and query of a TREC run file, or of the JSON of another evaluation.
+
+    Raises:
+        CorpusError: the file cannot be read, or has none of the queries.
+    """
+    asked = [query.id for query in collection.queries()]
+    values = read_per_query(path)
+    if values is None:
+        return measure_trec_run(path, collection, measures, ignore_identical_ids).per_query
+    if lacking := [name for name in measures if name not in values]:
+        raise CorpusError(
+            f"{path} has no values of {', '.join(lacking)}. Create it with the same --measure, --per-query and --json."
+        )
+    both = [query_id for query_id in asked if all(query_id in values[name] for name in measures)]
+    if not both:
+        raise CorpusError(
+            f"{path} has none of the {len(asked)} judged queries. Give an evaluation of the same queries."
+        )
+    if len(both) < len(asked):
+        logger.warning("%s has values of %d of the %d queries: only these are compared.", path, len(both), len(asked))
+    return {name: {query_id: values[name][query_id] for query_id in both} for name in measures}
 
 
 def measure_trec_run(
@@ -287,36 +329,37 @@ def _latency(latencies: Sequence[tuple[float, float | None]]) -> Latency:
 def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int, int, int]:
     """Return the terms, the wanted documents by id and as passages, and the largest number of passages."""
     vocabulary = run.vocabulary()
-    holding = np.zeros(len(vocabulary), np.int64)
+    counts = np.zeros(len(vocabulary), np.int64)
     count = known = 0
     parents: set[str] = set()
     most = 0
     of_passages = run.manifest.identity.get("overflow") == "passages"
     for shard in finished_shards(run):
         for rows in shard_vectors(run, shard):
-            holding += np.bincount(rows.token_ids, minlength=len(vocabulary))
+            counts += np.bincount(rows.token_ids, minlength=len(vocabulary))
             count += len(rows.doc_ids)
             known += sum(1 for doc_id in rows.doc_ids if doc_id in wanted)
             if of_passages:
                 parents.update(wanted.intersection(map(document_id, rows.doc_ids)))
                 most = max(most, *(passage_number(doc_id) + 1 for doc_id in rows.doc_ids))
-    by_token = {str(vocabulary[token_id]): int(holding[token_id]) for token_id in np.flatnonzero(holding).tolist()}
+    by_token = {str(vocabulary[token_id]): int(counts[token_id]) for token_id in np.flatnonzero(counts).tolist()}
     return (TermCounts(count, Counter(by_token)), known, len(parents), most)
 
 
 def _count_index_terms(client: Client, index: str, field: str, vocabulary: Sequence[str | None]) -> TermCounts | None:
-    from sparse_ingest.cluster.client import PartialAnswerError
-    from sparse_ingest.cluster.postings import count_holding, count_searchable
+    from sparse_ingest.cluster.client import PartialAnswerError, path_of
+    from sparse_ingest.cluster.indexes import count_matching
+    from sparse_ingest.cluster.postings import document_frequencies
 
     try:
-        holding = count_holding(client, index, field, [token for token in vocabulary if token is not None])
+        frequencies = document_frequencies(client, index, field, [token for token in vocabulary if token is not None])
     except PartialAnswerError:
         raise
     except ClusterError as error:
         # Quality without sparsity is better than no result.
         logger.warning("The terms of the documents are not counted. %s", error)
         return None
-    return TermCounts(count_searchable(client, index), Counter(holding))
+    return TermCounts(count_matching(client, path_of(index)), Counter(frequencies))
 
 
 def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: int) -> Iterator[Ranked]:
@@ -337,7 +380,5 @@ def _texts(run: Run) -> Iterator[tuple[str, str]]:
             for doc_id, carried in zip(part.vectors.doc_ids, part.fields, strict=True):
                 fields = parse_fields(carried, doc_id)
                 if "text" not in fields:
-                    raise CorpusError(
-                        f"{run.path} carries no texts for BM25. Omit --bm25, or encode it without --no-text."
-                    )
+                    raise CorpusError(f"{run.path} has no texts for BM25. Omit --bm25, or encode it without --no-text.")
                 yield doc_id, " ".join(str(part) for part in (fields.get("title"), fields["text"]) if part)

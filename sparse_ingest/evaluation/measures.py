@@ -19,6 +19,7 @@ from sparse_ingest.searching.hits import Ranked
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "RR", "R@100", "AP@100")
 DEFAULT_DEPTH = 100
 RESAMPLES = 9_999
+CHANGES = 10  # queries of a comparison that differ most
 SEED = 0
 _BLOCK = 1000  # rankings measured together
 _SWAPS = 500  # drawn together: 8 MB for 1,000 queries
@@ -33,10 +34,21 @@ class Measured(NamedTuple):
     mean: dict[str, float]
 
 
+class Change(NamedTuple):
+    """A query whose value of a measure differs between two rankings."""
+
+    query_id: str
+    text: str
+    first: float
+    second: float
+
+
 class Comparison(NamedTuple):
     """The difference of one measure between two rankings of `queries` queries.
 
-    `difference` is the mean of first minus second; `t_test` and `randomisation` are two-sided p-values.
+    `difference` is the mean of first minus second; `t_test` and `randomisation` are two-sided p-values. `wins` are
+    queries with a higher first value, `losses` with a lower one, `ties` with an equal one. `changes` are the queries
+    that differ most, the largest first.
     """
 
     measure: str
@@ -46,6 +58,10 @@ class Comparison(NamedTuple):
     difference: float
     t_test: float
     randomisation: float
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    changes: Sequence[Change] = ()
 
 
 def parse_measures(names: Iterable[str]) -> dict[str, Any]:
@@ -107,11 +123,20 @@ def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DE
     return Measured(per_query, {name: mean[name] for name in measures})
 
 
-def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]) -> list[Comparison]:
+def compare(
+    first: Mapping[str, Mapping[str, float]],
+    second: Mapping[str, Mapping[str, float]],
+    texts: Mapping[str, str] | None = None,
+) -> list[Comparison]:
     """Test each measure's values by query (`Measured.per_query`) of two rankings for a difference.
 
     Paired tests: Student's t-test by scipy, and a randomization test, which swaps the two values of random queries
     9,999 times, from a fixed seed, and counts how often the means differ at least as much.
+
+    Args:
+        first: Values by measure and query.
+        second: The same measures and queries.
+        texts: The texts of queries, for `Comparison.changes`.
     """
     with needs_extra("evaluate", "Comparing two rankings"):
         from scipy.stats import ttest_rel
@@ -135,7 +160,16 @@ def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mappi
         by_t_test = 1.0 if equal else float(ttest_rel(one[:, place], other[:, place]).pvalue)
         means = float(one[:, place].mean()), float(other[:, place].mean())
         by_chance = float(as_large[place] / (RESAMPLES + 1))
-        comparisons.append(Comparison(name, len(queries), *means, means[0] - means[1], by_t_test, by_chance))
+        column = differences[:, place]
+        wins, losses = int((column > 0).sum()), int((column < 0).sum())
+        largest = [at for at in np.argsort(-np.abs(column), kind="stable")[:CHANGES].tolist() if column[at]]
+        changes = [
+            Change(queries[at], (texts or {}).get(queries[at], ""), float(one[at, place]), float(other[at, place]))
+            for at in largest
+        ]
+        counts = wins, losses, len(queries) - wins - losses
+        difference = means[0] - means[1]
+        comparisons.append(Comparison(name, len(queries), *means, difference, by_t_test, by_chance, *counts, changes))
     return comparisons
 
 

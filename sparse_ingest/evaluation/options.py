@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sparse_ingest.pipeline import option
+from sparse_ingest.pipeline import HybridSettings, option
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of `evaluate`."""
+class EvaluateOptions(HybridSettings):
+    """Options of `evaluate`. The four `hybrid` options override those of [query]."""
 
     stored: bool = option(False, "With --run: use 9-bit weights, as in an index")
     measures: tuple[str, ...] = option(
@@ -33,5 +33,7 @@ class EvaluateOptions:
     )
     trec_run: Path | str | None = option(None, "Write the rankings as a TREC run file", metavar="FILE")
     compare: Path | str | None = option(
-        None, "Compare with this TREC run file: paired t-test and randomization test", metavar="RUNFILE"
+        None,
+        "Compare with this TREC run file, or JSON of evaluate --per-query: wins, losses and two paired tests",
+        metavar="RUNFILE",
     )

@@ -17,13 +17,13 @@ class TermCounts:
     """The number of queries or documents, and how many of them have each token."""
 
     count: int = 0
-    holding: Counter[str] = field(default_factory=Counter)
+    frequencies: Counter[str] = field(default_factory=Counter)
 
     def passing(self, queries: Iterable[tuple[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, float]]]:
         """Yield the same queries, and count them."""
         for query_id, weights in queries:
             self.count += 1
-            self.holding.update(weights.keys())
+            self.frequencies.update(weights.keys())
             yield query_id, weights
 
 
@@ -38,7 +38,7 @@ class Sparsity:
 
 def sparsity(counts: TermCounts, vocabulary: int) -> Sparsity:
     """Return active dimensions and sparsity; `vocabulary` is the number of dimensions."""
-    mean = sum(counts.holding.values()) / counts.count if counts.count else 0.0
+    mean = sum(counts.frequencies.values()) / counts.count if counts.count else 0.0
     return Sparsity(counts.count, mean, 1 - mean / max(1, vocabulary))
 
 
@@ -46,7 +46,7 @@ def flops(queries: TermCounts, documents: TermCounts) -> float:
     """Return the expected number of terms that a query and a document share."""
     if not queries.count or not documents.count:
         return 0.0
-    shared = sum(number * documents.holding[token] for token, number in queries.holding.items())
+    shared = sum(number * documents.frequencies[token] for token, number in queries.frequencies.items())
     return shared / queries.count / documents.count
 
 
@@ -55,5 +55,5 @@ def pooled(parts: Iterable[TermCounts]) -> TermCounts:
     together = TermCounts()
     for part in parts:
         together.count += part.count
-        together.holding.update(part.holding)
+        together.frequencies.update(part.frequencies)
     return together

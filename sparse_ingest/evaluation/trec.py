@@ -1,4 +1,4 @@
-"""Read and write TREC run files: `query Q0 document rank score tag`, one line per document.
+"""Read and write TREC run files: `query Q0 document rank score tag`, one line per document. Read evaluations as JSON.
 
 trec_eval uses the score, not the rank, so scores are written with nine digits, which distinguish all float32 values.
 """
@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Container, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.errors import CorpusError, UsageError, first_line
+from sparse_ingest.records import place_text
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.storage.durable import atomic_file
+from sparse_ingest.storage.foreign_json import read_json
 
 TAG = "sparse-ingest"
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """The part of the JSON of `evaluate` that is compared."""
+
+    per_query: dict[str, dict[str, float]]
 
 
 def trec_lines(ranking: Ranked) -> str:
@@ -54,12 +64,32 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
                 value = float(score)
             except ValueError:
                 raise CorpusError(
-                    f"{path} line {number}: expected six columns (query Q0 document rank score tag), found "
+                    f"{place_text(path, number)}: expected six columns (query Q0 document rank score tag), found "
                     f"{line.strip()[:80]!r}."
                 ) from None
             if query_id in wanted:
                 found.setdefault(query_id, {})[doc_id] = value
     return found
+
+
+def read_per_query(path: Path) -> dict[str, dict[str, float]] | None:
+    """Return the values by measure and query in the output of `evaluate --json --per-query`; None for other files.
+
+    Raises:
+        CorpusError: it is JSON without these values.
+    """
+    if not path.is_file():  # a pipe can be read only once
+        return None
+    with path.open("rb") as file:
+        if not file.read(1024).lstrip().startswith(b"{"):
+            return None
+    try:
+        return read_json(path, _Evaluation).per_query
+    except ValueError as error:
+        raise CorpusError(
+            f"{path} is not the JSON of an evaluation with values by query: {first_line(error)}. Create it with "
+            "`evaluate --json --per-query`, or give a TREC run file."
+        ) from error
 
 
 def written(path: Path | str | None, query_ids: Iterable[str]) -> contextlib.AbstractContextManager[IO[bytes] | None]:

@@ -11,6 +11,7 @@ process only. Each has a pipe: a message asks it to stop after its shard, and wh
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ BEAT_S = 2.0  # between two heartbeats of a process
 SILENT_S = 10.0  # without a heartbeat until it is reported, and between reports
 END_S = 20.0  # for a process to end before it is killed
 _WORK = "import sys; from sparse_ingest.executors.local import work; work(int(sys.argv[1]))"
+_LOGGER = "sparse_ingest"
 Task = Callable[..., None]  # a function of a module, called with a Worker, the arguments, and a Reporter
 
 
@@ -65,7 +67,7 @@ class _Team:
     def __init__(self, task: Task, arguments: Sequence[Any], out: RunLike, reporter: Reporter) -> None:
         self._task, self._arguments, self._out, self._reporter = task, arguments, out, reporter
         self._children: list[_Child] = []  # running processes
-        self._shown: set[str] = set()  # notes, which all processes send
+        self._shown: list[Sequence[Any]] = []  # notes, which all processes send
         self._reasons: list[str] = []  # of the processes that died
         self._stopped = self._complete = False
 
@@ -138,16 +140,16 @@ class _Team:
             self._show(child, name, given)
 
     def _show(self, child: _Child, name: str, given: Sequence[Any]) -> None:
-        """Forward the progress of a process; a note that all processes send is shown once."""
+        """Forward the progress of a process; a message that all processes send is shown once."""
         if name == "advance":
             count, tokens, detail = given
             detail = f"{child.device} {detail}" if detail else ""
             self._reporter.advance(count, tokens=tokens, detail=detail)
-        elif name not in ("note", "warn"):
+        elif name not in ("note", "warn", "log"):
             getattr(self._reporter, name)(*given)
-        elif given[0] not in self._shown:
-            self._shown.add(given[0])
-            getattr(self._reporter, name)(given[0])
+        elif given not in self._shown:
+            self._shown.append(given)
+            getattr(self._reporter if name != "log" else logging.getLogger(_LOGGER), name)(*given)
 
     def _report_death(self, child: _Child) -> None:
         reason = f"the process on {child.device} died: {child.reason or child.signal()}"
@@ -173,7 +175,7 @@ class _Child:
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment, start_new_session=True
             )
         with contextlib.suppress(OSError):  # it has died, and its pipe is closed
-            self.connection.send((worker, cores))
+            self.connection.send((worker, cores, logging.getLogger(_LOGGER).getEffectiveLevel()))
             self.connection.send((task, arguments))
 
     def silence(self) -> str | None:
@@ -205,7 +207,7 @@ class _Child:
 
 
 def work(descriptor: int) -> None:
-    """Do the work that comes through a pipe; the main function of a process."""
+    """Run the task received through a pipe: the main function of a process."""
     connection: Connection[Any, Any] = Connection(descriptor)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
@@ -224,9 +226,11 @@ def work(descriptor: int) -> None:
 
 
 def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence[Any]:
-    """Do the task that comes through the pipe, and return the last message."""
+    """Run the task received through the pipe, and return the last message to send."""
     try:
-        worker, cores = connection.recv()
+        worker, cores, level = connection.recv()
+        logging.getLogger(_LOGGER).addHandler(_PipeHandler(reporter))
+        logging.getLogger(_LOGGER).setLevel(level)
         if worker.device == "cpu":
             os.sched_setaffinity(0, cores)  # before a library counts them
         task, arguments = connection.recv()
@@ -283,6 +287,9 @@ class _PipeReporter(SilentReporter):
     def expect(self, total: int) -> None:  # noqa: D102 - see Reporter
         self.send("expect", total)
 
+    def plan(self, count: int, tokens: int) -> None:  # noqa: D102
+        self.send("plan", count, tokens)
+
     def earlier(self, count: int) -> None:  # noqa: D102
         self.send("earlier", count)
 
@@ -308,3 +315,14 @@ class _PipeReporter(SilentReporter):
         count, tokens, self._count, self._tokens = self._count, self._tokens, 0, 0
         self._last = time.monotonic()
         self.send("advance", count, tokens, self._detail)
+
+
+class _PipeHandler(logging.Handler):
+    """Sends the log records of a process through its pipe."""
+
+    def __init__(self, reporter: _PipeReporter) -> None:
+        super().__init__()
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.send("log", record.levelno, "%s", record.getMessage())

@@ -23,7 +23,7 @@ from sparse_ingest.cluster.client import ResponseError, UnreachableError
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
 from sparse_ingest.cluster.settling import Durability, patiently
-from sparse_ingest.errors import ClusterError, Interrupted, RunError
+from sparse_ingest.errors import ClusterError, Interrupted, RunError, counted
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.reporting import Reporter
@@ -37,7 +37,7 @@ from sparse_ingest.runs.shards import take_rows
 class Operations:
     """What a load sends: documents with their vector pruned, or with `update` the vectors alone.
 
-    With `changes`, only those that differ from an older run, which the index holds.
+    With `changes`, only those that differ from an older run, from which the index was loaded.
     """
 
     run: Run
@@ -102,6 +102,7 @@ class Delivery:
         in_flight: deque[_ShardInFlight] = deque()
         started: list[int] = []
         self.claim.journal.begin(set(missing))
+        reporter.advance(0)  # starts the clock
 
         def requests() -> Iterator[BulkRequest]:
             for shard in missing:
@@ -123,7 +124,8 @@ class Delivery:
         reporter.advance(self._finish_answered(in_flight))
         if len(started) < len(missing):
             raise Interrupted(
-                f"Stopped after {len(started)} shards; the same command continues with shard {missing[len(started)]}."
+                f"Stopped after {counted(len(started), 'shard')}; the same command continues with shard "
+                f"{missing[len(started)]}."
             )
 
     def retry_dead(self, shard: int) -> int:
@@ -139,11 +141,11 @@ class Delivery:
             for outcome in self._send(self.operations.requests(shard, rows=rows, max_bytes=self.pace.max_bytes)):
                 answered += outcome.documents
                 yield from outcome.refused
-            # A row that became several documents brings all of them.
+            # A source row with several passages sends all of them.
             if answered < len(rows):
                 raise RunError(
-                    f"{journal.dead_path} names {len(rows)} documents of shard {shard}, {answered} of them are in "
-                    "the run. Delete its folder, and load again: documents keep their ids."
+                    f"{journal.dead_path} names {len(rows)} documents of shard {shard}, but only {answered} of "
+                    "them are in the run. Delete its folder, and load again: documents keep their ids."
                 )
             self._make_sure()
 

@@ -1,7 +1,7 @@
-"""Load only the differences to the run that an index holds: `--since OLD_RUN`, `--delete-missing`.
+"""Load only the differences to the run that an index was loaded from: `--since OLD_RUN`, `--delete-missing`.
 
 In: the two runs, the index. Out: the documents that differ (runs/changes.py), the ids to delete, and the stamp of the
-index. The index must hold the complete older run: its `_meta` names that run as loaded, and the journal has a line for
+index. The index must have the complete older run: its `_meta` names that run as loaded, and the journal has a line for
 every shard. After a kill, the same command continues: the stamp names the older run until all is done, and sending or
 deleting a document again changes nothing.
 
@@ -25,7 +25,7 @@ from sparse_ingest.runs.run import Run, refuse_incomplete
 
 @dataclass
 class Since:
-    """A load of the differences between `old`, which the index holds, and `new`.
+    """A load of the differences between `old`, from which the index was loaded, and `new`.
 
     `update`: documents are updated, not indexed. `refused` has ids of `old` that the index refused.
     """
@@ -42,11 +42,11 @@ class Since:
         return Changes(self.old, self.new, self.new.scratch_path("changes").parent, refused=self.refused)
 
     def check(self, client: Client, name: str, there: Index | None) -> None:
-        """Refuse an index that does not hold the older run, and read which of its documents were refused."""
+        """Refuse an index that was not loaded from the older run, and read which of its documents were refused."""
         refuse_incomplete(self.old)
         complete = f"load all of {self.new.path}, without --since"
         if self.old.manifest.run_id == self.new.manifest.run_id:
-            raise UsageError(f"--since names the run to load. Name the run that the index holds, or {complete}.")
+            raise UsageError(f"--since names the run to load. Name the older run, or {complete}.")
         if self.delete_missing and self.new.complete() is None:
             raise RunError(
                 f"{self.new.path} is not complete: --delete-missing would delete documents that it does not have yet. "
@@ -54,14 +54,14 @@ class Since:
             )
         if there is None:
             raise ClusterError(
-                f"Index {name!r} does not exist, but --since needs one that holds {self.old.path}. Name it, or "
-                f"{complete}."
+                f"Index {name!r} does not exist, but --since needs one that was loaded from {self.old.path}. Name it, "
+                f"or {complete}."
             )
         held = there.stamp is not None and (there.stamp.run_id, there.stamp.load) == (self.old.manifest.run_id, "done")
         if not self._started(there) and not held:
             raise ClusterError(
-                f"Index {there.name!r} does not hold {self.old.path} (run {self.old.manifest.run_id[:8]}) as fully "
-                f"loaded: its _meta names {_named(there.stamp)}. Finish that load, or {complete}."
+                f"Index {there.name!r} was not loaded from {self.old.path} (run {self.old.manifest.run_id[:8]}): "
+                f"its _meta names {_named(there.stamp)}. Finish that load, or {complete}."
             )
         if self._delete_missing_before(there) and not self.delete_missing:
             refuse_unfinished_since(there, self.new)
@@ -73,7 +73,7 @@ class Since:
         return replace(stamp, since={"run_id": self.old.manifest.run_id, "delete_missing": delete_missing})
 
     def deletes(self, there: Index) -> bool:
-        """Return whether documents may remain to be deleted, by the stamp."""
+        """Return whether the stamp shows that documents may still have to be deleted."""
         stamp = there.stamp
         finished = stamp is not None and stamp.load == "done" and self.old.manifest.run_id not in stamp.runs
         return self.delete_missing and not (finished and self._delete_missing_before(there))
@@ -97,7 +97,7 @@ class Since:
         if len(lines) < len(shards):
             raise RunError(
                 f"The journal of the load of {self.old.path} into index {there.name!r} is incomplete ({len(lines)} of "
-                f"{len(shards)} shards are in {journal.dead_path.parent}), so what the index holds of it is not known. "
+                f"{len(shards)} shards are in {journal.dead_path.parent}), so the content of the index is unknown. "
                 f"Name the folder that it was loaded from, or {complete}."
             )
         if any(bool(line.get("rules", {}).get("update")) != self.update for line in lines.values()):

@@ -22,6 +22,7 @@ from sparse_ingest.cluster.claim import CLEANUP_S, Claim, LostClaimError, claime
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
 from sparse_ingest.cluster.engines import choose_engine
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
+from sparse_ingest.cluster.limits import check_hybrid
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.stamps import run_stamp
@@ -92,7 +93,7 @@ def load(
             overrides them; the index remembers [query] for searches that name no pipeline.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
-        retries: How often and how patiently requests are sent again.
+        retries: How failed requests are sent again.
         **settings: Fields of `LoadOptions`, such as `top_k=200` or `merge=True`.
 
     Returns:
@@ -119,7 +120,8 @@ def load(
     stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
     with _connected(connection_of(url, connection), reporter) as client:
         client.dialect.check_kind(table.kind)
-        choose_engine(full.query, table.kind, client.dialect.product)  # refuses what no search could use
+        # Refuse settings that no search of the index could use.
+        check_hybrid(full.query, choose_engine(full.query, table.kind, client.dialect.product))
         body = mappings.index_body(table, stamp, client.dialect)
         with _alone(client, folder, index):
             plan = make_plan(client, folder, index, stamp, body, chosen, older, full.query)
@@ -264,7 +266,7 @@ def restore_settings(
         progress: True for notes on stderr, or a `Reporter`; silent by default.
 
     Raises:
-        ClusterError: the index does not exist or refuses, or the old values are not known.
+        ClusterError: the index does not exist or refuses, or the old values are unknown.
     """
     reporter = reporter_of(progress)
     with _connected(connection_of(url, connection), reporter) as client:
@@ -388,6 +390,6 @@ def _compare_counts(claim: Claim, run: Run, report: LoadReport, retries: Retries
         if not run.complete():
             why += ", or the unfinished run has duplicate ids, which `sparse-ingest encode` fixes at its end"
         raise ClusterError(
-            f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
+            f"Index {index.name!r} has {found} documents, but {report.acknowledged} of this run were "
             f"acknowledged. {why}; `sparse-ingest verify` names what is missing, --replace --from-scratch starts over."
         )

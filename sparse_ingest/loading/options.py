@@ -30,12 +30,12 @@ class LoadOptions(Pruning):
         flags="--map",
     )
     replace: bool = option(False, "Delete the index first, unless it is an unfinished load of this run")
-    from_scratch: bool = option(False, "With --replace: delete that one too")
+    from_scratch: bool = option(False, "With --replace: also delete an unfinished load of this run")
     allow_empty: bool = option(False, "Load a run that has no documents")
     partial: bool = option(False, "Load the finished shards of an unfinished run")
     update: bool = option(False, "Add the vectors to documents that exist; do not change the rest of them")
     since: RunLike | None = option(
-        None, "Send only what differs from this run, which the index holds", metavar="OLD_RUN"
+        None, "Send only what differs from this run, which the index was loaded from", metavar="OLD_RUN"
     )
     delete_missing: bool = option(False, "With --since: delete what OLD_RUN has and RUN lacks")
     retry_dead: bool = option(False, "Send the documents that OpenSearch refused again")

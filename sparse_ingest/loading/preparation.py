@@ -13,12 +13,12 @@ from sparse_ingest.cluster import claim, indexes, installed, mappings, preflight
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.cluster.stamps import NO_PRUNING, Stamp, continued_stamp
-from sparse_ingest.errors import RunError, UsageError
+from sparse_ingest.errors import RunError, UsageError, counted
 from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
 from sparse_ingest.loading.kept_types import KeptTypes
 from sparse_ingest.loading.options import LoadOptions
-from sparse_ingest.pipeline import QuerySettings, changed, query_settings
+from sparse_ingest.pipeline import QuerySettings, changed, in_words, query_settings
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.checking import checked_parts
@@ -83,7 +83,7 @@ def make_plan(
     if there is not None:
         mappings.check_fits(there, stamp, kind)
         mappings.refuse_other_product(there, stamp.field, client.dialect)
-        installed.refuse_encoding_at_last(client, there, stamp.field)
+        installed.refuse_encoding_final_pipeline(client, there, stamp.field)
         indexes.refuse_other_pruning(there, stamp)
         remembered = there.stamp.query if there.stamp else {}
         settings = query_settings(query, remembered, f"Index {there.name!r}: _meta.sparse_ingest.query")
@@ -105,7 +105,7 @@ def make_plan(
     notes += indexes.note_on_settings(there)
     if there is None and kind == "sparse_vector":
         body, fitted = seismic.fit(body, stamp.field, report)
-        notes += [fitted] if fitted else []
+        notes += [*([fitted] if fitted else []), *seismic.advice(report.documents)]
     return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, update, added, [*notes, *pruned.notes()])
 
 
@@ -135,7 +135,7 @@ class _Pruned:
 
     def notes(self) -> list[str]:
         """Return a note on the documents that lost their last term, after all parts were read."""
-        note = f"Pruning leaves {self.emptied} documents without a term; no sparse query finds them."
+        note = f"Pruning leaves {counted(self.emptied, 'document')} without a term; no sparse query finds them."
         return [note] if self.emptied else []
 
 
@@ -144,9 +144,14 @@ def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], 
     for shard, line in loaded.items():
         if (found := line.get("rules", {"pruning": NO_PRUNING})) != rules:
             raise RunError(
-                f"Shard {shard} was loaded by the rules {found}, this load has {rules} ({journal.dead_path.parent}). "
+                f"Shard {shard} was loaded with {_in_words(found)}, this load has {_in_words(rules)} "
+                f"({journal.dead_path.parent}). "
                 "Pass the same options, or start over with --replace --from-scratch."
             )
+
+
+def _in_words(rules: Mapping[str, Any]) -> str:
+    return f"pruning {in_words(rules['pruning']) or 'none'}{' and --update' if rules.get('update') else ''}"
 
 
 def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.Index:
@@ -161,17 +166,13 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
         aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}
         body = installed.carried_over(old, plan.body) if old else plan.body
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
-        if plan.stamp.field in index.mappings.get("_source", {}).get("excludes", ()):
-            reporter.note(
-                f"Index {index.name!r} excludes vectors from _source: a document that a client changes with _update "
-                'loses its vector. Load it again then, or set source = "keep" in [index].'
-            )
+        if updates.operation_for(index, plan.stamp.field) == "update":
+            reporter.note(updates.notice(index, plan.stamp.field))
         return index
     claim.refuse_other(indexes.check_uuid(client, plan.there), plan.there.stamp)
     if plan.stale:
         plan.stale.clear()
-    if plan.update:
-        updates.add_field(client, plan.there, plan.stamp.field)
+    if plan.update and updates.add_field(client, plan.there, plan.stamp.field):
         reporter.note(updates.notice(plan.there, plan.stamp.field))
     if plan.added:
         client.call("PUT", f"{plan.there.path}/_mapping", plan.added)

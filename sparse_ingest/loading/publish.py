@@ -130,6 +130,8 @@ def roll_back(
 ) -> str | None:
     """Point an alias to another index, in one request, and return the index that it pointed to. Needs no run.
 
+    An alias of several indexes is removed from the others if `to` is one of them.
+
     Args:
         alias: The alias.
         to: The index.
@@ -137,8 +139,6 @@ def roll_back(
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         progress: True for notes on stderr, or a `Reporter`; silent by default.
-
-    An alias of several indexes is removed from the others if `to` is one of them.
 
     Raises:
         UsageError: the name is an index, or an alias of several others.
@@ -152,10 +152,10 @@ def roll_back(
             raise UsageError(f"--to {to!r} is an alias of {target.name!r}. Name the index itself.")
         if target.stamp is not None and (target.stamp.load != "done" or target.stamp.settings):
             raise ClusterError(
-                f"The load of index {to!r} is not finished. Repeat its `sparse-ingest load`, or name another."
+                f"The load of index {to!r} is not finished. Finish it with the same command, or name another index."
             )
         if target.unreadable:
-            reporter.note(f"Index {to!r} {target.unreadable}, so it is not known whether its load is finished.")
+            reporter.note(f"Index {to!r} {target.unreadable}, so it is unknown whether its load is finished.")
         if served.keys() == {to} and served[to] != aliases.CLAIM:
             reporter.note(f"Alias {alias!r} already serves {to!r}.")
         else:
@@ -175,7 +175,7 @@ def _refuse_foreign_index(client: Client, name: str, alias: str, run_id: str) ->
     if there.stamp is None or there.stamp.created_by != run_id:
         maker = f"run {there.stamp.created_by}" if there.stamp and there.stamp.created_by else "another client"
         found = there.unreadable or f"was created by {maker}, not by run {run_id}"
-        raise ClusterError(f"Index {name!r} exists and {found}. Delete it, or choose another name than {alias!r}.")
+        raise ClusterError(f"Index {name!r} exists and {found}. Delete it, or choose an alias other than {alias!r}.")
 
 
 def _checked(
@@ -218,7 +218,7 @@ def _move(client: Client, alias: str, served: aliases.Served, target: indexes.In
         replaced_by = {"alias": alias, "index": target.name, "uuid": target.uuid}
         indexes.update_stamp(client, target, partial(with_changes, replaced=replaced))
         indexes.update_stamp(client, old, partial(with_changes, replaced_by=replaced_by))
-        if lost := installed.left_behind(old, target):
+        if lost := installed.lost_default_pipelines(old, target):
             reporter.note(
                 f"Index {old.name!r} has default pipelines that {target.name!r} lacks. To add them: "
                 f"PUT /{target.name}/_settings {json.dumps(lost)}"
@@ -241,7 +241,7 @@ def _refuse_fewer(
         for name in {target.name, *served}:
             index = indexes.need_index(client, name, _LIST)
             indexes.refresh(client, index)
-            counts[name] = indexes.count_matching(client, index.path, query or {"match_all": {}})
+            counts[name] = indexes.count_matching(client, index.path, query)
     except ClusterError as error:
         raise ClusterError(f"{error} To move alias {alias!r} without counting documents, add --allow-fewer.") from error
     found = counts.pop(target.name)

@@ -86,7 +86,7 @@ def require_reachable(folder: Path, account: Account | None) -> None:
 
 @contextmanager
 def locked(path: Path, reporter: Reporter, busy: str) -> Iterator[None]:
-    """Lock the file `path`; report `busy` if another process holds it. The kernel releases locks of dead processes."""
+    """Lock the file `path`; report `busy` if another process has locked it. A lock ends with its process."""
     make_folder(path.parent)
     with path.open("a") as file:
         try:

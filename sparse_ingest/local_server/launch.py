@@ -48,7 +48,7 @@ def heap_bytes(heap: str) -> int:
     """Return a heap size such as 512m or 2g in bytes."""
     found = re.fullmatch(r"(\d+)([kmgKMG])", heap)
     if not found:
-        raise UsageError(f"{heap!r} is not a heap size: expected a whole number with k, m or g, such as 512m or 2g.")
+        raise UsageError(f"{heap!r} is not a heap size: expected an integer with k, m or g, such as 512m or 2g.")
     unit_bytes = {"k": 1024, "m": 1024**2, "g": 1024**3}[found.group(2).lower()]
     return int(found.group(1)) * unit_bytes
 

@@ -130,7 +130,7 @@ def instances() -> list[Instance]:
     return [instance for instance in found if instance is not None]
 
 
-def is_ours(port: int) -> bool:
+def is_running(port: int) -> bool:
     """Return whether our server is running on `port`."""
     return _find(port) is not None
 
@@ -258,8 +258,8 @@ def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: 
         elif time.monotonic() - recovering > _RED_S:
             reporter.warn(
                 f"OpenSearch runs at {instance.url}, but shards of {len(red)} of its indexes are missing (red): "
-                f"{', '.join(red)}. Why: GET /_cluster/allocation/explain, and {instance.log}. Delete such an index "
-                f"with `sparse-ingest index drop --index {red[0]} --force --url {instance.url}`, then load it again."
+                f"{', '.join(red)}. GET /_cluster/allocation/explain and {instance.log} have the reason. Delete with "
+                f"`sparse-ingest index drop --index {red[0]} --force --url {instance.url}`, then load again."
             )
             return
         if time.monotonic() > deadline:

@@ -139,7 +139,9 @@ def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weight and bias of a model's vocabulary projection, and replace it with the identity."""
     decoder = model.get_output_embeddings()
     if not isinstance(decoder, torch.nn.Linear):
-        raise CheckpointError(f"{name} ({type(model).__name__}) does not end in a linear vocabulary projection.")
+        raise CheckpointError(
+            f"{name} ({type(model).__name__}) does not end in a linear vocabulary projection. Use another model."
+        )
     sample = torch.arange(1, 6).unsqueeze(0) % decoder.out_features
     with torch.inference_mode():
         expected = model(input_ids=sample).logits

@@ -93,6 +93,11 @@ class DocumentEncoder:
         other._tokenizer = Tokenizer(self._folder, settings)
         return other
 
+    def missing_packages(self) -> list[str]:
+        """Return the packages of the extra `fast` that would make this encoder faster on this machine."""
+        found = {"llvmlite": self.maker.lacks_kernel, "nanotoken": self._tokenizer.lacks_nanotoken}
+        return [package for package, is_missing in found.items() if is_missing]
+
     def encode(self, texts: Sequence[str], progress: OnBatch = _ignore) -> Encoded:
         """Encode texts, truncated at max_length; `progress` gets the documents and tokens of each finished batch."""
         return self.encode_tokens(self.tokenize(texts), progress)

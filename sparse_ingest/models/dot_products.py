@@ -25,7 +25,7 @@ class Postings(NamedTuple):
 
     @classmethod
     def of(cls, part: SparseRows, in_queries: npt.NDArray[np.bool_]) -> Postings:
-        """Return the postings of rows; `in_queries` is the result of `asked_tokens`."""
+        """Return the postings of rows; `in_queries` is the result of `query_token_mask`."""
         wanted = in_queries[np.minimum(part.token_ids, np.uint32(len(in_queries) - 1))]
         token_ids, row_count = part.token_ids[wanted], len(part.indptr) - 1
         rows = np.repeat(np.arange(row_count, dtype=np.int32), np.diff(part.indptr))[wanted]
@@ -52,7 +52,7 @@ class Postings(NamedTuple):
         return matching, sums[matching].astype(np.float32)
 
 
-def asked_tokens(token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+def query_token_mask(token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
     """Return for each token id whether the queries have it; the last place is for all larger ids."""
     in_queries = np.zeros(int(token_ids.max(initial=0)) + 2, dtype=np.bool_)
     in_queries[token_ids] = True

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
-from sparse_ingest.checkpoints.settings import resolve_pipeline, resolve_query_settings
+from sparse_ingest.checkpoints.settings import refuse_lone_stride, resolve_pipeline, resolve_query_settings
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.models.query_encoders import (
     MaskedLMQueryEncoder,
@@ -27,7 +27,7 @@ from sparse_ingest.models.query_encoders import (
     query_checkpoint,
     require_torch,
 )
-from sparse_ingest.models.sparse_vectors import SparseVectors, Vectors, as_vectors, similarity, whole_number
+from sparse_ingest.models.sparse_vectors import SparseVectors, Vectors, as_vectors, positive_integer, similarity
 from sparse_ingest.models.text_windows import (
     WINDOW_CHARACTERS,
     DocumentSide,
@@ -35,7 +35,7 @@ from sparse_ingest.models.text_windows import (
     refuse_if_stopped,
     reporting,
 )
-from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_named, refuse_lone_stride
+from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_named
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
@@ -94,7 +94,7 @@ class SparseEncoder:
             given,
             trust_remote_code=trust_remote_code or given.trust_remote_code,
             revision=revision or given.revision,
-            max_length=whole_number("max_length", max_length) or given.max_length,
+            max_length=positive_integer("max_length", max_length) or given.max_length,
         )
         if dtype not in get_args(Dtype):
             raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}.")
@@ -106,11 +106,11 @@ class SparseEncoder:
                 'encode(), or overflow = "windows".'
             )
         refuse_lone_stride(encode)
-        batch_tokens = whole_number("batch_tokens", batch_tokens) or encode.batch_tokens
+        batch_tokens = positive_integer("batch_tokens", batch_tokens) or encode.batch_tokens
         encode = replace(encode, dtype=dtype, batch_tokens=batch_tokens)
         self._pipeline = replace(pipeline, model=settings, encode=encode)
         self._device = device
-        self._building = threading.RLock()  # held while a side is built
+        self._building = threading.RLock()  # locked while a side is built
         self._documents: DocumentSide | None = None
         self._queries: _QueryEncoding | None = None
 
@@ -145,12 +145,12 @@ class SparseEncoder:
             the texts, with the vocabulary of the document model.
 
         Raises:
-            UsageError: a text is not a string, or max_active_dims is not a whole number above zero.
+            UsageError: a text is not a string, or max_active_dims is not an integer above zero.
             CheckpointError: the model cannot be found or built.
             MissingExtraError: torch or transformers is not installed.
             Interrupted: the reporter asked to stop.
         """
-        chosen, limit = checked_texts(texts), whole_number("max_active_dims", max_active_dims)
+        chosen, limit = checked_texts(texts), positive_integer("max_active_dims", max_active_dims)
         side = self._document_side()
         with reporting(progress) as reporter:
             vectors = side.encode(chosen, limit, reporter)
@@ -188,7 +188,7 @@ class SparseEncoder:
             MissingExtraError: the query side is a masked LM, and torch or transformers is not installed.
             Interrupted: the reporter asked to stop.
         """
-        chosen, limit = checked_texts(texts), whole_number("max_active_dims", max_active_dims)
+        chosen, limit = checked_texts(texts), positive_integer("max_active_dims", max_active_dims)
         side = self._query_side()
         rules = self._pipeline.query if limit is None else replace(self._pipeline.query, top_k=None)
         found: list[QueryWeights] = []
@@ -231,7 +231,7 @@ class SparseEncoder:
             For a dictionary one list of (token, weight); otherwise a list of such lists, one per row.
 
         Raises:
-            UsageError: `vectors` is not sparse vectors, or top_k is not a whole number above zero.
+            UsageError: `vectors` is not sparse vectors, or top_k is not an integer above zero.
         """
         decoded = as_vectors(vectors).decode(top_k)
         return decoded[0] if isinstance(vectors, Mapping) else decoded

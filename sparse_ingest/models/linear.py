@@ -39,7 +39,7 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
     """Replace the product of every linear layer of a model on the CPU, and free the original weights."""
     for module in model.modules():
         # Subclasses, or a forward that was set from outside, may compute something else.
-        if type(module) is torch.nn.Linear and "forward" not in vars(module) and is_faster(module.weight.dtype):
+        if type(module) is torch.nn.Linear and "forward" not in vars(module) and has_fast_linear(module.weight.dtype):
             bias = None if module.bias is None else module.bias.detach()
             module.__dict__["forward"] = product_of(module.weight.detach(), bias)
             module.weight.data = module.weight.new_empty(0)
@@ -47,7 +47,7 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
 
 def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
     """Return the function from rows to `rows @ weight.T + bias`."""
-    if is_faster(weight.dtype):
+    if has_fast_linear(weight.dtype):
         return _onednn_product(weight, bias)
     return lambda rows: torch.nn.functional.linear(rows, weight, bias)
 
@@ -63,11 +63,11 @@ def _onednn_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
 
 
 @cache
-def is_faster(dtype: torch.dtype) -> bool:
+def has_fast_linear(dtype: torch.dtype) -> bool:
     """Return whether the faster linear layers of oneDNN exist for this dtype and compute the right numbers."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
-    # Whole numbers that both dtypes hold exactly.
+    # Integers that both dtypes represent exactly.
     rows, weight, bias = torch.eye(8, dtype=dtype), torch.arange(64).view(8, 8).to(dtype), torch.arange(8).to(dtype)
     try:
         return torch.equal(_onednn_product(weight, bias)(rows), weight.T + bias)

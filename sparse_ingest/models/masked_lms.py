@@ -20,8 +20,7 @@ from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, code_reference, trusted_code
 from sparse_ingest.checkpoints.modules import damaged
 from sparse_ingest.checkpoints.tensors import read_header, weight_files
-from sparse_ingest.errors import CheckpointError, first_line
-from sparse_ingest.storage.foreign_json import shown
+from sparse_ingest.errors import CheckpointError, first_line, short_repr
 
 # Defaults of the remote code, and the only values that transformers' `gte` supports.
 GTE_CHOICES = {
@@ -47,7 +46,7 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
     """Build the masked LM of a checkpoint's document side.
 
     Raises:
-        CheckpointError: it cannot be built, lacks weights, or brings code that is not trusted.
+        CheckpointError: it cannot be built, lacks weights, or has code that is not trusted.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
@@ -102,8 +101,8 @@ def _known(folder: Path, config: dict[str, Any], code: str | None) -> tuple[Any,
     kind = config.get("model_type") or kinds.get(config["architectures"][0])
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise CheckpointError(
-            f"{folder / 'config.json'} has model_type = {shown(kind)}, for which transformers has no masked LM. pip "
-            "install -U transformers, or use another model."
+            f"{folder / 'config.json'} has model_type = {short_repr(kind)}, for which transformers has no masked LM. "
+            "Upgrade transformers with pip install -U transformers, or use another model."
         )
     built = CONFIG_MAPPING[kind].from_dict({key: value for key, value in config.items() if key not in UNUSED_KEYS})
     return MODEL_FOR_MASKED_LM_MAPPING[type(built)], built, {}

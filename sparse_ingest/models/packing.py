@@ -111,7 +111,7 @@ def to_device(array: npt.NDArray[np.integer], device: torch.device) -> torch.Ten
 
 
 def register() -> str:
-    """Register the packed attention with transformers, and return its name there; may be repeated."""
+    """Register the packed attention with transformers, and return its name there; may be called again."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)

@@ -28,7 +28,7 @@ KEPT_TERMS = 0.99  # of float32's terms above TERM_WEIGHT
 TERM_WEIGHT = 0.1
 
 
-def candidates(device: str) -> tuple[str, ...]:
+def faster_dtypes(device: str) -> tuple[str, ...]:
     """Return the dtypes that are faster than float32 on a device, fastest first.
 
     On a CPU with VNNI the integer head is the fastest. The body is faster in bfloat16 with AMX, or with AVX512_BF16 at
@@ -47,7 +47,7 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
     """Return the chosen `dtype` and the results of the candidates, for the manifest."""
     tried: dict[str, Any] = {}
     choice = {"dtype": "float32", "device": device, "documents": len(texts), "tried": tried}
-    faster = candidates(device)
+    faster = faster_dtypes(device)
     if faster and texts:
         expected, texts = _sampled(build("float32"), texts)
         choice["documents"] = len(texts)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.errors import UsageError, needs_extra
-from sparse_ingest.models.dot_products import Postings, asked_tokens
+from sparse_ingest.models.dot_products import Postings, query_token_mask
 from sparse_ingest.records import SparseRows
 
 if TYPE_CHECKING:
@@ -164,9 +164,9 @@ class SparseVectors:
             top_k: how many of a row; None for all.
 
         Raises:
-            UsageError: top_k is not a whole number above zero.
+            UsageError: top_k is not an integer above zero.
         """
-        limit = whole_number("top_k", top_k)
+        limit = positive_integer("top_k", top_k)
         return [self._pairs(row, limit) for row in range(len(self))]
 
     def _pairs(self, row: int, limit: int | None = None) -> list[tuple[str, float]]:
@@ -218,17 +218,17 @@ def similarity(queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
         indptr = right.indptr[first : first + DOCUMENTS_AT_ONCE + 1]
         block = slice(int(indptr[0]), int(indptr[-1]))
         rows = SparseRows((), indptr, right.token_ids[block], right.weights[block])
-        postings = Postings.of(rows, asked_tokens(token_ids))
+        postings = Postings.of(rows, query_token_mask(token_ids))
         for row, (start, end) in enumerate(pairwise(terms.indptr.tolist())):
             found, values = postings.scores(token_ids[start:end], terms.weights[start:end])
             scores[row, first + found] = values
     return scores
 
 
-def whole_number(name: str, value: int | None) -> int | None:
-    """Return an option that is None or a whole number above zero. Raise `UsageError` for other values."""
+def positive_integer(name: str, value: int | None) -> int | None:
+    """Return an option that is None or an integer above zero. Raise `UsageError` for other values."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value <= 0):
-        raise UsageError(f"{name} is {value!r}; expected a whole number above zero, or None.")
+        raise UsageError(f"{name} is {value!r}; expected an integer above zero, or None.")
     return None if value is None else int(value)
 
 

@@ -7,11 +7,13 @@ are tokenized in pieces: the library needs about 800 bytes per token, a token id
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +31,7 @@ from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.weight_table import make_plain
 from sparse_ingest.records import in_batches
 
+logger = logging.getLogger(__name__)
 TokenIds = npt.NDArray[np.int32]
 
 # Where a long text may be divided: before the space between words, or after punctuation of scripts without spaces.
@@ -37,11 +40,11 @@ BORDER_CONTEXT = 64  # characters on each side
 BORDERS_TRIED = 100
 # Characters after which nanotoken is faster: building and checking it takes half a second.
 QUICK_CHARACTERS = 1 << 21
-PLAIN = {"add_special_tokens": False}
+_BARE = {"add_special_tokens": False}
 
 OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")
 # One of these rows is needed: without, transformers would create an empty tokenizer.
-FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 
 
 class WindowLayout(NamedTuple):
@@ -71,6 +74,13 @@ class Cut(NamedTuple):
         """Number of windows."""
         beyond = len(self.token_ids) - self.layout.room
         return 1 + max(0, -(-beyond // self.layout.stride))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all windows, with special tokens and prompt."""
+        layout, more = self.layout, self.windows - 1
+        around = len(layout.before) + len(layout.after) + self.prompt
+        return len(self.token_ids) + around - self.prompt + more * (around + layout.room - self.prompt - layout.stride)
 
     def window(self, number: int) -> TokenIds:
         """Return the token ids of a window with special tokens and prompt."""
@@ -139,31 +149,31 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[FirstWindow]:
         """Return the first window of each text."""
-        return [FirstWindow(cut.window(0), cut.windows > 1) for cut in self.cut(texts, whole=False)]
+        return [FirstWindow(cut.window(0), cut.windows > 1) for cut in self.cut(texts, full=False)]
 
-    def cut(self, texts: Sequence[str], *, whole: bool = True, places: bool = False) -> list[Cut]:
+    def cut(self, texts: Sequence[str], *, full: bool = True, places: bool = False) -> list[Cut]:
         """Return texts as tokens, for windows.
 
         Args:
             texts: the texts without prompt.
-            whole: False if only the first window is needed.
+            full: False to tokenize no more than the first window needs.
             places: whether `Cut.span` will be called.
         """
         with tokenizer_errors(self._folder):
-            return self._cut(texts, whole, places)
+            return self._cut(texts, full, places)
 
-    def _cut(self, texts: Sequence[str], whole: bool, places: bool) -> list[Cut]:
+    def _cut(self, texts: Sequence[str], full: bool, places: bool) -> list[Cut]:
         readings = waiting = [_Reading(self._prompt + text) for text in texts]
         # Offsets also separate the tokens of the prompt from those of the text.
-        with_offsets = whole and (places or bool(self._prompt))
+        with_offsets = full and (places or bool(self._prompt))
         # One token more than the first window: the text is truncated.
-        enough = None if whole else self._layout.room + 1
+        enough = None if full else self._layout.room + 1
         self._characters += sum(map(len, texts))
         while waiting:
             pieces = map(self._next_piece, waiting)
             chunks = in_batches(pieces, self.CHUNK_TEXTS, self.CHUNK_CHARACTERS)
             if with_offsets:
-                encodings = chain.from_iterable(self._tokenizer.encode_batch(chunk, **PLAIN) for chunk in chunks)
+                encodings = chain.from_iterable(self._tokenizer.encode_batch(chunk, **_BARE) for chunk in chunks)
                 for one, encoding in zip(waiting, encodings, strict=True):
                     self._add(one, encoding, places=places)
             else:
@@ -171,7 +181,7 @@ class Tokenizer:
                 for one, ids in zip(waiting, found, strict=True):
                     one.tokens += len(ids)
                     one.ids.append(ids)
-            waiting = [one for one in waiting if one.end < len(one.text) and (whole or one.tokens <= self._layout.room)]
+            waiting = [one for one in waiting if one.end < len(one.text) and (full or one.tokens <= self._layout.room)]
         return [
             Cut(self._layout, np.concatenate(one.ids), min(one.prompt, self._prompt_tokens), _ascending(one.starts))
             for one in readings
@@ -193,15 +203,22 @@ class Tokenizer:
         """Return the token ids of texts: of each the first `enough`, or all."""
         if self._characters >= QUICK_CHARACTERS and self._quick:
             return self._quick(texts, enough)
-        encodings = self._tokenizer.encode_batch_fast(texts, **PLAIN)
+        encodings = self._tokenizer.encode_batch_fast(texts, **_BARE)
         return [np.array(one.ids[:enough], dtype=np.int32) for one in encodings]
 
     @cached_property
     def _quick(self) -> Encode | None:
-        return build_nanotokens(self._tokenizer)
+        quick = build_nanotokens(self._tokenizer)
+        logger.info("The tokenizer is %s from now on.", "nanotoken" if quick else "that of the library tokenizers")
+        return quick
+
+    @property
+    def lacks_nanotoken(self) -> bool:
+        """Whether it would be faster if nanotoken were installed."""
+        return type(self._tokenizer.model).__name__ == "WordPiece" and find_spec("nanotoken") is None
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode_batch_fast([text], **PLAIN)[0].ids)
+        return list(self._tokenizer.encode_batch_fast([text], **_BARE)[0].ids)
 
     def _next_piece(self, reading: _Reading) -> str:
         """Advance to the next piece of a text, and return it. Most texts are one piece."""
@@ -272,9 +289,9 @@ def _load(folder: Path) -> Any:
     """Return the tokenizer of transformers, which reads a folder with only the files that were checked."""
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
-    found = [sorted(path for name in row for path in folder.glob(name)) for row in FILES]
-    if not any(len(paths) >= len(row) for paths, row in zip(found, FILES, strict=True)):
-        looked = ", ".join(" with ".join(row) for row in FILES)
+    found = [sorted(path for name in row for path in folder.glob(name)) for row in TOKENIZER_FILES]
+    if not any(len(paths) >= len(row) for paths, row in zip(found, TOKENIZER_FILES, strict=True)):
+        looked = ", ".join(" with ".join(row) for row in TOKENIZER_FILES)
         raise damaged(f"{folder} has no tokenizer: looked for {looked}")
     if (path := folder / "tokenizer.json").exists():
         with tokenizer_errors(path):

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
-from sparse_ingest.models.heads.selection import build_head
+from sparse_ingest.models.heads.selection import build_head, lacks_kernel
 from sparse_ingest.models.heads.tiles import logarithm
 from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
 from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
@@ -78,7 +79,9 @@ class VectorMaker:
         with _on(device):
             self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
             weight, bias = self.body.weight, self.body.bias
-            self._head = build_head(weight, bias, device=device, dtype=in_body, int8=dtype.startswith("int8"))
+            how: dict[str, Any] = {"device": device, "dtype": in_body, "int8": dtype.startswith("int8")}
+            self._head = build_head(weight, bias, **how)
+            self.head_name, self.lacks_kernel = self._head.name, lacks_kernel(weight.shape[1], **how)
             self.vocabulary = tokenizer.vocabulary(len(bias))
             tokenless = [token_id for token_id, token in enumerate(self.vocabulary) if token is None]
             self._tokenless = torch.tensor(tokenless, dtype=torch.int64, device=device)

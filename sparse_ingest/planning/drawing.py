@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sparse_ingest.errors import needs_extra
+from sparse_ingest.pipeline import in_words as settings_in_words
 from sparse_ingest.planning.options import MOST_QUERIES
 from sparse_ingest.planning.report import PlanReport, Point
-from sparse_ingest.planning.rules import in_words
+from sparse_ingest.planning.rules import rule_text
 from sparse_ingest.reporting import aligned
 
 SHOWN_LOSS = 0.1  # a short table omits points that lose more
@@ -48,8 +49,11 @@ svg {{ max-width: 100%; height: auto; }}
 
 def sentences(report: PlanReport) -> Iterator[str]:
     """Yield the result of a plan as sentences."""
-    full = f"{report.quality} of unpruned vectors: {report.full_quality:.4f}"
-    yield f"{report.documents:,} documents, {report.queries} queries; {full}, exact search with 9-bit weights."
+    what, how = ("unpruned vectors", "exact search with 9-bit weights")
+    if report.hybrid:
+        what, how = ("hybrid search with unpruned queries", settings_in_words(report.hybrid))
+    full = f"{report.quality} of {what}: {report.full_quality:.4f}"
+    yield f"{report.documents:,} documents, {report.queries} queries; {full}, {how}."
     if report.index_bytes is not None:
         postings = next((point.bytes for point in report.settings if point.bytes is not None), None)
         share = "" if postings is None else f", about {postings / 1e6:,.2f} MB of it postings"
@@ -64,7 +68,7 @@ def sentences(report: PlanReport) -> Iterator[str]:
     else:
         yield f"Chosen: {_named(choice.point)}. " + (
             "Nothing is pruned, so nothing is lost."
-            if choice.point.is_whole
+            if choice.point.is_lossless
             else f"It loses {choice.loss:.2%} ({_interval(choice.interval)}) on the half of the queries that confirmed "
             f"the choice, {choice.chosen_by:.2%} on the other."
         )
@@ -85,7 +89,7 @@ def sentences(report: PlanReport) -> Iterator[str]:
 
 def _named(point: Point) -> str:
     engine = ", ".join([point.engine, *_parameters(point)])
-    return f"documents {in_words(point.documents)}, queries {in_words(point.query)}, {engine}"
+    return f"documents {rule_text(point.documents)}, queries {rule_text(point.query)}, {engine}"
 
 
 def _interval(interval: tuple[float, float]) -> str:
@@ -118,7 +122,7 @@ def table(
 
 def _cells(point: Point) -> list[str]:
     engine = point.engine + (f" ({', '.join(_parameters(point))})" if point.parameters else "")
-    cells = [in_words(point.documents), in_words(point.query), engine]
+    cells = [rule_text(point.documents), rule_text(point.query), engine]
     for _, name, form in _NUMBERS:
         value = getattr(point, name)
         if value is not None and name.endswith("bytes"):

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sparse_ingest.pipeline import option
+from sparse_ingest.pipeline import HybridSettings, option
 
 MOST_QUERIES = 2000
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """Options of `plan`."""
+class PlanOptions(HybridSettings):
+    """Options of `plan`. The four `hybrid` options override those of [query]."""
 
     qrels: Path | str | Mapping[str, Mapping[str, int]] | None = option(
         None, "Relevance judgments: measure nDCG@10 instead of the overlap of the ten best documents", metavar="F"

@@ -1,6 +1,7 @@
 """`plan`: find the cheapest pruning of a run, or the fastest engine of an index, within an allowed loss of quality.
 
-Ground truth is exact search of unpruned vectors with 9-bit weights. Quality is nDCG@10 with judgments, otherwise the
+Ground truth is exact search of unpruned vectors with 9-bit weights; in a hybrid plan, hybrid search of the index with
+unpruned queries. Quality is nDCG@10 with judgments, otherwise the
 share of the ten best documents that is found. Without an index, cost is predicted bytes and postings visited; with an
 index, measured latency. The prediction assumes one segment: Lucene searches several segments and shards one by one.
 """
@@ -23,7 +24,16 @@ from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.evaluation.measures import Qrels, measure
-from sparse_ingest.pipeline import EncodeSettings, Pipeline, Pruning, QuerySettings, options_from, pipeline_of
+from sparse_ingest.pipeline import (
+    EncodeSettings,
+    HybridSettings,
+    Pipeline,
+    Pruning,
+    QuerySettings,
+    changed,
+    options_from,
+    pipeline_of,
+)
 from sparse_ingest.planning import engines
 from sparse_ingest.planning.options import PlanOptions
 from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
@@ -38,7 +48,7 @@ from sparse_ingest.runs.run import Run, RunLike, open_run
 from sparse_ingest.runs.shards import read_doc_ids
 from sparse_ingest.searching.exact import QueryVector
 from sparse_ingest.searching.hits import Ranked
-from sparse_ingest.searching.pipelines import pipeline_of_run
+from sparse_ingest.searching.pipelines import pipeline_of_run, refuse_hybrid
 from sparse_ingest.searching.query import many_query_weights
 
 LEAST_QUERIES = 10
@@ -60,12 +70,12 @@ def plan(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> PlanReport:
-    """Try all pruning rules on a run, and all engine settings on an index that holds it.
+    """Try all pruning rules on a run, and all engine settings on an index that was loaded from it.
 
     Args:
         run: A run folder, or what `open_run` returns.
         queries: A file of queries, the folder of a collection, or `Query` records.
-        index: An index that holds the run; its engines are measured, and one is chosen.
+        index: An index that was loaded from the run; its engines are measured, and one is chosen.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         pipeline: A pipeline whose model and settings apply; by default the run's own model.
@@ -74,12 +84,14 @@ def plan(
         **settings: Fields of `PlanOptions`, such as `qrels=...` or `out="plan/"`.
 
     Raises:
-        RunError, ClusterError: the run or index does not exist, or the index holds another run.
+        RunError, ClusterError: the run or index does not exist, or the index was loaded from another run.
         UsageError: the queries are too few, or do not match the run.
     """
     chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
     if chosen.allow_partial and index is None:
         raise UsageError("--allow-partial applies to --index only: a plan for a run needs no server. Omit it.")
+    if index is None:
+        refuse_hybrid(pipeline_of(None, pipeline).query, chosen, "applies to --index only: a run has no BM25")
     if chosen.out:
         refuse_outputs(Path(chosen.out))
     qrels = read_qrels(Path(chosen.qrels), chosen.quoting) if isinstance(chosen.qrels, str | Path) else chosen.qrels
@@ -91,7 +103,9 @@ def plan(
         reporter.note(f"{folder.path} is not complete: the plan is for its finished shards.")
     as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
     unpruned = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
-    with engines.held_index(folder, as_encoded, index, url, connection, chosen.allow_partial) as held:
+    with engines.open_planned_index(folder, as_encoded, index, url, connection, chosen) as held:
+        hybrid = (held.engine.hybrid if held else None) or HybridSettings()
+        as_encoded = replace(as_encoded, query=replace(as_encoded.query, **vars(hybrid)))
         if held:
             as_encoded = replace(as_encoded, index=held.settings)
         sampled = _sampled(records, qrels, chosen.sample)
@@ -102,7 +116,8 @@ def plan(
                 f"Found {len(weighted)} {which} with a weighted token; a plan needs at least {LEAST_QUERIES}. Give "
                 "more queries."
             )
-        job = _Job(folder, weighted, qrels, held, chosen.loss)
+        texts = {query.id: query.text for query in sampled}
+        job = _Job(folder, weighted, [texts[query_id] for query_id, _ in weighted], qrels, held, chosen.loss)
         reporter.begin("documents", folder.totals()["rows"])
         job.read(reporter)
         report = job.report(as_encoded)
@@ -116,11 +131,13 @@ class _Job:
         self,
         run: Run,
         weighted: Sequence[tuple[str, QueryWeights]],
+        texts: Sequence[str],
         qrels: Qrels | None,
-        index: engines.HeldIndex | None,
+        index: engines.PlannedIndex | None,
         loss: float,
     ) -> None:
         self.run, self.weighted, self.qrels, self.index, self.loss = run, weighted, qrels, index, loss
+        self.texts = texts
         number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
         if not any(number.keys() & weights.keys() for _, weights in weighted):
             raise UsageError(
@@ -166,7 +183,7 @@ class _Job:
         if not self.full.mean():
             if self.qrels and self.run.manifest.identity.get("overflow") == "passages":
                 raise UsageError(
-                    f"{self.run.path} holds passages, and none of the found passages is in the judgments. "
+                    f"{self.run.path} has passages, and none of the found passages is in the judgments. "
                     "Plan without --qrels, by the overlap of the best passages."
                 )
             raise UsageError(
@@ -178,7 +195,10 @@ class _Job:
         points = [
             self._exact(rule, query) for query in range(len(self.query_rules)) for rule in range(len(self.sweep.rules))
         ]
-        full, settings = points[0], self._settings(points, self.index) if self.index else []
+        full, best = points[0], self.full
+        settings = self._settings(points, self.index) if self.index else []
+        if self.index and self.index.engine.hybrid:
+            best = settings[0].per_query
 
         def cost(point: Point) -> float:
             """Latency for an index, otherwise bytes times postings visited, relative to unpruned vectors."""
@@ -187,7 +207,7 @@ class _Job:
             return (point.bytes or 0) / (full.bytes or 1) * (point.visited or 0.0) / (full.visited or 1.0)
 
         measured = settings or points
-        choice = choose(measured, self.full, loss=self.loss, cost=cost)
+        choice = choose(measured, best, loss=self.loss, cost=cost)
         if self.index and not any(point.engine == "exact" for point in settings):
             # The baseline for a field without exact search.
             settings = [*settings, next(point for point in points if point.documents == self.index.pruning)]
@@ -197,7 +217,8 @@ class _Job:
             documents=self.sweep.documents,
             queries=len(self.weighted),
             quality=MEASURE if self.qrels else "overlap@10",
-            full_quality=float(self.full.mean()),
+            full_quality=float(best.mean()),
+            hybrid=changed(self.index.engine.hybrid) if self.index and self.index.engine.hybrid else None,
             allowed_loss=self.loss,
             points=points,
             frontier=[points.index(point) for point in frontier(points)],
@@ -206,28 +227,42 @@ class _Job:
             settings=settings,
             settings_frontier=[settings.index(point) for point in frontier(measured)] if settings else [],
             choice=choice,
-            unsettled=unsettled(measured, self.full, choice, loss=self.loss, cost=cost),
+            unsettled=unsettled(measured, best, choice, loss=self.loss, cost=cost),
             load_flags=as_flags(choice.point.documents) if choice else "",
             pipeline=_with_choice(pipeline, choice.point) if choice else pipeline,
         )
 
-    def _settings(self, points: Sequence[Point], index: engines.HeldIndex) -> list[Point]:
+    def _settings(self, points: Sequence[Point], index: engines.PlannedIndex) -> list[Point]:
         """Return the points of the index's engines, for unpruned queries and for the chosen query pruning."""
-        held = self.sweep.rules.index(index.pruning)
-        of_index = [point for point in points if point.documents == index.pruning]
-        # Only by the choosing half: the confirming half tests the settings below.
-        pruned = next(candidates(of_index, self.full, loss=self.loss, cost=lambda point: point.visited or 0.0), None)
-        rules = [ALL_TERMS] + ([pruned.query] if pruned and pruned.query else [])
+        held, rules = self.sweep.rules.index(index.pruning), self.query_rules
+        if not index.engine.hybrid:
+            of_index = [point for point in points if point.documents == index.pruning]
+            # Only by the choosing half: the confirming half tests the settings below.
+            pruned = next(
+                candidates(of_index, self.full, loss=self.loss, cost=lambda point: point.visited or 0.0), None
+            )
+            rules = [ALL_TERMS] + ([pruned.query] if pruned and pruned.query else [])
         settings = list(engines.settings_of(index.engine, rules))
         asked = [
             [(query_id, prune_query(weights, QuerySettings(**one.query))) for query_id, weights in self.weighted]
             for one in settings
         ]
-        return [self._timed(one, held) for one in engines.measure(index.client, index.name, settings, asked)]
+        timed = engines.measure_settings(index.client, index.name, settings, asked, self.texts)
+        if not index.engine.hybrid:
+            right = [{self.ids[place] for place in places} for places in self.right]
+            return [self._timed(one, held, right, self.full) for one in timed]
+        # The ground truth of a hybrid search is that of unpruned queries on the same index.
+        right = list(engines.ten_best(index, asked[0], self.texts))
+        full = self._timed(timed[0], held, right, self.full).per_query
+        if not full.mean():
+            raise UsageError("Hybrid search finds no relevant document. Give queries and judgments of the corpus.")
+        return [self._timed(one, held, right, full) for one in timed]
 
-    def _timed(self, timed: engines.Timed, held: int) -> Point:
-        """Return the point of an engine setting, measured on an index with document pruning `held`."""
-        right = [{self.ids[place] for place in places} for places in self.right]
+    def _timed(self, timed: engines.Timed, held: int, right: Sequence[set[str]], full: Values) -> Point:
+        """Return the point of an engine setting, measured on an index with document pruning `held`.
+
+        `right` has the best documents of each query, `full` the quality without pruning.
+        """
         overlap = np.array([_overlap(one.doc_ids, known, 10) for one, known in zip(timed.ranked, right, strict=True)])
         query = self.query_rules.index(timed.setting.query)
         engine = timed.setting.engine.name
@@ -235,6 +270,7 @@ class _Job:
             held,
             query,
             self._values(timed.ranked, overlap),
+            full,
             overlap_10=float(overlap.mean()),
             engine=engine,
             parameters=timed.setting.parameters,
@@ -246,10 +282,12 @@ class _Job:
     def _exact(self, rule: int, query: int) -> Point:
         values, overlap_10, overlap_100 = self._quality(rule, query)
         visited = self._visited(rule, query)
-        return self._point(rule, query, values, overlap_10=overlap_10, overlap_100=overlap_100, visited=visited)
+        return self._point(
+            rule, query, values, self.full, overlap_10=overlap_10, overlap_100=overlap_100, visited=visited
+        )
 
-    def _point(self, rule: int, query: int, values: Values, **measured: Any) -> Point:
-        """Return a point: what was measured, and what follows from the rules."""
+    def _point(self, rule: int, query: int, values: Values, full: Values, **measured: Any) -> Point:
+        """Return a point: what was measured, and what follows from the rules. `full` is the quality without pruning."""
         frequencies, documents = self.sweep.frequencies[rule], self.sweep.documents
         postings = int(frequencies.sum())
         # Only postings differ between rules; sizes of clusters cannot be predicted.
@@ -270,7 +308,7 @@ class _Job:
             bytes=size,
             index_bytes=index_bytes,
             tied=sum(len(pair) == 2 and bool(pair[0] == pair[1]) for pair in tenths),
-            loss=loss_of(values, self.full),
+            loss=loss_of(values, full),
             per_query=values,
             **measured,
         )

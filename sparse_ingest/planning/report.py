@@ -56,7 +56,7 @@ class Point:
     per_query: Values = field(repr=False, compare=False)
 
     @property
-    def is_whole(self) -> bool:
+    def is_lossless(self) -> bool:
         """Whether nothing is pruned and the search is exact, so nothing is lost."""
         return not self.documents and not self.query and self.engine == "exact" and not self.loss
 
@@ -96,7 +96,9 @@ class PlanReport:
     """Result of a plan; `--json` prints these keys.
 
     `points` are pruning rules on the run, `settings` engine settings on the index, each with its frontier (positions in
-    the list). `index_bytes` is the current size. `pipeline` has the chosen settings. `written` are the files of `out`.
+    the list). In a hybrid plan, whose settings are `hybrid`, `settings` and `full_quality` are measured in hybrid
+    search, `points` without it. `index_bytes` is the current size. `pipeline` has the chosen settings. `written` are
+    the files of `out`.
     """
 
     run: str
@@ -112,6 +114,7 @@ class PlanReport:
     index_bytes: int | None
     settings: list[Point]
     settings_frontier: list[int]
+    hybrid: dict[str, Any] | None
     choice: Choice | None
     unsettled: Unsettled | None
     load_flags: str
@@ -146,7 +149,7 @@ def choose(points: Sequence[Point], full: Values, *, loss: float, cost: Callable
     for look, point in enumerate(candidates(frontier(points), full, loss=loss, cost=cost), start=1):
         chosen_by, found = (loss_of(point.per_query[half], full[half]) for half in HALVES)
         interval = _interval(found, point.per_query, full, MISSES / (look * (look + 1)))
-        if point.is_whole:
+        if point.is_lossless:
             interval = (0.0, 0.0)
         if interval[1] <= loss:
             return Choice(point, found, interval, chosen_by, look - 1)
@@ -162,7 +165,7 @@ def unsettled(
     """
     found = []
     for point in frontier(points):
-        if point.loss < loss and not point.is_whole and not (choice and cost(point) >= cost(choice.point)):
+        if point.loss < loss and not point.is_lossless and not (choice and cost(point) >= cost(choice.point)):
             doubtful = max(loss_of(point.per_query[half], full[half]) for half in HALVES)
             interval = _interval(doubtful, point.per_query, full)
             # Computed as for the first point to confirm.
@@ -184,7 +187,7 @@ def candidates(
     chosen_by = HALVES[0]
     for point in sorted(points, key=lambda point: (cost(point), loss_of(point.per_query[chosen_by], full[chosen_by]))):
         found = loss_of(point.per_query[chosen_by], full[chosen_by])
-        if point.is_whole or _interval(found, point.per_query, full)[1] <= loss:
+        if point.is_lossless or _interval(found, point.per_query, full)[1] <= loss:
             yield point
 
 

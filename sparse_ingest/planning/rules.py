@@ -36,7 +36,7 @@ def query_rules(mean_tokens: float) -> list[PruningRule]:
     return [ALL_TERMS, *counts, *({"max_ratio": ratio} for ratio in _QUERY_RATIOS)]
 
 
-def in_words(rule: PruningRule) -> str:
+def rule_text(rule: PruningRule) -> str:
     """Return a rule as shown in tables."""
     return settings_in_words(rule, " and ") or "all"
 

@@ -2,8 +2,8 @@
 
 The weight is Lucene's inverse document frequency, as in OpenSearch's tables: ln(1 + (N - n + 0.5) / (n + 0.5)) for a
 token in n of N documents that have a token. (The largest weight of the `bert-uncased` analyzer, 15.5895386, is
-this for n = 1 and the 8,841,823 passages of MS MARCO.) Special tokens and tokens of no document weigh 1.0, the server's
-default. Texts are tokenized as queries. Duplicate ids are not detected.
+this for n = 1 and the 8,841,823 passages of MS MARCO.) Special tokens and tokens of no document have weight 1.0, the
+server's default. Texts are tokenized as queries. Duplicate ids are not detected.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ def write_idf(
     tokenizer = plain_tokenizer(folder, lower_case=bool(named.lower_case))
     special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     reporter.begin("documents")
-    held: Counter[int] = Counter()
+    frequencies: Counter[int] = Counter()
     counts: Counter[str] = Counter()
     for batch in in_batches(_texts(chosen.open(corpus), chosen, counts, reporter), BATCH_TEXTS, BATCH_CHARACTERS):
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
             token_ids = set(encoding.ids) - special
-            held.update(token_ids)
+            frequencies.update(token_ids)
             counts["documents" if token_ids else "empty"] += 1
         reporter.advance(len(batch))
     documents, empty, skipped = (counts[name] for name in ("documents", "empty", "skipped"))
@@ -92,18 +92,18 @@ def write_idf(
             f"No document has a token ({empty} without one, {skipped} skipped). Check --corpus and --text-field."
         )
     table = {
-        token: to_float32(weight_of(held[token_id], documents)) if held[token_id] else UNSEEN_WEIGHT
+        token: to_float32(weight_of(frequencies[token_id], documents)) if frequencies[token_id] else UNSEEN_WEIGHT
         for token_id, token in enumerate(vocabulary)
         if token is not None
     }
     _write(out, table, chosen.force)
-    seen = sum(token is not None and held[token_id] > 0 for token_id, token in enumerate(vocabulary))
+    seen = sum(token is not None and frequencies[token_id] > 0 for token_id, token in enumerate(vocabulary))
     return IdfReport(out, documents, empty, skipped, len(table), seen)
 
 
-def weight_of(holding: int, documents: int) -> float:
-    """Return the weight of a token that `holding` of `documents` documents contain."""
-    return math.log(1 + (documents - holding + 0.5) / (holding + 0.5))
+def weight_of(frequency: int, documents: int) -> float:
+    """Return the weight of a token that `frequency` of `documents` documents contain."""
+    return math.log(1 + (documents - frequency + 0.5) / (frequency + 0.5))
 
 
 def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporter: Reporter) -> Iterator[str]:

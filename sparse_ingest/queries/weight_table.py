@@ -21,9 +21,9 @@ from sparse_ingest.checkpoints.checks import read_config, read_tokenizer, tokeni
 from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.modules import damaged, read_as
 from sparse_ingest.checkpoints.tensors import read_header
-from sparse_ingest.errors import CheckpointError
+from sparse_ingest.errors import CheckpointError, short_repr
 from sparse_ingest.pipeline import ModelSettings, QuerySettings
-from sparse_ingest.storage.foreign_json import read_bytes, shown
+from sparse_ingest.storage.foreign_json import read_bytes
 
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -180,7 +180,7 @@ def _read_weights(path: Path) -> dict[str, float]:
     for token, weight in content.items():
         if not 0 <= weight <= MAX_FLOAT32:
             raise CheckpointError(
-                f"{path}: the weight of {shown(token)} is {weight}; expected a float32 number of at least zero."
+                f"{path}: the weight of {short_repr(token)} is {weight}; expected a float32 number of at least zero."
             )
     return content
 

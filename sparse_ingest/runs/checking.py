@@ -12,12 +12,21 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, open_file, read_doc_ids, read_shard, read_shard_vectors, reading_shard
+from sparse_ingest.runs.shards import (
+    ShardPart,
+    find_doc_ids,
+    open_file,
+    read_doc_ids,
+    read_row,
+    read_shard,
+    read_shard_vectors,
+    reading_shard,
+)
 from sparse_ingest.storage.places import Place, RemotePath
 
 T = TypeVar("T", ShardPart, SparseRows)
@@ -53,6 +62,37 @@ def shard_vectors(run: Run, shard: int) -> Iterator[SparseRows]:
     yield from _counted(path, run.rows_of(shard), read_shard_vectors(path, tokens=len(run.vocabulary())))
 
 
+class DocumentPlace(NamedTuple):
+    """Where a document is: its shard, its row group, its place there, and its place among all rows of the shards."""
+
+    shard: int
+    group: int
+    place: int
+    position: int
+
+
+def find_documents(run: Run, shards: Iterable[int], doc_ids: Iterable[str]) -> dict[str, DocumentPlace]:
+    """Return the place of each of these documents that some finished shards have.
+
+    Only the ids are read, up to the shard of the last document. They are not checked against the hash of the shard.
+    """
+    found: dict[str, DocumentPlace] = {}
+    wanted, first = dict.fromkeys(doc_ids), 0
+    for shard in shards:
+        if not wanted:
+            break
+        for doc_id, group, place, row in find_doc_ids(run.shard_path(shard), list(wanted)):
+            found.setdefault(doc_id, DocumentPlace(shard, group, place, first + row))
+            wanted.pop(doc_id, None)
+        first += run.rows_of(shard)
+    return found
+
+
+def read_document(run: Run, found: DocumentPlace) -> ShardPart:
+    """Return one document, from its row group, after the check of its shard; see `read_shard`."""
+    return read_row(checked_shard(run, found.shard), found.group, found.place, tokens=len(run.vocabulary()))
+
+
 def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
     """Yield the parts of some finished shards. A shard is hashed before its first part.
 
@@ -61,7 +101,7 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
 
     Raises:
         RunError: a shard is missing, or its SHA-256 or number of rows differs from its record in done/.
-        StorageError: a shard cannot be fetched, or a web server does not support the range requests of sending.
+        StorageError: a shard cannot be fetched, or a web server does not support range requests, which the load needs.
     """
     tokens = len(run.vocabulary())
     for number, shard in enumerate(shards):

@@ -95,7 +95,7 @@ def has_manifest(path: Place) -> bool:
     return (path / "manifest.json").exists()
 
 
-def refuse_strangers(path: Place) -> None:
+def refuse_other_content(path: Place) -> None:
     """Raise `RunError` if a path is a file, a web address, or a folder with other files and no manifest."""
     if isinstance(path, RemotePath) and not path.writable:
         raise RunError(f"{path} is a web address, which is read-only. Pass --out a folder, or an s3:// address.")
@@ -104,10 +104,10 @@ def refuse_strangers(path: Place) -> None:
             raise RunError(f"{place} is a file; a run is a folder. Pass --out an empty or new folder.")
     if isinstance(path, RemotePath) or path.is_dir():
         # Listed first: another process writes the manifest before everything else.
-        strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
-        if strangers and not has_manifest(path):
+        others = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
+        if others and not has_manifest(path):
             raise RunError(
-                f"{path} is not empty and is not a run (found {strangers[0]}). Pass --out an empty or new folder."
+                f"{path} is not empty and is not a run (found {others[0]}). Pass --out an empty or new folder."
             )
 
 

@@ -56,8 +56,8 @@ def _confirm(run: Run, repeated: set[int]) -> Iterator[Duplicate]:
 def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: Mapping[str, int] | None = None) -> None:
     """Rewrite a finished shard without some of its source rows, and record them as skipped.
 
-    `less` has what those rows add to the other counts of its record. If the process is killed in between, the shard is
-    not done and is encoded again, with the same result.
+    `less` has what those rows contributed to the other counts of its record. If the process is killed in between, the
+    shard is not done and is encoded again, with the same result.
     """
     path, done = run.shard_path(shard), run.need_done(shard)
     skipped = sorted({*run.skipped(shard), *rows.values()})

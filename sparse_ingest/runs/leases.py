@@ -3,8 +3,8 @@
 A lease is acquired by an exclusive create, and written again every `RENEWED_S`. If it does not change for `EXPIRES_S`
 by the observer's own clock, its process died, and another process acquires it; immediately if the dead process was on
 this machine. A holder that was suspended and lost its lease stops before it publishes a shard or its record; requests
-in flight only create objects, so they change nothing. A store that ignores conditions leaves the time of one request
-open: then the shard does not match its record, and `load` refuses it.
+in flight only create objects, so they change nothing. In a store that ignores conditions, another process may write
+between its check and its request: then the shard does not match its record, and `load` refuses it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Leases:
             place.write_whole(lease.content(), exclusive=True)
         except FileExistsError:
             found = _read(place)
-            # After a lost answer the repeated request finds our own lease.
+            # After a lost answer the retried request finds our own lease.
             if found != lease.content():
                 if found is not None and not self._expired(name, found):
                     return False
@@ -91,7 +91,7 @@ def file_lock(path: Path) -> Iterator[bool]:
         file = os.fdopen(open_own(path, os.O_RDWR), "rb")
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ELOOP, errno.ENXIO):
-            raise RunError(f"{path} is a link or not a regular file; a lock file was expected. Delete it.") from error
+            raise RunError(f"{path} is a link or not a regular file; expected a lock file. Delete it.") from error
         raise RunError(
             f"{path} cannot be created: {error.strerror}. Locks of a read-only run are kept in SPARSE_INGEST_HOME: set "
             "it to a writable folder with free space."

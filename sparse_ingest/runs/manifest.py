@@ -65,6 +65,11 @@ class Difference(NamedTuple):
     stored: object
     requested: object
 
+    def in_words(self, of: str) -> str:
+        """Return both values, for a message; `of` is what stores the first one."""
+        stored, requested = ("none" if value is None else repr(value) for value in self[1:])
+        return f"{self.setting}: {of} has {stored}, requested: {requested}"
+
 
 def canonical_json(value: object) -> str:
     """Return the canonical JSON of a value: sorted keys, no spaces, no escapes for non-ASCII characters."""

@@ -1,8 +1,8 @@
 """The vectors of another run by the hash of their text, for `encode --reuse`.
 
 In: a run that was encoded with the same settings. Out: for text hashes (16 bytes of SHA-256), which ones the run has,
-and their vectors. The table of hashes is in unnamed files on disk, so that a killed process leaves nothing; memory
-holds one piece of it and a few row groups.
+and their vectors. The table of hashes is in unnamed files on disk, so that a killed process leaves nothing; one piece
+of it and a few row groups are in memory.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _GROUP_BITS, _PLACE_BITS = 24, 16
 _HALF, _HASH = ">u8", "S16"  # both are in the order of the bytes
 
 
-def refuse_unlike(old: Run, identity: Identity) -> None:
+def refuse_other_settings(old: Run, identity: Identity) -> None:
     """Raise `RunError` with the first setting in which a run's vectors differ from those of `identity`."""
     found = differences(old.manifest.identity, identity)
     first = next((one for one in found if one.setting.partition(".")[0] not in OF_THE_CORPUS), None)
     if first:
         raise RunError(
-            f"The vectors of {old.path} cannot be reused: {first.setting} is {first.stored!r} there, requested: "
-            f"{first.requested!r}. Encode with the settings of that run, or without --reuse."
+            f"The vectors of {old.path} cannot be reused: {first.in_words('it')}. Encode with the settings of that "
+            "run, or without --reuse."
         )
 
 

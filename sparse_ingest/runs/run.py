@@ -29,7 +29,7 @@ from sparse_ingest.runs.files import (
     part_name,
     read_record,
     reading,
-    refuse_strangers,
+    refuse_other_content,
     sha256_of,
     totals_of,
     write_json,
@@ -139,7 +139,7 @@ class Run:
         noted, self._noted = self._noted, True
         if noted or self.manifest.vocabulary_sha256:
             return None
-        return f"{self.path} is of an earlier release without a hash of vocab.json, whose changes cannot be detected."
+        return f"{self.path} was written by an earlier release without a hash of vocab.json: changes are not detected."
 
     def done(self, shard: int) -> dict[str, Any] | None:
         """Return the record of a finished shard, or None if the record or the shard is missing; see `read_record`."""
@@ -316,8 +316,8 @@ def is_started(run: RunLike) -> bool:
 
 
 def existing_run(path: Place) -> Run | None:
-    """Open the run at a path, or return None if one can be created there; see `open_run` and `refuse_strangers`."""
-    refuse_strangers(path)
+    """Open the run at a path, or return None if one can be created there; see `open_run` and `refuse_other_content`."""
+    refuse_other_content(path)
     return open_run(path) if has_manifest(path) else None
 
 
@@ -344,7 +344,7 @@ def refuse_differences(run: Run, identity: Identity) -> None:
     """Raise `RunError` with both values of each setting in which a run differs from an identity."""
     found = differences(run.manifest.identity, identity)
     if found:
-        lines = "".join(f"\n  {d.setting}: the run has {d.stored!r}, requested: {d.requested!r}" for d in found)
+        lines = "".join(f"\n  {one.in_words('the run')}" for one in found)
         raise RunError(
             f"{run.path} was started with other settings and cannot be continued with these:{lines}\n"
             "Use the settings of the run, or another --out folder."

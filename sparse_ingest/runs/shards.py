@@ -127,11 +127,33 @@ def read_shard(path: Place, *, opened: pa.NativeFile | None = None, tokens: int 
     Raises:
         RunError: the file is missing, not Parquet, or has columns or values that format 1 does not allow.
     """
-    first = 0
     with _opened(path, opened) as file:
-        for table in _tables(file, list(_COLUMNS)):
-            hashes, fields = (table.column(name).to_pylist() for name in ("text_hash", "fields"))
-            yield ShardPart(_numbers(_only_chunk(table.column("row"))), hashes, _vectors(table, first, tokens), fields)
+        yield from _parts(file, range(file.num_row_groups), tokens)
+
+
+def read_row(path: Place, group: int, place: int, *, tokens: int = _ANY) -> ShardPart:
+    """Return one row of a row group. Other row groups are not read; errors as of `read_shard`."""
+    with _opened(path) as file:
+        for part in _parts(file, [group], tokens):
+            if place < len(part.rows):
+                return take_rows(part, np.array([place]))
+            place -= len(part.rows)
+        raise ValueError(f"row group {group} has no row {place}")
+
+
+def find_doc_ids(path: Place, wanted: Sequence[str]) -> Iterator[tuple[str, int, int, int]]:
+    """Yield the wanted ids that a shard has, with the row group of each, its place there and its place in the shard.
+
+    Only the column of ids is read; errors as of `read_shard`.
+    """
+    import pyarrow.compute as pc
+
+    values, first = _strings(wanted), 0
+    with _opened(path) as file:
+        for group, table in enumerate(_tables(file, ["doc_id"])):
+            doc_ids = _only_chunk(table.column("doc_id"))
+            for place in pc.indices_nonzero(pc.is_in(doc_ids, value_set=values)).to_pylist():
+                yield doc_ids[place].as_py(), group, place, first + place
             first += table.num_rows
 
 
@@ -166,9 +188,17 @@ def read_shard_vectors(path: Place, *, tokens: int = _ANY) -> Iterator[SparseRow
             first += table.num_rows
 
 
-def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
-    """Yield each row group as a table of one chunk, or as several if the requested fields have many bytes."""
-    for group in range(file.num_row_groups):
+def _parts(file: pq.ParquetFile, groups: Iterable[int], tokens: int) -> Iterator[ShardPart]:
+    first = 0
+    for table in _tables(file, list(_COLUMNS), groups):
+        hashes, fields = (table.column(name).to_pylist() for name in ("text_hash", "fields"))
+        yield ShardPart(_numbers(_only_chunk(table.column("row"))), hashes, _vectors(table, first, tokens), fields)
+        first += table.num_rows
+
+
+def _tables(file: pq.ParquetFile, columns: list[str], groups: Iterable[int] | None = None) -> Iterator[pa.Table]:
+    """Yield row groups, by default all, each as a table of one chunk, or several if its fields have many bytes."""
+    for group in range(file.num_row_groups) if groups is None else groups:
         about = file.metadata.row_group(group)
         stored = map(about.column, range(about.num_columns))
         sizes = {column.path_in_schema: column.total_uncompressed_size for column in stored}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.models.dot_products import Postings, asked_tokens
+from sparse_ingest.models.dot_products import Postings, query_token_mask
 from sparse_ingest.records import SparseRows
 
 
@@ -42,7 +42,7 @@ class ExactHits(NamedTuple):
 def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k: int) -> list[ExactHits]:
     """Return the k best rows for each query, by score, then by order of rows."""
     best = [ExactHits([], np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-    asked = asked_tokens(np.concatenate([np.empty(0, np.uint32), *(query.token_ids for query in queries)]))
+    asked = query_token_mask(np.concatenate([np.empty(0, np.uint32), *(query.token_ids for query in queries)]))
     first_row = 0
     for part in parts:
         postings = Postings.of(part, asked)

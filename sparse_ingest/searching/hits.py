@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sparse_ingest.records import TermShare
@@ -14,7 +14,9 @@ SNIPPET_CHARACTERS = 160
 class Hit(NamedTuple):
     """One found document; `terms` are sorted heaviest first and their contributions sum to `score`, as float32.
 
-    In a two-phase search, which adds two such sums, the last bit may differ.
+    In a two-phase search, which adds two such sums, the last bit may differ. A hit of a hybrid search has both scores
+    in `sub_scores`, before they are normalized: `bm25` and `sparse`, of which the terms are. A search that did not find
+    the document is omitted.
     """
 
     rank: int
@@ -22,11 +24,43 @@ class Hit(NamedTuple):
     id: str
     fields: dict[str, Any]
     terms: list[TermShare]
+    sub_scores: dict[str, float] | None = None
 
     @property
     def doc_id(self) -> str:
         """Old name of `id`."""
         return self.id
+
+
+class Explanation(NamedTuple):
+    """Where one document is among the hits of a query, and why.
+
+    Attributes:
+        id: The document.
+        reason: Why it is not one of the first `k` hits: "not found", "no common term", "filtered out", "low score" or
+            "missed" (its score is high enough, but SEISMIC or two-phase did not visit it); None: it is one of them.
+        rank: Its rank among all hits, from 1. None: it is not a hit, or the engine does not rank all documents.
+        score: Its score, without the filter.
+        k: Number of requested hits.
+        last_score: The score of hit number `k`, or of the last one if there are fewer; None without hits.
+        matching: How many documents are hits; None: not counted.
+        equal: How many other documents have the same score; None: not counted.
+        fields: Its fields.
+        terms: The terms of its score, heaviest first.
+        lacking: The tokens of the query that it lacks, heaviest first.
+    """
+
+    id: str
+    reason: str | None
+    k: int
+    rank: int | None = None
+    score: float | None = None
+    last_score: float | None = None
+    matching: int | None = None
+    equal: int | None = None
+    fields: dict[str, Any] = {}
+    terms: Sequence[TermShare] = ()
+    lacking: Sequence[str] = ()
 
 
 class Ranked(NamedTuple):

@@ -11,7 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import repeat
 from typing import Any, TypeVar, Unpack
 
 from sparse_ingest.cluster.answers import Found
@@ -28,8 +30,10 @@ from sparse_ingest.cluster.search_bodies import (
     bm25_body,
     hybrid_body,
     rank_feature_body,
+    sub_scores_body,
 )
 from sparse_ingest.errors import ClusterError
+from sparse_ingest.pipeline import HybridSettings
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.records import Query, TermShare
 from sparse_ingest.searching.hits import Hit, Ranked, heaviest_first
@@ -37,6 +41,8 @@ from sparse_ingest.searching.pipelines import DEFAULT_FIELD
 from sparse_ingest.searching.query import keyed, warn_of_omitted
 
 Q = TypeVar("Q")
+Change = Callable[[SearchBody], SearchBody]
+_HYBRID_COLLAPSES_SINCE = (3, 1)
 # Text in an error of the server, and our message for it.
 _UNDERSTOOD = {
     "index_not_found_exception": "No index or alias {index!r} at {address}. Create it with `sparse-ingest load`.",
@@ -96,24 +102,14 @@ def search_index(
     """
     engine = engine or Engine(product=client.dialect.product)
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
-    asker = _Asker(client, index, engine)
+    asker = Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
     asker.warn_of_omitted()
-    tokens = {key: token for token, key in engine.keys.items()} if engine.keys else {}
     hits = []
     for rank, found in enumerate(answer["hits"]["hits"], start=1):
-        shares = (
-            TermShare(
-                tokens.get(term.token, term.token),
-                to_float32(term.query_weight) * scale,
-                to_float32(term.document_weight),
-                to_float32(term.contribution) * scale,
-            )
-            for term in explained_terms(found["_explanation"], engine.field)
-        )
         # JSON has the shortest decimal of a float32; comparisons need the float32 itself.
         score = to_float32(found["_score"]) * scale
-        hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), heaviest_first(shares)))
+        hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), asker.shares(found, scale)))
     return hits
 
 
@@ -126,17 +122,38 @@ def search_hybrid(
     size: int,
     engine: Engine | None = None,
     filter: Mapping[str, Any] | None = None,
+    collapse: str | None = None,
 ) -> list[Hit]:
-    """Search an index with BM25 on title and text, combined with learned-sparse search by the packaged pipeline.
+    """Search an index with BM25 on title and text, combined with learned-sparse search by the server.
 
-    Hits have no terms.
+    Arguments are those of `search_index`; `engine.hybrid` has weights and techniques. A second request, a search of the
+    found documents alone, returns both scores of each hit (`sub_scores`), and the terms of the learned-sparse one.
     """
-    engine = engine or Engine(product=client.dialect.product)
-    refuse_unmapped(client, path_of(index), engine.mappings, filter, None)
-    lost: dict[str, None] = {}
-    weights = keyed(weights, engine.keys, lost)
-    warn_of_omitted(lost)
-    return _hits_without_terms(_send(client, index, hybrid_body(text, weights, engine, size=size, filter=filter)))
+    engine = engine or Engine()
+    engine = engine if engine.hybrid else replace(engine, hybrid=HybridSettings(hybrid=True))
+    refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
+    asker = Asker(client, index, engine)
+    answer, scale = asker.ask(weights, text, size=size, filter=filter, collapse=collapse)
+    asker.warn_of_omitted()
+    hits = _hits_without_terms(answer)
+    if not hits:
+        return []
+    fitted = fit_weights(keyed(weights, engine.keys, {}), max_clauses=len(weights))
+    body = sub_scores_body(text, fitted, engine, [hit.id for hit in hits], size=size, filter=filter)
+    try:
+        answer = _send(client, index, body, include_named_queries_score="true")
+    except ClusterError as error:
+        if "unrecognized parameter" not in str(error):
+            raise
+        return hits  # an old server
+    parts = {one["_id"]: one for one in answer["hits"]["hits"]}
+    factors, explained = {"sparse": scale}, []
+    for hit in hits:
+        part = parts.get(hit.id, {})  # a document may have been deleted
+        named = part.get("matched_queries", {}).items()
+        scores = {name: to_float32(score) * factors.get(name, 1.0) for name, score in named}
+        explained.append(hit._replace(sub_scores=scores, terms=asker.shares(part, scale) if part else []))
+    return explained
 
 
 def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_FIELD, size: int) -> list[Hit]:
@@ -146,7 +163,7 @@ def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_
 
 def _hits_without_terms(answer: Any) -> list[Hit]:
     return [
-        Hit(rank, found["_score"], found["_id"], found.get("_source", {}), [])
+        Hit(rank, to_float32(found["_score"]), found["_id"], found.get("_source", {}), [])
         for rank, found in enumerate(answer["hits"]["hits"], start=1)
     ]
 
@@ -161,6 +178,7 @@ def rank_index(
     filter: Mapping[str, Any] | None = None,
     collapse: str | None = None,
     concurrency: int = 1,
+    texts: Iterable[str] | None = None,
 ) -> Iterator[Ranked]:
     """Search an index for many queries, without fetching documents; yield a ranking per query, in their order.
 
@@ -173,11 +191,16 @@ def rank_index(
         filter: A query clause that every hit matches.
         collapse: A field whose values replace the ids: each is returned once, with the score of its best document.
         concurrency: Number of requests in flight.
+        texts: The text of each query, if the engine is hybrid.
     """
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
-    asker = _Asker(client, index, engine)
-    ask = partial(asker.ask, size=size, filter=filter, collapse=collapse, source=False)
-    yield from _ranked(ask, queries, collapse, concurrency)
+    asker = Asker(client, index, engine)
+    ask = partial(asker.ask, size=size, filter=filter, collapse=collapse, change=without_source)
+    # zip stops at the end of `queries` without reading another text.
+    with_texts = (
+        (query_id, (weights, text)) for (query_id, weights), text in zip(queries, texts or repeat(""), strict=False)
+    )
+    yield from _ranked(lambda query: ask(*query), with_texts, collapse, concurrency)
     asker.warn_of_omitted()
 
 
@@ -232,7 +255,12 @@ def _ranked(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Asker:
+def without_source(body: SearchBody) -> SearchBody:
+    """Return the request without the fields of hits."""
+    return body | {"_source": False}
+
+
+class Asker:
     """One index and one engine. Safe to use from several threads."""
 
     def __init__(self, client: Client, index: str, engine: Engine) -> None:
@@ -243,23 +271,30 @@ class _Asker:
         self._dotted: dict[str, None] = {}
 
     def ask(
-        self, weights: QueryWeights, *, size: int, source: bool = True, **options: Unpack[BodyOptions]
+        self, weights: QueryWeights, text: str = "", *, size: int, change: Change = dict, **options: Unpack[BodyOptions]
     ) -> tuple[Any, float]:
-        """Return the response to one search, and the factor for its scores.
+        """Return the response to one search, and the factor for the scores of the engine.
+
+        `text` is for BM25; `change` is applied to the body.
 
         Raises:
             UsageError: the weights do not fit.
             ClusterError: the server cannot answer it.
         """
-        options["max_clauses"] = self._limit(weights, options.get("filter"))
+        options["max_clauses"] = self._limit(weights, text, options.get("filter"))
         weights = keyed(weights, self._engine.keys, self._unknown)
         fitted = fit_weights(weights, max_clauses=options["max_clauses"])
         self._warn_of_ceiling(weights, fitted.scale)
-        also = {} if source else {"_source": False}
+        if self._engine.hybrid:
+            self._refuse_collapse(options.get("collapse"))
+            names = ("filter", "collapse", "max_clauses")
+            how: dict[str, Any] = {name: options.get(name) for name in names}
+            body = hybrid_body(text, fitted, self._engine, size=size, **how)
+            return _send(self._client, self._index, change(body)), fitted.scale
         if not self._without_plugin:
             try:
                 body = engine_body(fitted, self._engine, size=size, **options)
-                return _send(self._client, self._index, body | also), fitted.scale
+                return _send(self._client, self._index, change(body)), fitted.scale
             except ClusterError as error:
                 if "unknown query [neural_sparse]" not in str(error):
                     raise
@@ -273,7 +308,23 @@ class _Asker:
         undotted = {token: weight for token, weight in fitted.weights.items() if "." not in token}
         fitted = fitted._replace(weights=undotted)
         body = rank_feature_body(fitted, field=self._engine.field, size=size, **options)
-        return _send(self._client, self._index, body | also), fitted.scale
+        return _send(self._client, self._index, change(body)), fitted.scale
+
+    def shares(self, found: Any, scale: float) -> list[TermShare]:
+        """Return the terms of an explained hit, heaviest first; `scale` is the factor of its score."""
+        return heaviest_first(
+            TermShare(
+                self._tokens.get(term.token, term.token),
+                to_float32(term.query_weight) * scale,
+                to_float32(term.document_weight),
+                to_float32(term.contribution) * scale,
+            )
+            for term in explained_terms(found["_explanation"], self._engine.field)
+        )
+
+    @cached_property
+    def _tokens(self) -> dict[str, str]:
+        return {key: token for token, key in (self._engine.keys or {}).items()}
 
     def warn_of_omitted(self) -> None:
         """Warn of tokens that were omitted from queries."""
@@ -293,19 +344,29 @@ class _Asker:
             ceiling * scale,
         )
 
-    def _limit(self, weights: QueryWeights, filter: Mapping[str, Any] | None) -> int:
+    def _refuse_collapse(self, collapse: str | None) -> None:
+        if collapse and self._client.version < _HYBRID_COLLAPSES_SINCE:
+            raise ClusterError(
+                f"{self._client.address} is OpenSearch {'.'.join(map(str, self._client.version))}, which does not "
+                "collapse the hits of a hybrid search; 3.1 and newer do. Omit --collapse, or --hybrid."
+            )
+
+    def _limit(self, weights: QueryWeights, text: str, filter: Mapping[str, Any] | None) -> int:
         """Return how many clauses a query may have; requested only if the query may exceed it."""
-        if len(weights) + count_clauses(filter or {}) <= MAX_CLAUSES:
+        others = count_clauses(filter or {})
+        if self._engine.hybrid:  # each word on title and text, the filter twice
+            others = 2 * (others + len(text.split()))
+        if len(weights) + others <= MAX_CLAUSES:
             return MAX_CLAUSES
         if self._max_clauses is None:
             self._max_clauses = self._client.dialect.max_clauses(self._client.find)
         return self._max_clauses
 
 
-def _send(client: Client, index: str, body: SearchBody) -> Any:
+def _send(client: Client, index: str, body: SearchBody, **params: str) -> Any:
     """Send a `_search` body, or raise `ClusterError` with advice for known refusals."""
     try:
-        return client.search(path_of(index), body, expected=Found)
+        return client.search(path_of(index), body, expected=Found, **params)
     except ClusterError as error:
         for sign, message in _UNDERSTOOD.items():
             if sign in str(error):

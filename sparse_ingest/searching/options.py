@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparse_ingest.pipeline import option
+from sparse_ingest.pipeline import HybridSettings, option
 
 
 @dataclass(frozen=True)
-class SearchOptions:
-    """Options of a search. `filter`, `hybrid` and `allow_partial` need an index; hybrid hits have no terms.
+class SearchOptions(HybridSettings):
+    """Options of a search. `filter`, `hybrid` and `allow_partial` need an index.
+
+    The four `hybrid` options override those of [query].
 
     Documents without the field `collapse` count as sharing one value. `stored` searches a run with 9-bit weights, as in
     an index. `concurrency` is for many queries on an index. Without `allow_partial`, a failed shard or a timeout is an
@@ -23,7 +25,6 @@ class SearchOptions:
     collapse: str | None = option(
         None, "Return only the best document for each value of FIELD, such as parent of passages", metavar="FIELD"
     )
-    hybrid: bool = option(False, "Combine with BM25 on title and text on the server")
     stored: bool = False
     allow_partial: bool = option(False, "Accept partial results of failed shards and timeouts, with a warning")
     concurrency: int = option(1, "With --queries: number of requests in flight")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.cluster.engines import choose_engine
+from sparse_ingest.cluster.limits import check_hybrid
 from sparse_ingest.cluster.search_bodies import Engine
-from sparse_ingest.errors import CheckpointError, ClusterError, RunError
-from sparse_ingest.pipeline import ModelSettings, Pipeline, changed, query_settings
+from sparse_ingest.errors import CheckpointError, ClusterError, RunError, UsageError
+from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, QuerySettings, changed, query_settings
 from sparse_ingest.queries.weight_table import read_vocabulary
 
 if TYPE_CHECKING:
@@ -113,6 +114,27 @@ def engine_of_index(pipeline: Pipeline, index: Index | None, product: Product) -
     keys, there = token_keys(pipeline, index), index.mappings if index else None
     tables = {table: getattr(settings, table) for table in ("two_phase", "seismic", "pruned")}
     return Engine(name, field, kind, keys, ceiling=ceiling, product=product, mappings=there, **tables)
+
+
+def hybrid_settings(query: QuerySettings, given: HybridSettings) -> HybridSettings | None:
+    """Return the settings of a hybrid search: those of [query], overridden by `given`; None if it is not hybrid.
+
+    Raises:
+        UsageError: settings have no effect, or do not go together.
+    """
+    names = HybridSettings.__dataclass_fields__
+    own = {name: value for name in names if (value := getattr(given, name)) is not None}
+    if given.hybrid is False and len(own) > 1:
+        raise UsageError(f"{sorted(own)[1]} has no effect with hybrid = false (--no-hybrid). Omit one of them.")
+    found = HybridSettings(**{name: own.get(name, getattr(query, name)) for name in names})
+    check_hybrid(found)
+    return found if found.hybrid else None
+
+
+def refuse_hybrid(query: QuerySettings, given: HybridSettings, why: str) -> None:
+    """Raise `UsageError` if a search that cannot be hybrid has settings of a hybrid one."""
+    if any(getattr(given, name) for name in HybridSettings.__dataclass_fields__) or hybrid_settings(query, given):
+        raise UsageError(f"hybrid {why}. Omit it, or pass --no-hybrid (hybrid=False).")
 
 
 def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> FieldKind:

@@ -15,11 +15,11 @@ from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.models.query_encoders import QueryEncoder, build_weight_table, query_checkpoint, query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query
+from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, plain_tokenizer, prune_query
 from sparse_ingest.records import Query
 
 QUERIES_AT_ONCE = 32  # texts per batch
-NAMED_TOKENS = 20  # omitted tokens that a warning names
+NAMED_TOKENS = 20  # tokens that a message names
 logger = logging.getLogger(__name__)
 
 
@@ -29,6 +29,7 @@ class QueryModel:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._encoder: QueryEncoder | None = None
+        self._last: tuple[str, QueryWeights] = "", {}
         self._lock = Lock()  # of the encoder: a masked LM takes one batch at a time
 
     def weights(self, text: str) -> QueryWeights:
@@ -39,12 +40,23 @@ class QueryModel:
         """
         if not text.strip():
             raise UsageError("The query is empty. Give some words.")
-        weights = prune_query(self._encode([text])[0], self._pipeline.query)
-        if not weights:
-            logger.warning(
-                "No token of the query has a weight, so it cannot have hits: the model knows none of its words."
-            )
-        return weights
+        last, weights = self._last
+        if last != text:
+            weights = prune_query(self._encode([text])[0], self._pipeline.query)
+            self._last = text, weights
+            if not weights:
+                logger.warning(self.why_unweighted(text))
+        return dict(weights)
+
+    def why_unweighted(self, text: str) -> str:
+        """Return a message about a text without weights, with its tokens."""
+        checkpoint = query_checkpoint(self._pipeline.model)
+        settings = resolve_query_settings(self._pipeline.model, checkpoint)
+        tokenizer = plain_tokenizer(checkpoint.query.folder, lower_case=bool(settings.lower_case))
+        tokens = list(dict.fromkeys(tokenizer.encode(text, add_special_tokens=False).tokens))
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        why = "the model knows none of its words" if set(tokens) <= {unknown} else "the model gives them none"
+        return f"No token of the query has a weight, so it cannot have hits: {why} (tokens: {named(tokens) or 'none'})."
 
     def many(self, queries: Iterable[Query], *, batch: int = QUERIES_AT_ONCE) -> Iterator[tuple[str, QueryWeights]]:
         """Yield the ids and weights of many queries, in their order, encoded in batches.
@@ -124,4 +136,14 @@ def keyed(weights: QueryWeights, keys: Mapping[str, str] | None, lost: dict[str,
 def warn_of_omitted(lost: Collection[str], why: str = "The vocabulary of the documents lacks some tokens") -> None:
     """Warn of tokens that were omitted from queries."""
     if lost:
-        logger.warning("%s; omitted from the query: %s.", why, listed(list(map(repr, lost)), NAMED_TOKENS))
+        logger.warning("%s; omitted from the query: %s.", why, named(lost))
+
+
+def not_in_vocabulary(tokens: Collection[str], of: str) -> str:
+    """Return a message about tokens of a query that a vocabulary lacks."""
+    return f"The vocabulary {of} lacks tokens of the query: {named(tokens)}. Another model encoded the documents."
+
+
+def named(tokens: Collection[str]) -> str:
+    """Return the first tokens for a message."""
+    return listed(list(map(repr, tokens)), NAMED_TOKENS)

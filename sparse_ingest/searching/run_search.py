@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
+import numpy as np
+
 from sparse_ingest.cluster.scores import stored_weights
+from sparse_ingest.models.dot_products import Postings, query_token_mask
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.records import SparseRows, TermShare, batched, document_id
-from sparse_ingest.runs.checking import finished_shards, shard_parts, shard_vectors
+from sparse_ingest.runs.checking import find_documents, finished_shards, read_document, shard_parts, shard_vectors
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import parse_fields
-from sparse_ingest.searching.exact import ExactHits, QueryVector, search_exact
-from sparse_ingest.searching.hits import Hit, Ranked, first_of_each, heaviest_first
+from sparse_ingest.searching.exact import ExactHits, QueryVector, best_places, search_exact
+from sparse_ingest.searching.hits import Explanation, Hit, Ranked, first_of_each, heaviest_first
+from sparse_ingest.searching.query import named, not_in_vocabulary
 
 # Queries per pass over the run; each needs about 10 KB for 100 hits.
 QUERIES_AT_ONCE = 4096
@@ -34,11 +38,8 @@ def search_run(
         stored: Use the weights that an index would store (9 bits).
         collapse: As for `search_index`, a field of the run. The run is read again until enough values differ.
     """
-    shards, token_ids = _finished_shards(run), _token_ids(run)
-    unknown = sorted(weights.keys() - token_ids.keys())
-    _warn_of_unknown(unknown, f"of the {len(weights)} tokens of the query")
-    known = {token_ids[token]: token for token in token_ids if token in weights}
-    vector = QueryVector.of({token: weights[token] for token in known.values()}, token_ids)
+    shards = _finished_shards(run)
+    known, vector = _known(run, weights)
     parts = partial(_vectors, run, shards, stored)
     if collapse is None:
         [found] = search_exact(parts(), [vector], size)
@@ -48,14 +49,64 @@ def search_run(
     hits = []
     for place, doc_id in enumerate(found.doc_ids):
         carried, held = rows[int(found.positions[place])]
-        shares = (
-            TermShare(token, weights[token], held[token_id], to_float32(weights[token] * held[token_id]))
-            for token_id, token in known.items()
-            if token_id in held
-        )
         score = float(found.scores[place])
-        hits.append(Hit(place + 1, score, doc_id, parse_fields(carried, doc_id), heaviest_first(shares)))
+        hits.append(Hit(place + 1, score, doc_id, parse_fields(carried, doc_id), _shares(weights, known, held)))
     return hits
+
+
+def explain_in_run(run: Run, weights: QueryWeights, doc_id: str, *, size: int, stored: bool = False) -> Explanation:
+    """Return the rank and the score of one document of a run. Rows with equal scores are in the order of the run.
+
+    The document is found by reading ids only, then the vectors of the run are read once.
+
+    Args:
+        run: The run.
+        weights: Query weights by token.
+        doc_id: The document.
+        size: Number of hits; the document is compared with the last one.
+        stored: Use the weights that an index would store (9 bits).
+    """
+    shards = _finished_shards(run)
+    known, vector = _known(run, weights)
+    place = find_documents(run, shards, [doc_id]).get(doc_id)
+    if place is None:
+        return Explanation(doc_id, "not found", size)
+    document = read_document(run, place)
+    row = _as_stored(document.vectors) if stored else document.vectors
+    terms = _shares(weights, known, _terms(row))
+    asked = query_token_mask(vector.token_ids)
+    own = Postings.of(row, asked).scores(vector.token_ids, vector.weights)[1]
+    common = {share.token for share in terms}
+    lacking = [token for token in weights if token not in common]
+    found = Explanation(doc_id, None, size, fields=parse_fields(document.fields[0], doc_id), lacking=lacking)
+    if not len(own):
+        return found._replace(reason="no common term")
+    score, best, before, matching, equal = own[0], np.empty(0, np.float32), 0, 0, 0
+    first = 0
+    for part in _vectors(run, shards, stored):
+        rows, scores = Postings.of(part, asked).scores(vector.token_ids, vector.weights)
+        same = scores == score
+        before += int((scores > score).sum() + (same & (rows + first < place.position)).sum())
+        matching, equal = matching + len(rows), equal + int(same.sum())
+        best = np.concatenate([best, scores])
+        best = best[best_places(best, size)]
+        first += len(part.doc_ids)
+    return found._replace(
+        reason="low score" if before >= size else None, rank=before + 1, score=float(score), matching=matching,
+        last_score=float(best[-1]), equal=equal - 1, terms=terms,
+    )  # fmt: skip
+
+
+def why_empty_run(run: Run, weights: QueryWeights) -> list[str]:
+    """Return why the exact search of a run found nothing. It compares every vector, so no document has the tokens."""
+    documents, vocabulary = run.totals()["rows"], _token_ids(run)
+    if not documents:
+        return [f"{run.path} has no documents."]
+    unknown = [token for token in weights if token not in vocabulary]
+    found = [not_in_vocabulary(unknown, "of the run")] if unknown else []
+    if known := [token for token in weights if token in vocabulary]:
+        found.append(f"None of the {documents:,} documents of {run.path} has a token of the query: {named(known)}.")
+    return found
 
 
 def rank_run(
@@ -138,6 +189,24 @@ def _token_ids(run: Run) -> dict[str, int]:
     return {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
 
 
+def _known(run: Run, weights: QueryWeights) -> tuple[dict[int, str], QueryVector]:
+    """Return the tokens of a query by their ids in a run, in the order of ids, and their weights."""
+    token_ids = _token_ids(run)
+    unknown = sorted(weights.keys() - token_ids.keys())
+    _warn_of_unknown(unknown, f"of the {len(weights)} tokens of the query")
+    known = {token_ids[token]: token for token in token_ids if token in weights}
+    return known, QueryVector.of({token: weights[token] for token in known.values()}, token_ids)
+
+
+def _shares(weights: QueryWeights, known: Mapping[int, str], held: Mapping[int, float]) -> list[TermShare]:
+    """Return the terms that a query and a document share."""
+    return heaviest_first(
+        TermShare(token, weights[token], held[token_id], to_float32(weights[token] * held[token_id]))
+        for token_id, token in known.items()
+        if token_id in held
+    )
+
+
 def _vectors(
     run: Run, shards: Iterable[int], stored: bool, prune: Callable[[SparseRows], SparseRows] | None = None
 ) -> Iterator[SparseRows]:
@@ -146,7 +215,11 @@ def _vectors(
         for rows in shard_vectors(run, shard):
             if prune is not None:
                 rows = prune(rows)
-            yield rows._replace(weights=stored_weights(rows.weights)) if stored else rows
+            yield _as_stored(rows) if stored else rows
+
+
+def _as_stored(rows: SparseRows) -> SparseRows:
+    return rows._replace(weights=stored_weights(rows.weights))
 
 
 def _values_of(run: Run, shards: Sequence[int], field: str, hits: ExactHits) -> list[str]:
@@ -170,10 +243,13 @@ def _rows_at(
         if any(first <= position < after for position in positions):
             for part in shard_parts(run, shard):
                 for position in positions.intersection(range(first, first + len(part.fields))):
-                    token_ids, weights = part.vectors.row(position - first)
-                    kept = stored_weights(weights) if stored else weights
-                    terms = dict(zip(token_ids.tolist(), kept.tolist(), strict=True))
-                    rows[position] = part.fields[position - first], terms
+                    one = part.vectors.take(np.array([position - first]))
+                    rows[position] = part.fields[position - first], _terms(_as_stored(one) if stored else one)
                 first += len(part.fields)
         first = after
     return rows
+
+
+def _terms(one: SparseRows) -> dict[int, float]:
+    """Return the weights of a single row by token id."""
+    return dict(zip(one.token_ids.tolist(), one.weights.tolist(), strict=True))

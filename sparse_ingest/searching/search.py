@@ -7,32 +7,54 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
+from itertools import tee
 from typing import TYPE_CHECKING, Any, Self
 
-from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
+from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
-from sparse_ingest.searching.hits import Hit, Ranked
+from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_index, terms_in_run
+from sparse_ingest.searching.hits import Explanation, Hit, Ranked
 from sparse_ingest.searching.options import SearchOptions
-from sparse_ingest.searching.pipelines import document_vocabulary, engine_of_index, pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.pipelines import (
+    document_vocabulary,
+    engine_of_index,
+    hybrid_settings,
+    pipeline_of_index,
+    pipeline_of_run,
+    refuse_hybrid,
+    remembered_model,
+)
 from sparse_ingest.searching.query import QueryModel
-from sparse_ingest.searching.run_search import rank_run, search_run
+from sparse_ingest.searching.run_search import explain_in_run, rank_run, search_run, why_empty_run
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client, ConnectionLike
     from sparse_ingest.cluster.indexes import Index
+    from sparse_ingest.cluster.search_bodies import Engine
     from sparse_ingest.records import Query
+
+_NO_WEIGHTS = "The query has no weights."
 
 
 class SearchableRun(Run):
     """A run that can be searched with its own model, or with the one that `pipeline` names."""
 
-    def __init__(self, run: Run, given: Pipeline = Pipeline(), *, force: bool = False) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        run: Run,
+        given: Pipeline = Pipeline(),  # noqa: B008 - frozen
+        *,
+        force: bool = False,
+        reporter: Reporter = SILENT,
+    ) -> None:
         super().__init__(run.path, run.manifest)
-        self._given, self._force = given, force
+        self._given, self._force, self._reporter = given, force, reporter
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -59,24 +81,79 @@ class SearchableRun(Run):
             UsageError: an option needs a server.
             RunError: the model is not that of the run.
         """
-        chosen = _for_run(options_from(SearchOptions, options, settings, "search"))
+        chosen = self._options(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
-        return search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
+        hits = search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
+        if not hits and self._reporter is not SILENT:
+            _note(self._reporter, self.why_empty(query))
+        return hits
+
+    def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
+        """Return why a search that found nothing did so; `options` have no influence."""
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        if not weights:
+            return [self._model.why_unweighted(query)] if isinstance(query, str) else [_NO_WEIGHTS]
+        return why_empty_run(self, weights)
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
     ) -> Iterator[Ranked]:
         """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
-        chosen = _for_run(options_from(SearchOptions, options, settings, "rank"))
+        chosen = self._options(options_from(SearchOptions, options, settings, "rank"))
         return rank_run(self, self._model.many(queries), size=chosen.k, stored=chosen.stored)
+
+    def explain(
+        self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
+    ) -> Explanation:
+        """Return the rank and the score of one document, and why it is not among the first k hits.
+
+        Args:
+            query: A text, or weights by token string.
+            doc_id: The document.
+            options: All options in one object, instead of single keywords.
+            **settings: Fields of `SearchOptions`, such as `k=10`.
+
+        Raises:
+            UsageError: an option needs a server.
+            RunError: the model is not that of the run.
+        """
+        chosen = _for_one(self._options(options_from(SearchOptions, options, settings, "explain")))
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
+
+    def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
+        """Return the terms of documents, heaviest first, with the contributions of a query if one is given.
+
+        Args:
+            *doc_ids: The documents. Only ids are read to find them, then a row group for each.
+            query: A text, or weights by token string.
+
+        Raises:
+            RunError: the finished shards lack a document, or the model of the query is not that of the run.
+        """
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        model = remembered_model(self._given.model, self.manifest.model)
+        return terms_in_run(self, doc_ids, TermReader(self.vocabulary(), model, weights))
+
+    def _options(self, options: SearchOptions) -> SearchOptions:
+        """Refuse options that would have no effect on a run."""
+        why = "needs a server, and a run is searched exactly without one"
+        for name in ("filter", "allow_partial"):
+            if getattr(options, name):
+                raise UsageError(f"{name} {why}. Omit it.")
+        refuse_hybrid(self._given.query, options, why)
+        return options
 
 
 class SearchableIndex:
     """An index with the model, field and settings of its `_meta`. Thread-safe."""
 
-    def __init__(self, client: Client, name: str, index: Index, pipeline: Pipeline) -> None:
+    def __init__(
+        self, client: Client, name: str, index: Index, pipeline: Pipeline, reporter: Reporter = SILENT
+    ) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
         self.engine = engine_of_index(pipeline, index, client.dialect.product)
+        self._reporter = reporter
         self._model = QueryModel(pipeline)
 
     def query_weights(self, text: str) -> QueryWeights:
@@ -93,7 +170,7 @@ class SearchableIndex:
         Args:
             query: A text, or weights by token string.
             options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
+            **settings: Fields of `SearchOptions`, such as `k=10`, `hybrid=True` or `filter={"term": {"lang": "en"}}`.
 
         Raises:
             UsageError: options or weights do not fit, or the index does not map a field of `filter` or `collapse`.
@@ -103,13 +180,41 @@ class SearchableIndex:
 
         chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
-        asked: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
-        client = self.client.allowing(chosen.allow_partial)
-        if not chosen.hybrid:
-            return search_index(client, self.name, weights, collapse=chosen.collapse, **asked)
-        if not isinstance(query, str) or chosen.collapse:
-            raise UsageError("A hybrid search needs the text of the query, for BM25, and cannot collapse.")
-        return search_hybrid(client, self.name, query, weights, **asked)
+        engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
+        how: dict[str, Any] = {"size": chosen.k, "engine": engine}
+        how |= {"filter": chosen.filter, "collapse": chosen.collapse}
+        if not engine.hybrid:
+            hits = search_index(client, self.name, weights, **how)
+        elif isinstance(query, str):
+            hits = search_hybrid(client, self.name, query, weights, **how)
+        else:
+            raise UsageError("A hybrid search needs the text of the query, for BM25. Pass it, or hybrid=False.")
+        if not hits and self._reporter is not SILENT:
+            _note(self._reporter, self.why_empty(query, chosen))
+        return hits
+
+    def engine_for(self, options: HybridSettings) -> Engine:
+        """Return the engine of a search: hybrid if the options, or otherwise [query], ask for it.
+
+        Raises:
+            UsageError: settings of a hybrid search have no effect, or do not go together.
+        """
+        return replace(self.engine, hybrid=hybrid_settings(self.pipeline.query, options))
+
+    def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
+        """Return why a search that found nothing did so, as far as the server and the vocabulary show it."""
+        from sparse_ingest.searching.empty import why_empty_index
+
+        chosen = options or SearchOptions()
+        engine, text = self.engine_for(chosen), query if isinstance(query, str) else ""
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        unweighted = [] if weights else [self._model.why_unweighted(text) if text else _NO_WEIGHTS]
+        if unweighted and not engine.hybrid:
+            return unweighted
+        try:
+            return unweighted + why_empty_index(self.client, self.name, weights, engine, text, chosen.filter)
+        except ClusterError as error:  # such as a timeout, which --allow-partial accepts in a search
+            return [*unweighted, f"The cause is not known: {error}"]
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
@@ -118,11 +223,52 @@ class SearchableIndex:
         from sparse_ingest.searching.index_search import rank_index
 
         chosen = _for_index(options_from(SearchOptions, options, settings, "rank"))
-        if chosen.hybrid:
-            raise UsageError("hybrid is for one text. Omit it.")
-        asked: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
-        client, weights = self.client.allowing(chosen.allow_partial), self._model.many(queries)
-        return rank_index(client, self.name, weights, self.engine, concurrency=chosen.concurrency, **asked)
+        engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
+        how: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
+        queries, same = tee(queries)
+        texts, weights = (query.text for query in same), self._model.many(queries)
+        return rank_index(client, self.name, weights, engine, concurrency=chosen.concurrency, texts=texts, **how)
+
+    def explain(
+        self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
+    ) -> Explanation:
+        """Return the rank and the score of one document, and why it is not among the first k hits.
+
+        Args:
+            query: A text, or weights by token string.
+            doc_id: The document.
+            options: All options in one object, instead of single keywords.
+            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
+
+        Raises:
+            UsageError: options or weights do not fit, or the index does not map a field of `filter`.
+            ClusterError: the server cannot answer.
+        """
+        from sparse_ingest.cluster.postings import PAGE
+        from sparse_ingest.searching.explaining import explain_in_index
+
+        chosen = _for_one(_for_index(options_from(SearchOptions, options, settings, "explain")))
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        asked: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
+        window = int(self.index.setting("max_result_window") or PAGE)
+        return explain_in_index(
+            self.client.allowing(chosen.allow_partial), self.name, weights, doc_id, window=window, **asked
+        )
+
+    def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
+        """Return the terms of documents with the weights that the index stores, and the contributions of a query.
+
+        Args:
+            *doc_ids: The documents. The complete vocabulary is requested for each, in some 30 searches.
+            query: A text, or weights by token string.
+
+        Raises:
+            ClusterError: the index lacks a document, or the server cannot return weights.
+        """
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        vocabulary = self.vocabulary()
+        reader = TermReader(vocabulary, self.pipeline.model, weights)
+        return terms_in_index(self.client, self.index, self.engine, doc_ids, vocabulary, reader)
 
     def close(self) -> None:
         """Close the connection."""
@@ -141,6 +287,7 @@ def open_run(
     model: str | ModelSettings | None = None,
     pipeline: Pipeline | str | None = None,
     force: bool = False,
+    progress: Reporter | bool = False,
 ) -> SearchableRun:
     """Open a run folder, for reading and for searching it.
 
@@ -149,11 +296,14 @@ def open_run(
         model: The model of the queries; by default the one that made the run.
         pipeline: A pipeline whose [query] settings apply; may replace `model`.
         force: Search with another model than the run's.
+        progress: True, or a `Reporter`, for a note why a search finds nothing.
 
     Raises:
         RunError: the run does not exist, is damaged, or has a newer format than this release.
     """
-    return SearchableRun(open_run_folder(path), pipeline_of(model, pipeline), force=force)
+    return SearchableRun(
+        open_run_folder(path), pipeline_of(model, pipeline), force=force, reporter=reporter_of(progress)
+    )
 
 
 def open_index(
@@ -164,6 +314,7 @@ def open_index(
     model: str | ModelSettings | None = None,
     pipeline: Pipeline | str | None = None,
     force: bool = False,
+    progress: Reporter | bool = False,
 ) -> SearchableIndex:
     """Open an index or alias for searching it; model, field and query settings come from its `_meta`.
 
@@ -174,6 +325,7 @@ def open_index(
         model: The model of the queries, where `_meta` names none.
         pipeline: A pipeline whose [query] and [index] settings apply, instead of those of `_meta`; may replace `model`.
         force: Search with another model than that of `_meta`.
+        progress: True, or a `Reporter`, for a note why a search finds nothing; it takes some requests more.
 
     Raises:
         UsageError: the name is an alias of several indexes, or both `url` and `connection` are given.
@@ -187,16 +339,22 @@ def open_index(
     with contextlib.ExitStack() as stack:
         stack.enter_context(client)
         index = need_index(client, name, "Create it with `sparse-ingest load`.")
-        opened = SearchableIndex(client, name, index, pipeline_of_index(given, index, name, force=force))
+        pipeline = pipeline_of_index(given, index, name, force=force)
+        opened = SearchableIndex(client, name, index, pipeline, reporter_of(progress))
         stack.pop_all()
         return opened
 
 
-def _for_run(options: SearchOptions) -> SearchOptions:
-    """Refuse options that would have no effect on a run."""
-    for name in ("filter", "hybrid", "allow_partial"):
+def _note(reporter: Reporter, messages: Iterable[str]) -> None:
+    for message in messages:
+        reporter.note(message)
+
+
+def _for_one(options: SearchOptions) -> SearchOptions:
+    """Refuse options that would have no effect on the explanation of one document."""
+    for name in ("collapse", "hybrid"):
         if getattr(options, name):
-            raise UsageError(f"{name} needs a server, and a run is searched exactly without one. Omit it.")
+            raise UsageError(f"{name} does not go with the explanation of one document. Omit it.")
     return options
 
 

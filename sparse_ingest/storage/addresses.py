@@ -19,6 +19,14 @@ HOST_AND_PATH = re.compile(rf"{_HOST}((?:/[^?#@\s\x00-\x20]*)?)")
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/:\s]+:(?!\d+(?:[/?#]|$))\S*|[^/\s'\"]*)@")
 _QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 
+# A header or parameter with its value, as in a repr, in JSON, in an address or as sent.
+_SECRET = re.compile(
+    r"""((?:authorization|[\w-]*(?:password|passwd|secret|token|signature|api[_-]?key|credential)[\w-]*)\\?["']?\s*[:=]\s*)"""
+    r"""(?:\\?["'][^"'\\]*(?:\\?["'])?|(?:(?:basic|bearer|aws4-hmac-sha256)\s+)?[^\s"',;&}]+)""",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{8,}|\bAWS4-HMAC-SHA256\s+Credential=.*", re.IGNORECASE)
+
 
 class Parts(NamedTuple):
     """An address in parts; `rest` begins with the host. `is_clear` is false if an @ may be part of the path."""
@@ -63,6 +71,11 @@ def split_address(address: str) -> Parts:
 def without_secrets(text: str) -> str:
     """Return a text without the users, passwords and queries of the addresses in it."""
     return _QUERY.sub(r"\1", _CREDENTIALS.sub("", text))
+
+
+def without_headers(text: str) -> str:
+    """Return a text without the values of headers, parameters and keys that are secret, as servers repeat them."""
+    return _SCHEME.sub("***", _SECRET.sub(r"\1***", text))
 
 
 def _decoded(text: str) -> str:

@@ -20,15 +20,8 @@ from sparse_ingest.storage.places import Place
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 100
-SHOWN_CHARACTERS = 100
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 T = TypeVar("T")
-
-
-def shown(value: object) -> str:
-    """Return a value for a message, in one line and truncated to 100 characters."""
-    text = repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def parse_json(content: bytes | str, max_bytes: int = MAX_BYTES) -> Any:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import StorageError
@@ -49,6 +51,43 @@ def hub_token() -> str | None:
     with suppress(Exception):  # a failed exchange of tokens, after which the library's own request fails
         return get_token()
     return None
+
+
+def token_state() -> str:
+    """Return whether a token was sent, for the message of a refused request."""
+    return "the token that was sent gives no access" if hub_token() else "no token was sent"
+
+
+def refused_token(error: Exception) -> str | None:
+    """Return the message for a token that the hub refuses (status 401), otherwise None."""
+    if getattr(getattr(error, "response", None), "status_code", None) != 401:
+        return None
+    return f"The hub {hub_address()} refuses the token that was sent. Set HF_TOKEN to a valid token, or unset it."
+
+
+def without_token(message: str) -> str:
+    """Remove tokens and secrets from a message: the HTTP library quotes tokens that no header allows."""
+    for token in {hub_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
+        message = message.replace(str(token), "(token)").replace(repr(token)[1:-1], "(token)")
+    return without_secrets(message)
+
+
+def hub_status(timeout_s: float) -> int | None:
+    """Send the hub one request without a token. Return the HTTP status of its answer; None if HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    guard_hub()
+    return int(_http.get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=timeout_s).status_code)
+
+
+def hub_cache() -> Path:
+    """Return the folder of the library's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:

@@ -24,13 +24,13 @@ from sparse_ingest.errors import MissingExtraError, SparseIngestError, StorageEr
 from sparse_ingest.storage.addresses import ADDRESS, split_address
 from sparse_ingest.storage.addresses import without_secrets as without_secrets
 from sparse_ingest.storage.remote_files import RemoteFile
-from sparse_ingest.storage.waiting import answered
+from sparse_ingest.storage.waiting import call_with_timeout
 from sparse_ingest.storage.web import guarded_session
 
 WEB = ("http", "https")
 _S3, _GS = ("s3", "s3a"), ("gs", "gcs")
-_RETRYING = _S3 + _GS  # their libraries repeat failed requests
-_PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before each repetition of a failed request
+_RETRYING = _S3 + _GS  # their libraries retry failed requests
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before each retry of a failed request
 _KEPT_BLOCKS = 4  # Parquet's columns are read alternately: at 50 ms a request 13 MB/s, 7 MB/s with one block
 _MISSING_STATUS = (404, 410)
 # Keys of an object's version in fsspec's `info`, strongest first.
@@ -135,7 +135,7 @@ class RemotePath:
         Size and version are None if the store does not report them.
         """
         try:
-            found = self._request("looked at", lambda: self._storage.info(self._target))
+            found = self._request("inspected", lambda: self._storage.info(self._target))
         except FileNotFoundError:
             return None
         version = next((str(found[key]) for key in _VERSIONS if found.get(key)), None)
@@ -239,11 +239,11 @@ class RemotePath:
             ) from None
 
     def _request(self, done: str, ask: Callable[[], T], **sizes: Any) -> T:
-        """Return what a request returns, and repeat it on failure if no library does; `sizes` as for `answered`.
+        """Return the result of a request, retried if no library does that; `sizes` are as for `call_with_timeout`.
 
         Failures other than FileNotFoundError and FileExistsError raise a `StorageError` without secrets.
         """
-        return answered(lambda: self._repeated(done, ask), str(self), **sizes)
+        return call_with_timeout(lambda: self._repeated(done, ask), str(self), **sizes)
 
     def _repeated(self, done: str, ask: Callable[[], T]) -> T:
         pauses_s = iter(() if self._scheme in _RETRYING else _PAUSES_S)

@@ -11,8 +11,8 @@ from typing import Any
 
 from sparse_ingest.errors import StorageError
 
-# Sends a request, repeats it if that may help, and returns the answer. The first argument is a participle for messages,
-# such as "read"; keywords are those of `waiting.answered`.
+# Sends a request, retries it if that may help, and returns the answer. The first argument is a participle for messages,
+# such as "read"; keywords are those of `waiting.call_with_timeout`.
 Request = Callable[..., Any]
 _BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fast
 
@@ -20,7 +20,7 @@ _BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fa
 class RemoteFile(io.RawIOBase):
     """A file that is fetched as it is read. Blocks are kept and fetched ahead by fsspec's `BackgroundBlockCache`.
 
-    The fetch below the cache is ours: fsspec's web files do not repeat failed requests, and the cache fails every later
+    The fetch below the cache is ours: fsspec's web files do not retry failed requests, and the cache fails every later
     read after a failed fetch ahead. fsspec's `AdaptiveReadaheadCache` needs 2026.9, and logs the traceback of every
     error. fsspec's S3 file (If-Match) and the corpus detect a replaced object.
 

@@ -40,7 +40,7 @@ class ScratchFolder:
 
 
 def user_folder(variable: str = "XDG_STATE_HOME", in_home: str = ".local/state") -> Path:
-    """Return SPARSE_INGEST_HOME, or `sparse-ingest` in the folder of `variable` or `in_home`; by default state."""
+    """Return SPARSE_INGEST_HOME, otherwise `sparse-ingest` in the folder of `variable`, or in `in_home` below home."""
     if own := os.environ.get("SPARSE_INGEST_HOME"):
         return Path(own).absolute()
     base = os.environ.get(variable)

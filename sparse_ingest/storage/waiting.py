@@ -1,6 +1,6 @@
 """Wait for stores, web servers and the hub: log silences, and end at a deadline or on SIGTERM.
 
-A request runs in its own thread, which continues if the wait ends first. Not covered: repetitions (places.py).
+A request runs in its own thread, which continues if the wait ends first. Not covered: retries (places.py).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def in_thread(ask: Callable[[], T], name: str) -> Future[T]:
     return reply
 
 
-def answered(
+def call_with_timeout(
     ask: Callable[[], T], place: str, *, bytes_sent: int = 0, received: Callable[[], int] = lambda: 0, advice: str = ""
 ) -> T:
-    """Return what `ask` returns, which sends a request to `place`.
+    """Return the result of `ask`, which sends a request to `place`.
 
     Every 50 KB of `bytes_sent` extend the deadline by a second, and every MB that is `received` restarts it. `advice`
     ends the message after the deadline.

@@ -1,8 +1,8 @@
 """The session with which fsspec reads the web: limits on redirects and on the size of answers.
 
-An address of the user, and redirects from there, may be private. Refused are redirects from a public address to another
-kind, to a link-local one (where clouds serve credentials), and from https to http. Checked is the address of the open
-connection, before anything is sent: a name may resolve to another address each time.
+An address of the user, and redirects from it, may be private. Redirects from a public address to another kind, to a
+link-local one (where clouds serve credentials), and from https to http are refused. The address of the open connection
+is checked before anything is sent, because a name may resolve to another address each time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _met: ContextVar[set[str]] = ContextVar("_met")  # the kinds of addresses that the request of this task connected to
 
 
-def kind_of(address: str) -> str:
+def network_of(address: str) -> str:
     """Return "public", "link-local" or, for all other IP addresses, "private"."""
     found = ip_address(address.partition("%")[0])
     if found.version == 6:
@@ -45,7 +45,7 @@ async def guarded_session(**options: Any) -> Any:
             peer = connection.transport and connection.transport.get_extra_info("peername")
             if not peer:
                 raise aiohttp.ServerDisconnectedError
-            kind = kind_of(peer[0])
+            kind = network_of(peer[0])
             if (kind == "link-local" and met - {kind}) or (kind != "public" and "public" in met):
                 connection.close()
                 raise _refused(req.url, f"to a {kind} address")

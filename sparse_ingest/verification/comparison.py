@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.postings import IndexScan
-from sparse_ingest.cluster.reading import Stored, StoredReader
+from sparse_ingest.cluster.reading import Stored, StoredReader, as_weight
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows, batched
@@ -179,7 +179,7 @@ class WeightChecker:
             tokens = dict(zip(self.keys, self.vocabulary, strict=True))
             expected = {self.keys[token_id] for token_id in one.token_ids.tolist()}
             for key in held.keys() - expected:
-                self.report.note(doc_id, tokens[key], 0.0, self._value(held[key]))
+                self.report.note(doc_id, tokens[key], 0.0, as_weight(held[key], self.ceiling))
 
     def _compare(
         self, one: Expected, found: dict[int, Stored | None], sums: npt.NDArray[np.float32], of_bytes: bool
@@ -191,8 +191,8 @@ class WeightChecker:
         for token_id, expected in zip(one.token_ids.tolist(), stored, strict=True):
             kept = found[token_id]
             if kept is None or kept != expected or type(kept) is not type(expected):
-                seen = None if kept is None else self._value(kept)
-                self.report.note(one.doc_id, self.vocabulary[token_id], self._value(expected), seen)
+                seen = None if kept is None else as_weight(kept, self.ceiling)
+                self.report.note(one.doc_id, self.vocabulary[token_id], as_weight(expected, self.ceiling), seen)
         if self.report.differing > before:
             return True
         # As in the index: summed in double, which is exact for 9-bit weights, and cast once.
@@ -205,27 +205,21 @@ class WeightChecker:
                 self.report.note(one.doc_id, None, float(expected) * unit, float(seen) * unit)
         return self.report.differing > before
 
-    def _value(self, kept: Stored) -> float:
-        """Return a stored value as a weight."""
-        if isinstance(kept, np.uint8) and self.ceiling is not None:
-            return int(kept) * self.ceiling / LEVELS
-        return float(kept)
 
-
-def compare_ids(whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
+def compare_ids(snapshot: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
     """Note the ids that are only in the run or only in the index."""
-    sides = _BothSides(whole, loaded, report, folder)
+    sides = _BothSides(snapshot, loaded, report, folder)
     for start, vectors in loaded.parts():
         sides.add(start, vectors, np.zeros(len(vectors.doc_ids), dtype=np.uint64))
     sides.note_mismatches()
 
 
 def compare_all(
-    whole: IndexScan, name: str, loaded: Loaded, checker: WeightChecker, folder: Path, reporter: Reporter
+    snapshot: IndexScan, name: str, loaded: Loaded, checker: WeightChecker, folder: Path, reporter: Reporter
 ) -> None:
     """Note the ids that are only in the run or only in the index, and every different weight."""
     report = checker.report
-    sides = _BothSides(whole, loaded, report, folder)
+    sides = _BothSides(snapshot, loaded, report, folder)
     vocabulary = loaded.run.vocabulary()
     frequencies = np.zeros(len(vocabulary), dtype=np.int64)
     expected = 0
@@ -238,13 +232,14 @@ def compare_all(
         lengths.append(np.where(kept, np.diff(vectors.indptr), 0).astype(np.int32))
     terms_of = np.concatenate([*lengths, np.zeros(0, dtype=np.int32)])
     total = int(terms_of.sum())
-    questions, numbers, likely = _questions(vocabulary, frequencies, checker.reader.groups)
-    asked = reached = 0
-    for question, places, weights in whole.weights(name, questions, likely):
+    queries, numbers, likely = _token_queries(vocabulary, frequencies, checker.reader.groups)
+    read = reached = 0
+    reporter.advance(0)  # starts the clock
+    for query, places, weights in snapshot.weights(name, queries, likely):
         at = np.searchsorted(sides.places, places)
-        sides.fingerprints[at] += term_fingerprints(numbers[question], weights.view(np.uint32))
-        asked += len(places)
-        before, reached = reached, min(len(terms_of), len(terms_of) * asked // max(1, total))
+        sides.fingerprints[at] += term_fingerprints(numbers[query], weights.view(np.uint32))
+        read += len(places)
+        before, reached = reached, min(len(terms_of), len(terms_of) * read // max(1, total))
         reporter.advance(reached - before)
     gone, differing = sides.note_mismatches()
     # Different documents are counted when they are explained.
@@ -274,12 +269,12 @@ def row_fingerprints(indptr: npt.NDArray[np.int64], terms: npt.NDArray[np.uint64
 class _BothSides:
     """The documents of a run and of an index. Those of the index are numbered by ascending place."""
 
-    def __init__(self, whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
-        self._whole, self._loaded, self._report = whole, loaded, report
+    def __init__(self, snapshot: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
+        self._snapshot, self._loaded, self._report = snapshot, loaded, report
         rows = sum(loaded.rows) + report.index_documents
         self._documents = SortedPieces(folder, 3, rows=rows, range_rows=RANGE_ROWS)
         places, count = [np.empty(0, np.int64)], 0
-        for some, ids in whole.ids():
+        for some, ids in snapshot.ids():
             self._documents.add(_rows(ids, 0, np.arange(count, count + len(ids), dtype=np.uint64) | SECOND))
             places.append(some)
             count += len(ids)
@@ -311,7 +306,7 @@ class _BothSides:
         self._report.missing += len(gone)
         self._report.missing_ids += [one.doc_id for one in self._loaded.documents(gone[:NAMED])]
         for some, names in zip(lone, (self._report.extra_ids, self._report.doubled_ids), strict=True):
-            names.extend(self._whole.id_at(int(place)) for place in np.sort(np.concatenate(some))[:NAMED])
+            names.extend(self._snapshot.id_at(int(place)) for place in np.sort(np.concatenate(some))[:NAMED])
         return gone, np.sort(np.concatenate(differing))
 
 
@@ -323,14 +318,14 @@ def _rows(ids: Sequence[str], fingerprints: Numbers | int, places: Numbers) -> N
     return rows
 
 
-def _questions(
+def _token_queries(
     vocabulary: Sequence[str | None],
     documents: npt.NDArray[np.int64],
     groups: Callable[[Sequence[str]], Sequence[Sequence[str]]],
 ) -> tuple[list[Sequence[str]], list[int], list[int]]:
-    """Return questions that cover every token: their tokens, a number for each, and the expected number of documents.
+    """Return queries that cover every token: their tokens, a number for each, and the expected number of hits.
 
-    A token that occurs in the run has its own question, numbered by its id; unused tokens share those of `groups`.
+    A token that occurs in the run has its own query, numbered by its id; unused tokens share the queries of `groups`.
     """
     tokens = {token_id: token for token_id, token in enumerate(vocabulary) if token is not None}
     held = [token_id for token_id in tokens if documents[token_id]]
@@ -343,6 +338,7 @@ def _questions(
 def check_sample(loaded: Loaded, places: _Places, checker: WeightChecker, reporter: Reporter, *, ids_too: bool) -> None:
     """Compare the weights of the documents at some places, and with `ids_too` note the missing documents."""
     report = checker.report
+    reporter.advance(0)  # starts the clock
     for batch in batched(loaded.documents(places), _BATCH):
         before = report.checked_documents
         absent, _ = checker.check(batch)

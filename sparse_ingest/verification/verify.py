@@ -17,12 +17,9 @@ import numpy as np
 
 from sparse_ingest.cluster import indexes, mappings, stamps
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, connect
-from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.journal import loaded_shards, open_journal
 from sparse_ingest.cluster.postings import IndexScan, scan
-from sparse_ingest.cluster.reading import StoredReader
-from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.cluster.reading import reader_of
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
 from sparse_ingest.storage.scratch import ScratchFolder
@@ -80,7 +77,7 @@ def verify(
         field = field or (there.stamp.field if there.stamp else "sparse")
         mappings.check_fits(there, stamps.run_stamp(run, field))
         mappings.refuse_other_product(there, field, client.dialect)
-        indexes.count_documents(client, there)  # a refresh would wait a minute for a shard that no node holds
+        indexes.count_documents(client, there)  # a refresh would wait a minute for a shard without a node
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)
         checker = _checker(client, there, field, run, report)
@@ -88,15 +85,15 @@ def verify(
         everything = sample is None or sample >= total
         reporter.begin("documents", total if sample is None else min(sample, total))
         with contextlib.ExitStack() as stack:
-            whole = _held(stack, client, there, report)
+            snapshot = _open(stack, client, there, report)
             by_token = everything and checker.ceiling is None and _TOKENS_A_DOCUMENT * total >= len(run.vocabulary())
-            if whole is not None and by_token:
-                compare_all(whole, field, loaded, checker, scratch.path, reporter)
+            if snapshot is not None and by_token:
+                compare_all(snapshot, field, loaded, checker, scratch.path, reporter)
             else:
-                if whole is not None:
-                    compare_ids(whole, loaded, report, scratch.path)
+                if snapshot is not None:
+                    compare_ids(snapshot, loaded, report, scratch.path)
                 places = np.arange(total) if everything else np.linspace(0, total - 1, sample or 1).astype(np.int64)
-                check_sample(loaded, np.unique(places), checker, reporter, ids_too=whole is None)
+                check_sample(loaded, np.unique(places), checker, reporter, ids_too=snapshot is None)
     report.seconds = round(time.monotonic() - started, 3)
     return report
 
@@ -121,26 +118,13 @@ def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, Veri
 
 def _checker(client: Client, there: indexes.Index, field: str, run: Run, report: VerifyReport) -> WeightChecker:
     """Return the checker for the kind of field."""
-    entry = mappings.field_mapping(there.mappings, field) or {}
     vocabulary = run.vocabulary()
-    keys: Sequence[str | None] = vocabulary
-    ceiling = ceiling_search = None
-    if kind_of(entry) == "sparse_vector":
-        if client.version[:2] < EXPLAINED_SINCE:
-            raise ClusterError(
-                f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}; verifying sparse_vector fields "
-                "needs 3.5, which explains their scores. Upgrade the cluster."
-            )
-        parameters = parameters_of(entry)
-        ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
-        keys = mappings.token_id_keys(vocabulary)
-    reader = StoredReader(
-        client, there.name, field, client.dialect.max_clauses(client.find), ceiling_search=ceiling_search
-    )
+    reader, ceiling = reader_of(client, there, field)
+    keys: Sequence[str | None] = vocabulary if ceiling is None else mappings.token_id_keys(vocabulary)
     return WeightChecker(reader, vocabulary, keys, ceiling, report)
 
 
-def _held(stack: contextlib.ExitStack, client: Client, there: indexes.Index, report: VerifyReport) -> IndexScan | None:
+def _open(stack: contextlib.ExitStack, client: Client, there: indexes.Index, report: VerifyReport) -> IndexScan | None:
     """Open a snapshot of the index; note it and return None if the cluster does not support that."""
     try:
         return stack.enter_context(scan(client, there))

@@ -1,4 +1,4 @@
-"""The stages from Python: rows in memory to a run, to an index, to answers, as the command line gives them."""
+"""The Python API: encode rows in memory, load, search, evaluate and plan, with the results of the command line."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ ROWS = [
     for number in range(20)
 ]
 QUESTION = "how does bread rise with yeast"
-HOW: dict[str, Any] = {"model": MODEL, "dtype": "float32", "device": "cpu", "keep": ["lang"], "shard_rows": 8}
+OPTIONS: dict[str, Any] = {"model": MODEL, "dtype": "float32", "device": "cpu", "keep": ["lang"], "shard_rows": 8}
 
 
-def written(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+def write_corpus(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     path = folder / "corpus.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -54,10 +54,10 @@ CONTAINERS = {
 
 
 @pytest.fixture(scope="module")
-def of_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that the command line makes of the same rows in a file."""
+def file_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that `sparse-ingest encode` writes for the same rows in a file."""
     folder = tmp_path_factory.mktemp("file")
-    answer = command("encode", "--model", MODEL, "--corpus", written(folder), "--out", folder / "run", "--dtype",
+    answer = command("encode", "--model", MODEL, "--corpus", write_corpus(folder), "--out", folder / "run", "--dtype",
                      "float32", "--device", "cpu", "--keep", "lang", "--shard-rows", 8)  # fmt: skip
     assert answer.code == 0, answer.err
     return folder / "run"
@@ -65,7 +65,7 @@ def of_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> si.SearchableRun:
-    return si.encode(ROWS, tmp_path_factory.mktemp("memory") / "run", **HOW)
+    return si.encode(ROWS, tmp_path_factory.mktemp("memory") / "run", **OPTIONS)
 
 
 @pytest.fixture
@@ -79,39 +79,39 @@ def loaded(run: si.SearchableRun, opensearch_url: str, index_name: str) -> Itera
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
-def test_rows_in_memory_give_the_shards_of_the_same_rows_in_a_file(
-    kind: str, of_file: Path, run: si.SearchableRun, tmp_path: Path
+def test_rows_in_memory_give_the_same_shards_as_in_a_file(
+    kind: str, file_run: Path, run: si.SearchableRun, tmp_path: Path
 ) -> None:
-    made = si.encode(CONTAINERS[kind](), tmp_path / "run", **HOW)
-    assert contents(made.path / "shards") == contents(of_file / "shards")
-    assert made.manifest.run_id == run.manifest.run_id != si.open_run(of_file).manifest.run_id
-    assert made.manifest.identity["corpus"] == [{"name": "memory", "rows": 20, "sha256": made_hash(run)}]
-    # The same rows resume: nothing is left to do.
+    encoded = si.encode(CONTAINERS[kind](), tmp_path / "run", **OPTIONS)
+    assert contents(encoded.path / "shards") == contents(file_run / "shards")
+    assert encoded.manifest.run_id == run.manifest.run_id != si.open_run(file_run).manifest.run_id
+    assert encoded.manifest.identity["corpus"] == [{"name": "memory", "rows": 20, "sha256": rows_sha256(run)}]
+    # Encoding the same rows again finds the run complete.
     again = Recorder()
-    si.encode(CONTAINERS[kind](), tmp_path / "run", progress=again, **HOW)
+    si.encode(CONTAINERS[kind](), tmp_path / "run", progress=again, **OPTIONS)
     assert again.notes == []
     assert again.done == 20
 
 
-def made_hash(run: si.SearchableRun) -> str:
+def rows_sha256(run: si.SearchableRun) -> str:
     return run.manifest.identity["corpus"][0]["sha256"]
 
 
-def test_other_rows_are_another_run(run: si.SearchableRun) -> None:
+def test_other_rows_in_the_same_run_folder_are_refused(run: si.SearchableRun) -> None:
     with pytest.raises(si.RunError, match="sha256"):
-        si.encode(ROWS[:-1], run.path, **HOW)
+        si.encode(ROWS[:-1], run.path, **OPTIONS)
 
 
 @pytest.mark.parametrize("kind", ["text", "path", "list of paths", "folder"])
-def test_files_are_named_as_on_the_command_line(kind: str, of_file: Path, tmp_path: Path) -> None:
-    file = written(tmp_path)
+def test_files_are_given_as_on_the_command_line(kind: str, file_run: Path, tmp_path: Path) -> None:
+    file = write_corpus(tmp_path)
     named = {"text": str(file), "path": file, "list of paths": [file], "folder": tmp_path}[kind]
-    made = si.encode(named, tmp_path.parent / f"{tmp_path.name}-run", **HOW)
-    assert made.manifest.run_id == si.open_run(of_file).manifest.run_id
-    assert contents(made.path / "shards") == contents(of_file / "shards")
+    encoded = si.encode(named, tmp_path.parent / f"{tmp_path.name}-run", **OPTIONS)
+    assert encoded.manifest.run_id == si.open_run(file_run).manifest.run_id
+    assert contents(encoded.path / "shards") == contents(file_run / "shards")
 
 
-def test_what_encode_returns_is_what_open_run_returns(run: si.SearchableRun) -> None:
+def test_encode_and_open_run_return_the_same(run: si.SearchableRun) -> None:
     opened = si.open_run(str(run.path))
     assert type(opened) is type(run) is si.SearchableRun
     assert opened.report == run.report
@@ -120,44 +120,44 @@ def test_what_encode_returns_is_what_open_run_returns(run: si.SearchableRun) -> 
     assert "20 rows" in repr(run)
 
 
-def test_threads_may_encode_at_the_same_time(run: si.SearchableRun, tmp_path: Path) -> None:
+def test_threads_can_encode_in_parallel(run: si.SearchableRun, tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
-        made = list(pool.map(lambda number: si.encode(ROWS, tmp_path / f"run{number}", **HOW), range(3)))
-    for one in made:
+        encoded = list(pool.map(lambda number: si.encode(ROWS, tmp_path / f"run{number}", **OPTIONS), range(3)))
+    for one in encoded:
         assert contents(one.path / "shards") == contents(run.path / "shards")
 
 
-def test_a_bad_row_is_named_by_its_position_or_left_out(tmp_path: Path) -> None:
+def test_a_bad_row_is_reported_with_its_position_or_skipped(tmp_path: Path) -> None:
     rows = [*ROWS[:2], {"_id": "broken", "text": 3}, *ROWS[2:]]
-    with pytest.raises(si.CorpusError, match=r'^memory row 3: the text in "text" is 3'):
-        si.encode(rows, tmp_path / "run", **HOW)
-    skipping = si.encode(rows, tmp_path / "skipping", on_bad_document="skip", **HOW)
+    with pytest.raises(si.CorpusError, match=r'^memory: row 3: the text in "text" is 3'):
+        si.encode(rows, tmp_path / "run", **OPTIONS)
+    skipping = si.encode(rows, tmp_path / "skipping", on_bad_document="skip", **OPTIONS)
     assert (skipping.report.rows, skipping.report.skipped) == (20, 1)
 
 
-def test_options_are_keywords_or_one_object(tmp_path: Path, run: si.SearchableRun) -> None:
-    settings = {name: value for name, value in HOW.items() if name != "model"} | {"keep": ("lang",)}
-    made = si.encode(ROWS, tmp_path / "run", model=MODEL, options=si.EncodeOptions(**settings))
-    assert contents(made.path / "shards") == contents(run.path / "shards")
+def test_options_are_keywords_or_an_options_object(tmp_path: Path, run: si.SearchableRun) -> None:
+    settings = {name: value for name, value in OPTIONS.items() if name != "model"} | {"keep": ("lang",)}
+    encoded = si.encode(ROWS, tmp_path / "run", model=MODEL, options=si.EncodeOptions(**settings))
+    assert contents(encoded.path / "shards") == contents(run.path / "shards")
     with pytest.raises(si.UsageError, match=r"pass options= or keywords such as top_k="):
         si.encode(ROWS, tmp_path / "no", model=MODEL, options=si.EncodeOptions(), top_k=3)
     with pytest.raises(si.UsageError, match=r"encode\(\): unknown key topk; known here: .*top_k"):
         si.encode(ROWS, tmp_path / "no", model=MODEL, topk=3)
-    with pytest.raises(si.UsageError, match=r"top_k = 'three'; expected a whole number"):
+    with pytest.raises(si.UsageError, match=r"top_k = 'three'; expected an integer"):
         si.encode(ROWS, tmp_path / "no", model=MODEL, top_k="three")
     with pytest.raises(si.UsageError, match="No model"):
         si.encode(ROWS, tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
 
-def test_a_pipeline_stands_in_for_the_model(tmp_path: Path, run: si.SearchableRun) -> None:
+def test_a_pipeline_gives_the_model_and_keywords_override_it(tmp_path: Path, run: si.SearchableRun) -> None:
     pipeline = si.Pipeline(model=si.ModelSettings(document=MODEL), encode=si.EncodeSettings(dtype="float32", top_k=3))
-    how = {name: value for name, value in HOW.items() if name not in ("model", "dtype")}
-    pruned = si.encode(ROWS, tmp_path / "run", pipeline=pipeline, **how)
+    options = {name: value for name, value in OPTIONS.items() if name not in ("model", "dtype")}
+    pruned = si.encode(ROWS, tmp_path / "run", pipeline=pipeline, **options)
     assert pruned.manifest.identity["top_k"] == 3
     assert 0 < pruned.report.terms <= 3 * 20 < run.report.terms
-    unlike = si.encode(ROWS, tmp_path / "unlike", pipeline=pipeline, top_k=2, **how)
-    assert unlike.manifest.identity["top_k"] == 2
+    overridden = si.encode(ROWS, tmp_path / "overridden", pipeline=pipeline, top_k=2, **options)
+    assert overridden.manifest.identity["top_k"] == 2
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -170,33 +170,35 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 # search
 
 
-def test_a_run_answers_as_the_command_line_does(run: si.SearchableRun) -> None:
+def test_searching_a_run_gives_the_hits_of_the_command_line(run: si.SearchableRun) -> None:
     answer = command("search", "--run", run.path, "--json", "-k", 3, QUESTION)
-    told = json.loads(answer.out)["hits"]
+    printed = json.loads(answer.out)["hits"]
     hits = run.search(QUESTION, k=3)
     assert [(hit.id, hit.score, hit.fields) for hit in hits] == [
-        (hit["id"], hit["score"], hit["fields"]) for hit in told
+        (hit["id"], hit["score"], hit["fields"]) for hit in printed
     ]
-    assert [[term._asdict() for term in hit.terms] for hit in hits] == [hit["terms"] for hit in told]
+    assert [[term._asdict() for term in hit.terms] for hit in hits] == [hit["terms"] for hit in printed]
     assert run.search(run.query_weights(QUESTION), k=3) == hits
 
 
-def test_an_index_answers_as_the_command_line_does(loaded: si.SearchableIndex, opensearch_url: str) -> None:
-    where = ("--index", loaded.name, "--url", opensearch_url)
-    told = json.loads(command("search", *where, "--json", "--filter", '{"match": {"title": "part 2"}}', QUESTION).out)
+def test_searching_an_index_gives_the_hits_of_the_command_line(loaded: si.SearchableIndex, opensearch_url: str) -> None:
+    target_options = ("--index", loaded.name, "--url", opensearch_url)
+    printed = json.loads(
+        command("search", *target_options, "--json", "--filter", '{"match": {"title": "part 2"}}', QUESTION).out
+    )
     hits = loaded.search(QUESTION, k=10, filter={"match": {"title": "part 2"}})
     assert hits
-    assert [(hit.id, hit.score) for hit in hits] == [(hit["id"], hit["score"]) for hit in told["hits"]]
-    hybrid = json.loads(command("search", *where, "--json", "--hybrid", QUESTION).out)["hits"]
+    assert [(hit.id, hit.score) for hit in hits] == [(hit["id"], hit["score"]) for hit in printed["hits"]]
+    hybrid = json.loads(command("search", *target_options, "--json", "--hybrid", QUESTION).out)["hits"]
     assert [hit.id for hit in loaded.search(QUESTION, hybrid=True)] == [hit["id"] for hit in hybrid]
 
 
 def test_run_and_index_give_the_same_scores(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:
-    of_run = {hit.id: hit.score for hit in run.search(QUESTION, k=20, stored=True)}
-    assert {hit.id: hit.score for hit in loaded.search(QUESTION, k=20)} == of_run
+    run_scores = {hit.id: hit.score for hit in run.search(QUESTION, k=20, stored=True)}
+    assert {hit.id: hit.score for hit in loaded.search(QUESTION, k=20)} == run_scores
 
 
-def test_sixteen_threads_give_the_answers_of_one(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:
+def test_sixteen_threads_get_the_hits_of_one(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:
     questions = [f"{word} and {other}" for word in ("bread", "river", "sugar") for other in ("yeast", "stone", "catch")]
     for target in (si.open_run(run.path), loaded):
         alone = [target.search(question, k=5) for question in questions]
@@ -204,7 +206,7 @@ def test_sixteen_threads_give_the_answers_of_one(run: si.SearchableRun, loaded: 
             assert list(pool.map(partial(target.search, k=5), questions * 4)) == alone * 4
 
 
-def test_many_queries_are_ranked_in_their_order(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:
+def test_rank_keeps_the_order_of_the_queries(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:
     queries = [si.Query("a", "bread yeast"), si.Query("b", "river stone")]
     for target in (run, loaded):
         ranked = list(target.rank(queries, k=2))
@@ -224,7 +226,7 @@ def test_options_without_effect_are_refused(run: si.SearchableRun, loaded: si.Se
 # load and verify
 
 
-def test_load_and_verify_report_what_the_command_line_prints(
+def test_load_and_verify_return_what_the_command_line_prints(
     run: si.SearchableRun, opensearch_url: str, index_name: str
 ) -> None:
     report = si.load(run, index=index_name, url=opensearch_url)
@@ -238,7 +240,7 @@ def test_load_and_verify_report_what_the_command_line_prints(
     assert checked.to_dict()["same"] is True
 
 
-def test_a_difference_is_a_report_and_no_exception(
+def test_a_difference_is_in_the_report_and_raises_nothing(
     run: si.SearchableRun, loaded: si.SearchableIndex, opensearch_url: str
 ) -> None:
     loaded.client.call("DELETE", f"/{loaded.name}/_doc/d3", params={"refresh": "true"})
@@ -247,18 +249,18 @@ def test_a_difference_is_a_report_and_no_exception(
     assert report.missing_ids == ["d3"]
 
 
-def test_a_client_of_the_users_own_is_used_and_stays_open(
+def test_an_opensearchpy_client_is_accepted_and_stays_open(
     run: si.SearchableRun, opensearch_url: str, index_name: str
 ) -> None:
-    own = opensearchpy.OpenSearch(opensearch_url, headers={"x-of": "mine"})
-    assert si.load(run, index=index_name, connection=own).acknowledged == 20
-    assert si.verify(run, index=index_name, connection=own).ok
-    with si.open_index(index_name, connection=own) as index:
+    own_client = opensearchpy.OpenSearch(opensearch_url, headers={"x-of": "mine"})
+    assert si.load(run, index=index_name, connection=own_client).acknowledged == 20
+    assert si.verify(run, index=index_name, connection=own_client).ok
+    with si.open_index(index_name, connection=own_client) as index:
         assert index.search(QUESTION, k=1)
-    assert own.indices.exists(index=index_name)
+    assert own_client.indices.exists(index=index_name)
 
 
-def test_where_the_cluster_is_comes_from_one_place(
+def test_url_and_connection_exclude_each_other_and_the_variable_is_the_default(
     run: si.SearchableRun, opensearch_url: str, index_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(si.UsageError, match="url= or connection="):
@@ -299,19 +301,19 @@ def collection(tmp_path: Path) -> Path:
     return folder
 
 
-def test_measures_are_those_of_the_command_line(
+def test_evaluate_gives_the_measures_of_the_command_line(
     run: si.SearchableRun, loaded: si.SearchableIndex, collection: Path
 ) -> None:
-    told = json.loads(command("evaluate", "--run", run.path, "--queries", collection, "--json").out)
-    assert si.evaluate(run, queries=collection, qrels=collection).measures["nDCG@10"] == told["nDCG@10"]
-    assert si.evaluate(str(run.path), queries=str(collection)).measures["nDCG@10"] == told["nDCG@10"]
-    of_index = si.evaluate(loaded, queries=collection, qrels=collection, k=20, measures=["Success@1"])
-    assert of_index.bm25 is not None
-    assert of_index.measures["nDCG@10"] == si.evaluate(run, queries=collection, stored=True).measures["nDCG@10"]
-    assert "Success@1" in of_index.to_dict()
+    printed = json.loads(command("evaluate", "--run", run.path, "--queries", collection, "--json").out)
+    assert si.evaluate(run, queries=collection, qrels=collection).measures["nDCG@10"] == printed["nDCG@10"]
+    assert si.evaluate(str(run.path), queries=str(collection)).measures["nDCG@10"] == printed["nDCG@10"]
+    index_report = si.evaluate(loaded, queries=collection, qrels=collection, k=20, measures=["Success@1"])
+    assert index_report.bm25 is not None
+    assert index_report.measures["nDCG@10"] == si.evaluate(run, queries=collection, stored=True).measures["nDCG@10"]
+    assert "Success@1" in index_report.to_dict()
 
 
-def test_a_plan_is_made_and_written(run: si.SearchableRun, tmp_path: Path) -> None:
+def test_plan_writes_its_files(run: si.SearchableRun, tmp_path: Path) -> None:
     queries = [si.Query(f"q{number}", f"{text} {number}") for number, text in enumerate(TEXTS[:4] * 3)]
     report = si.plan(run, queries=queries, out=tmp_path / "plan", loss=0.5)
     assert report.queries == 12
@@ -319,30 +321,30 @@ def test_a_plan_is_made_and_written(run: si.SearchableRun, tmp_path: Path) -> No
     assert report.to_dict()["run_id"] == run.manifest.run_id
 
 
-# What is shown
+# Output and progress
 
 
-def test_stages_are_silent_unless_asked(run: si.SearchableRun, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_stages_print_nothing_by_default(run: si.SearchableRun, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        si.encode(ROWS, tmp_path / "run", **HOW)
+        si.encode(ROWS, tmp_path / "run", **OPTIONS)
         run.search("zzzz", k=1)
     assert capfd.readouterr() == ("", "")
 
 
 def test_progress_is_a_tqdm_bar_or_a_reporter(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    si.encode(ROWS, tmp_path / "bar", progress=True, **HOW)
+    si.encode(ROWS, tmp_path / "bar", progress=True, **OPTIONS)
     out, err = capfd.readouterr()
     assert out == ""
     assert "20/20" in err or "20 documents" in err
     reporter = Recorder()
-    si.encode(ROWS, tmp_path / "reporter", progress=reporter, **HOW)
+    si.encode(ROWS, tmp_path / "reporter", progress=reporter, **OPTIONS)
     assert reporter.done == 20
     assert any("Encoding with" in note for note in reporter.notes)
 
 
-def test_a_stop_request_keeps_what_is_done(tmp_path: Path) -> None:
+def test_a_stop_request_keeps_finished_shards(tmp_path: Path) -> None:
     with pytest.raises(si.Interrupted, match="keeps the finished shards"):
-        si.encode(ROWS, tmp_path / "run", progress=Recorder(stop_at=8), **HOW)
+        si.encode(ROWS, tmp_path / "run", progress=Recorder(stop_at=8), **OPTIONS)
     assert si.open_run(tmp_path / "run").done_shards() == [0]
-    assert si.encode(ROWS, tmp_path / "run", **HOW).report.rows == 20
+    assert si.encode(ROWS, tmp_path / "run", **OPTIONS).report.rows == 20

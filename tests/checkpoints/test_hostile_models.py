@@ -1,4 +1,4 @@
-"""Model folders made to run code, hang, take memory or break off: each ends in one message, soon and without much."""
+"""Hostile model folders (code, hangs, memory, truncation): each ends in one message, in little time and memory."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ MOST_MB = 300
 HUGE = 10**12
 
 
-class Measured(NamedTuple):
-    """What a command gave in a process of its own, seconds of CPU, and MB beyond those of its start."""
+class Measurement(NamedTuple):
+    """Exit code, output, CPU seconds, and peak MB above the start, of a command in its own process."""
 
     code: int
-    shown: str
+    output: str
     seconds: float
     peak_mb: float
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     lm = make_masked_lm(root / "lm")
     for layout in ("lm", "card", "router"):
@@ -47,16 +47,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def measure(*arguments: object, limit_s: float = 60) -> Measured:
+def measure(*arguments: object, limit_s: float = 60) -> Measurement:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, "support.checkpoints", "pytest", "sparse_ingest.checkpoints.inspect"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measured, args=(theirs, [str(argument) for argument in arguments]))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measured, args=(sender, [str(argument) for argument in arguments]))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        assert ours.poll(limit_s), f"{arguments} did not end within {limit_s} s"
-        return Measured(*ours.recv())
+        assert receiver.poll(limit_s), f"{arguments} did not end within {limit_s} s"
+        return Measurement(*receiver.recv())
     finally:
         process.kill()
         process.join()
@@ -64,7 +64,7 @@ def measure(*arguments: object, limit_s: float = 60) -> Measured:
 
 def _measured(pipe: Any, arguments: list[str]) -> None:
     os.environ["RUST_BACKTRACE"] = "0"
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak, to the current size
     before, began = _resident("VmRSS"), time.process_time()
     answer = command(*arguments)
     pipe.send((answer.code, answer.out + answer.err, time.process_time() - began, (_resident("VmHWM") - before) / 1024))
@@ -77,17 +77,17 @@ def _resident(kind: str) -> int:
 
 
 def changed(name: str, **values: Any) -> Callable[[Path], None]:
-    """Set keys of a JSON file; a key with `__` is one inside an object."""
+    """Return a function that sets keys of a JSON file; `a__b` is key b of object a."""
 
     def change(folder: Path) -> None:
         path = folder / name
         content = json.loads(path.read_text()) if path.exists() else {}
         for key, value in values.items():
-            inside = content
+            inner = content
             *outer, last = key.split("__")
             for one in outer:
-                inside = inside[one]
-            inside[last] = value
+                inner = inner[one]
+            inner[last] = value
         path.write_text(json.dumps(content))
 
     return change
@@ -114,7 +114,7 @@ def header(content: bytes, numbers: bytes = b"") -> Callable[[Path], None]:
 
 
 def tensor(name: str, value: float, dtype: str = "F32", place: int = 3) -> Callable[[Path], None]:
-    """Set one number of a tensor, which is stored in a dtype."""
+    """Return a function that sets one number of a tensor and stores the tensor as `dtype`."""
 
     def change(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -140,9 +140,9 @@ SPLIT = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"
 POSITIONS = "bert.embeddings.position_embeddings.weight"
 BIAS = "cls.predictions.bias"
 
-# Layout, what is changed, and what the message says of it.
+# Layout, change, and a part of the message ("" if the model is accepted).
 CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    # Code.
+    # Code
     "kernel": ("lm", config(attn_implementation="evil/kernel"), "config.json has attn_implementation = 'evil/kernel'"),
     "kernel function": ("card", config(_attn_implementation="evil/kernel@main:fn"), "_attn_implementation"),
     "kernel of a part": ("lm", config(attn_implementation={"": "sdpa", "text": "kernels-community/x"}), "attn_impl"),
@@ -163,7 +163,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "long type": ("lm", config(model_type="a" * 5000, auto_map={}), "model_type = 'aaa"),
     "long path": ("router", changed("router_config.json", structure={"query": ["b" * 5000], "document": []},
                                     types={"b" * 5000: "sentence_transformers.models.IDF"}), "outside the checkpoint"),
-    # Sizes.
+    # Sizes
     "vocabulary": ("lm", config(vocab_size=HUGE), "vocab_size = 1000000000000"),
     "layers": ("lm", config(num_hidden_layers=10**9), "num_hidden_layers = 1000000000"),
     "many layers": ("lm", config(num_hidden_layers=128), "describes a larger model than its weights"),
@@ -186,7 +186,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "other family": ("lm", config(model_type="albert", num_hidden_groups=10**9), "num_hidden_groups"),
     "window": ("lm", config(sliding_window=10**9), ""),
     "length": ("card", changed("sentence_bert_config.json", max_seq_length=[1]), "max_seq_length"),
-    # JSON.
+    # JSON
     "deep config": ("lm", file("config.json", DEEP), "config.json cannot be read: it is nested more than 100 levels"),
     "deep header": ("lm", header(DEEP.encode()), "nested more than 100 levels"),
     "deep tokenizer": ("lm", file("tokenizer.json", DEEP), "tokenizer.json cannot be read"),
@@ -194,18 +194,18 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "deep modules": ("card", file("modules.json", "[" * 100_000), "modules.json cannot be read"),
     "large config": ("lm", file("config.json", "[" + "[]," * 5_000_000 + "[]]"), "config.json cannot be read"),
     "list": ("lm", file("tokenizer_config.json", "[]"), "tokenizer_config.json cannot be read"),
-    # Headers.
+    # Headers
     "million tensors": ("lm", header(million()), "model.safetensors is not a safetensors file, or"),
     "endless header": ("lm", file("model.safetensors", b"\xff" * 8), "not a safetensors file"),
     "shape": ("lm", header(b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}', b"0000"), "beyond"),
     "header of text": ("lm", header(b'{"a":{"dtype":1,"shape":"x","data_offsets":[0,4]}}', b"0000"), "safetensors"),
     "pipe": ("lm", pipe, "regular"),
-    # Weights.
+    # Weights
     "nan": ("lm", tensor(POSITIONS, float("nan")), "1 of the 2,048 numbers of 'bert.embeddings.position_embeddings"),
     "nan in float16": ("lm", tensor(BIAS, float("nan"), "F16"), f"'{BIAS}' are not finite in float32, the first at [3"),
     "beyond float32": ("card", tensor(POSITIONS, 1e300, "F64"), "the first at [0, 3]: inf"),
     "too large": ("lm", tensor("bert.embeddings.word_embeddings.weight", 3e38), "infinite or undefined"),
-    # Tokenizers.
+    # Tokenizers
     "pattern": ("lm", tokenizer(pre_tokenizer=SPLIT), "repeats a group"),
     "replacement": (
         "lm", tokenizer(normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10**5}),
@@ -221,36 +221,36 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "added text": ("lm", changed("tokenizer_config.json", added_tokens_decoder=[1]), "cannot be read as a tokenizer"),
     "other file": ("lm", changed("tokenizer_config.json", vocab_file="/etc/passwd", tokenizer_file="/etc/passwd"), ""),
     "template": ("lm", changed("tokenizer_config.json", chat_template="{{ 1 / 0 }}" * 10), ""),
-    # Routers.
+    # Routers
     "route": ("router", changed("router_config.json", parameters={"route_mappings": ["x"]}), "route_mappings"),
     "module of a number": ("router", changed("router_config.json", structure={"query": [1]}), "router_config.json"),
 }  # fmt: skip
 
 
-# Each takes 2 s: a third of them here, all in `make test-all`.
+# 2 s each: `make test` runs a third of them, `make test-all` all.
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow if place % 3 else ()) for place, case in enumerate(CASES)]
 )
-def test_a_hostile_model_ends_in_one_message(made: dict[str, Path], tmp_path: Path, case: str) -> None:
-    layout, change, said = CASES[case]
-    folder = Path(shutil.copytree(made[layout], tmp_path / "model"))
+def test_a_hostile_model_ends_in_one_message(models: dict[str, Path], tmp_path: Path, case: str) -> None:
+    layout, change, message = CASES[case]
+    folder = Path(shutil.copytree(models[layout], tmp_path / "model"))
     change(folder)
-    encode = measure("encode", "--model", folder, "--corpus", made["corpus"], "--out", tmp_path / "run")
+    encode = measure("encode", "--model", folder, "--corpus", models["corpus"], "--out", tmp_path / "run")
     found = {"inspect": measure("inspect", folder), "encode": encode}
     for name, answer in found.items():
-        assert "Traceback" not in answer.shown and "\x1b" not in answer.shown, answer
+        assert "Traceback" not in answer.output and "\x1b" not in answer.output, answer
         assert answer.seconds < MOST_S and answer.peak_mb < MOST_MB, (name, answer)
         assert answer.code in (0, 1), answer
-    assert said in encode.shown, encode
-    assert (encode.code == 1) is bool(said), encode
+    assert message in encode.output, encode
+    assert (encode.code == 1) is bool(message), encode
 
 
-def test_a_table_outside_the_checkpoint_is_refused_and_not_printed(made: dict[str, Path], tmp_path: Path) -> None:
+def test_a_table_outside_the_checkpoint_is_refused_and_not_printed(models: dict[str, Path], tmp_path: Path) -> None:
     secret = tmp_path / "secret.json"
     secret.write_text('{"aws_secret_access_key": "AKIA-TOPSECRET"}')
     (tmp_path / "other").mkdir()
     for number, path in enumerate(("../../secret.json", str(secret), "link.json", "loop.json", "a\0.json")):
-        folder = Path(shutil.copytree(made["router"], tmp_path / f"router-{number}"))
+        folder = Path(shutil.copytree(models["router"], tmp_path / f"router-{number}"))
         table = folder / "query_0_SparseStaticEmbedding"
         (table / "link.json").symlink_to(secret)
         (table / "loop.json").symlink_to("loop.json")
@@ -265,30 +265,28 @@ def test_a_table_outside_the_checkpoint_is_refused_and_not_printed(made: dict[st
             assert "TOPSECRET" not in answer.err and "Traceback" not in answer.err and "aws_" not in answer.err
 
 
-def test_a_link_out_of_the_folder_is_refused_and_one_into_the_blobs_of_the_hub_is_not(
-    made: dict[str, Path], tmp_path: Path
-) -> None:
+def test_links_out_of_the_folder_are_refused_except_into_the_hub_cache(models: dict[str, Path], tmp_path: Path) -> None:
     snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
     (tmp_path / "models--a--b" / "blobs").mkdir()
-    for number, path in enumerate(sorted(made["lm"].iterdir())):
+    for number, path in enumerate(sorted(models["lm"].iterdir())):
         shutil.copy(path, tmp_path / "models--a--b" / "blobs" / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
     assert command("inspect", snapshot).code == 0
-    folder = Path(shutil.copytree(made["lm"], tmp_path / "model"))
+    folder = Path(shutil.copytree(models["lm"], tmp_path / "model"))
     for name in ("config.json", "model.safetensors", "vocab.txt"):
         (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to(made["lm"] / "config.json")
+        (folder / name).symlink_to(models["lm"] / "config.json")
         answer = command("inspect", folder)
         assert answer.code == 1 and f"names '{name}', which is outside the checkpoint" in answer.err
         (folder / name).unlink()
-        if (made["lm"] / name).exists():
-            shutil.copy(made["lm"] / name, folder)
+        if (models["lm"] / name).exists():
+            shutil.copy(models["lm"] / name, folder)
 
 
-def test_shards_are_beside_their_index(made: dict[str, Path], tmp_path: Path) -> None:
-    for name in ("../lm/model.safetensors", str(made["lm"] / "model.safetensors"), "absent.safetensors"):
-        folder = Path(shutil.copytree(made["lm"], tmp_path / f"model-{len(name)}"))
+def test_shards_outside_the_folder_of_their_index_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("../lm/model.safetensors", str(models["lm"] / "model.safetensors"), "absent.safetensors"):
+        folder = Path(shutil.copytree(models["lm"], tmp_path / f"model-{len(name)}"))
         (folder / "model.safetensors").rename(folder / "other.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
         answer = command("inspect", folder)
@@ -316,8 +314,8 @@ class KernelizeFallback: pass
 """
 
 
-def test_installed_kernels_and_adapters_are_never_called(made: dict[str, Path], tmp_path: Path) -> None:
-    """transformers imports `kernels` if it is installed, and decorates with it; to fetch one it calls it."""
+def test_installed_kernels_and_adapters_are_never_called(models: dict[str, Path], tmp_path: Path) -> None:
+    """transformers imports `kernels` if it is installed, and uses its decorators; fetching calls other functions."""
     ran, site = tmp_path / "ran", tmp_path / "site"
     for package, version in (("kernels", "0.18.5"), ("peft", "99.0")):
         (site / package).mkdir(parents=True)
@@ -339,7 +337,7 @@ def test_installed_kernels_and_adapters_are_never_called(made: dict[str, Path], 
             ("config.json", {}),
         )
     ):
-        folders.append(Path(shutil.copytree(made["lm"], tmp_path / f"model-{number}")))
+        folders.append(Path(shutil.copytree(models["lm"], tmp_path / f"model-{number}")))
         changed(name, **values)(folders[-1])
     program = (
         "import sys; from sparse_ingest import SparseEncoder; from sparse_ingest.errors import CheckpointError\n"

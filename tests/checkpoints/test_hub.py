@@ -1,4 +1,4 @@
-"""Models by hub id: huggingface_hub's real client against a hub on loopback, each start in a process of its own."""
+"""Models by hub id: huggingface_hub's client against a hub on loopback, in a new process each."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from support.serving import AnsweringHandler, serving
 from support.tables import write_table
 from test_layouts import PLAIN, make
 
-from sparse_ingest.checkpoints.hub import _without_token
-from sparse_ingest.storage.hub_session import guard_hub
+from sparse_ingest.storage.hub_session import guard_hub, without_token
 
-# Prints the snapshot folder, its commit and its family; or the sentence.
+# Prints the snapshot folder, its commit and its family, or the error.
 READ = """
 import sys
 from huggingface_hub import constants
 from sparse_ingest.checkpoints import hub
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.errors import CheckpointError
-constants.DOWNLOAD_CHUNK_SIZE = 4096  # so that a cut leaves whole chunks, as it does in a large file
+constants.DOWNLOAD_CHUNK_SIZE = 4096  # so that a broken download has complete chunks, as with a large file
 hub.LINE_EVERY_S = hub.BARS_AFTER_S = 0.0
 try:
     checkpoint = read_checkpoint(*sys.argv[1:])
@@ -44,12 +43,12 @@ from dataclasses import asdict
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import model_record, resolve_settings
 from sparse_ingest.pipeline import ModelSettings
-asked = ModelSettings(document=sys.argv[1], query=sys.argv[2])
-checkpoint = read_checkpoint(asked.document)
-print(json.dumps(model_record(checkpoint, resolve_settings(asked, checkpoint), asked)))
+settings = ModelSettings(document=sys.argv[1], query=sys.argv[2])
+checkpoint = read_checkpoint(settings.document)
+print(json.dumps(model_record(checkpoint, resolve_settings(settings, checkpoint), settings)))
 """
-# What a search makes of such a record: the document side's revision, and the weights of a query.
-SEARCHED = """
+# Prints what a search uses of such a record: the revision of the document side, and the weights of a query.
+SEARCH = """
 import json, sys
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.models.query_encoders import query_encoder
@@ -58,11 +57,11 @@ model = remembered_model(ModelSettings(), json.loads(sys.argv[1]))
 print(json.dumps([model.revision, query_encoder(model).encode(["catch"])[0]]))
 """
 COMMAND = "from sparse_ingest.cli.main import main; main()"
-FETCHED = [
+DOWNLOADED = [
     "README.md", "config.json", "config.json", "config_sentence_transformers.json", "model.safetensors",
     "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
-# What is in real repositories and is not read.
+# Files of real repositories that are not read.
 UNREAD = {
     "training_args.bin": b"pickle",
     "pytorch_model.bin": b"pickle",
@@ -92,31 +91,31 @@ def read(hub: Hub, home: Path, *arguments: str, endpoint: str | None = None, **v
     return ended(begin(READ, *arguments, endpoint=endpoint or hub.url, home=home, **variables))
 
 
-def sentence(result: Ended) -> str:
+def error_of(result: Ended) -> str:
     assert (result.code, result.out) == (1, "")
     (line,) = result.err.splitlines()
     assert line.startswith("Error: ") and line.endswith(".")
     return line.removeprefix("Error: ")
 
 
-def test_a_hub_id_is_fetched_once_and_only_what_is_read(hub: Hub, tmp_path: Path) -> None:
+def test_only_needed_files_of_a_model_are_downloaded_and_only_once(hub: Hub, tmp_path: Path) -> None:
     first = read(hub, tmp_path / "home", "made/card")
     assert first.code == 0, first.err
     folder, commit, family = first.out.splitlines()
     assert commit == hub.models["made/card"].branches["main"] and Path(folder).name == commit
     assert family == "symmetric SPLADE, sentence-transformers layout"
-    assert hub.downloads() == FETCHED
+    assert hub.downloads() == DOWNLOADED
     hub.requests.clear()
     assert read(hub, tmp_path / "home", "made/card").out == first.out
     assert hub.downloads() == []
-    # A pinned commit that is in the cache needs no request for the model at all.
+    # A pinned commit in the cache needs no request.
     hub.requests.clear()
     assert read(hub, tmp_path / "home", "made/card", commit).out == first.out
     assert not [one for one in hub.requests if "made/card" in one.path]
 
 
 @pytest.mark.slow
-def test_a_text_is_encoded_with_a_model_of_the_hub(hub: Hub, card: Path, tmp_path: Path) -> None:
+def test_encode_with_a_model_of_the_hub(hub: Hub, card: Path, tmp_path: Path) -> None:
     from support.checkpoints import build_encoder
 
     from sparse_ingest.runs.run import open_run
@@ -137,7 +136,7 @@ def test_a_text_is_encoded_with_a_model_of_the_hub(hub: Hub, card: Path, tmp_pat
     assert part.vectors.weights.tolist() == expected.weights.tolist()
 
 
-def test_a_query_is_weighed_with_a_table_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_query_with_a_weight_table_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     (table := tmp_path / "table").mkdir()
     write_table(table)
     hub.add("made/table", table)
@@ -149,7 +148,7 @@ def test_a_query_is_weighed_with_a_table_of_the_hub(hub: Hub, tmp_path: Path) ->
     assert tokens == {"except": 4.75, "catch": 2.5, "##ion": 2.5}
 
 
-def test_a_model_of_the_hub_is_inspected_with_its_card(hub: Hub, tmp_path: Path) -> None:
+def test_inspect_reads_the_card_of_a_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     commit = hub.models["made/card"].branches["main"]
     hub.add("made/card", make(tmp_path / "newer", PLAIN))
     arguments = ["inspect", "made/card", "--json", "--set", f"model.revision={commit}"]
@@ -163,14 +162,14 @@ def test_a_revision_is_pinned(hub: Hub, tmp_path: Path) -> None:
     old = hub.models["made/card"].branches["main"]
     hub.models["made/card"].branches["v1"] = old
     new = hub.add("made/card", make(tmp_path / "newer", PLAIN))
-    asked = {"main": new, "v1": old, old: old}
-    found = {revision: read(hub, tmp_path / "home", "made/card", revision) for revision in asked}
-    assert {revision: result.out.splitlines()[1] for revision, result in found.items()} == asked
-    said = sentence(read(hub, tmp_path / "home", "made/card", "v3"))
-    assert said.startswith("The model made/card has no revision 'v3' on the hub: looked for a branch, a tag and a")
+    expected_commits = {"main": new, "v1": old, old: old}
+    found = {revision: read(hub, tmp_path / "home", "made/card", revision) for revision in expected_commits}
+    assert {revision: result.out.splitlines()[1] for revision, result in found.items()} == expected_commits
+    message = error_of(read(hub, tmp_path / "home", "made/card", "v3"))
+    assert message.startswith("The model made/card has no revision 'v3' on the hub: looked for a branch, a tag and a")
 
 
-def test_a_pair_is_searched_with_the_revisions_that_its_record_names(hub: Hub, tmp_path: Path) -> None:
+def test_a_search_uses_the_recorded_revisions_of_both_models(hub: Hub, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     for folder in (old, new):
         folder.mkdir()
@@ -183,11 +182,11 @@ def test_a_pair_is_searched_with_the_revisions_that_its_record_names(hub: Hub, t
     assert commits.items() <= json.loads(record.out).items()
     hub.add("made/card", make(tmp_path / "newer", PLAIN))
     hub.add("made/table", new)
-    result = ended(begin(SEARCHED, record.out, endpoint=hub.url, home=home))
+    result = ended(begin(SEARCH, record.out, endpoint=hub.url, home=home))
     assert (result.code, json.loads(result.out)) == (0, [commits["revision"], {"catch": 2.5}]), result.err
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, card: Path, tmp_path: Path) -> None:
+def test_a_broken_download_continues_where_it_stopped(hub: Hub, card: Path, tmp_path: Path) -> None:
     hub.cut.add("model.safetensors")
     result = read(hub, tmp_path / "home", "made/card")
     assert result.code == 0, result.err
@@ -197,7 +196,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, card: Path, tm
     assert begins[0] == 0 and size // 4 < begins[1] <= size // 2 and len(begins) == 2
     fetched = Path(result.out.splitlines()[0]) / "model.safetensors"
     assert fetched.read_bytes() == (card / "model.safetensors").read_bytes()
-    # Progress where there is no terminal: whole lines, no bar.
+    # Without a terminal, progress is printed as lines.
     assert "Downloading made/card: " in result.err and "\r" not in result.err and "\n\n" not in result.err
 
 
@@ -212,7 +211,7 @@ def test_on_a_terminal_progress_is_a_bar(hub: Hub, tmp_path: Path) -> None:
     assert "%|" in shown and "\r" in shown and "Downloading made/card: " not in shown
 
 
-def test_after_a_start_that_failed_whole_files_stay(hub: Hub, tmp_path: Path) -> None:
+def test_complete_files_of_a_failed_download_are_kept(hub: Hub, tmp_path: Path) -> None:
     hub.broken.add("model.safetensors")
     failed = read(hub, tmp_path / "home", "made/card")
     assert (failed.code, failed.out) == (1, "")
@@ -220,69 +219,71 @@ def test_after_a_start_that_failed_whole_files_stay(hub: Hub, tmp_path: Path) ->
     hub.broken.clear()
     hub.requests.clear()
     assert read(hub, tmp_path / "home", "made/card").code == 0
-    assert "model.safetensors" in hub.downloads() and len(hub.downloads()) < len(FETCHED)
+    assert "model.safetensors" in hub.downloads() and len(hub.downloads()) < len(DOWNLOADED)
 
 
-@pytest.mark.parametrize("way", ["offline", "unreachable"])
-def test_without_a_hub_the_cache_serves_or_the_sentence_says_what_it_lacks(hub: Hub, tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("state", ["offline", "unreachable"])
+def test_without_a_hub_the_cache_is_used_or_the_message_names_what_is_missing(
+    hub: Hub, tmp_path: Path, state: str
+) -> None:
     online = read(hub, tmp_path / "full", "made/card")
-    # Port 9 of loopback: nothing listens there.
-    cut_off = {"HF_HUB_OFFLINE": "1"} if way == "offline" else {"endpoint": "http://127.0.0.1:9"}
+    # Nothing listens on port 9.
+    options = {"HF_HUB_OFFLINE": "1"} if state == "offline" else {"endpoint": "http://127.0.0.1:9"}
     hub.requests.clear()
-    assert read(hub, tmp_path / "full", "made/card", **cut_off).out == online.out
-    empty = sentence(read(hub, tmp_path / "empty", "made/card", **cut_off))
+    assert read(hub, tmp_path / "full", "made/card", **options).out == online.out
+    empty = error_of(read(hub, tmp_path / "empty", "made/card", **options))
     (Path(online.out.splitlines()[0]) / "tokenizer.json").unlink()
-    part = sentence(read(hub, tmp_path / "full", "made/card", **cut_off))
-    why = "is not asked (HF_HUB_OFFLINE is set)" if way == "offline" else "127.0.0.1:9 cannot be reached ([Errno 111]"
+    part = error_of(read(hub, tmp_path / "full", "made/card", **options))
+    why = "is not asked (HF_HUB_OFFLINE is set)" if state == "offline" else "127.0.0.1:9 cannot be reached ([Errno 111]"
     assert why in empty and why in part
     assert f"the cache {tmp_path / 'empty' / 'hub'} has no model of that name" in empty
     assert "has only a part of it" in part
     assert hub.requests == []
 
 
-def test_a_private_model_needs_the_token_which_nobody_prints(hub: Hub, tmp_path: Path) -> None:
+def test_a_private_model_needs_the_token_which_is_never_printed(hub: Hub, tmp_path: Path) -> None:
     hub.models["made/card"].private = True
-    without = sentence(read(hub, tmp_path / "home", "made/card"))
+    without = error_of(read(hub, tmp_path / "home", "made/card"))
     assert without.startswith("No model 'made/card': looked for a folder of that name here, and for a model of that")
     assert "where no token was sent" in without and "set HF_TOKEN" in without
-    wrong = sentence(read(hub, tmp_path / "home", "made/card", HF_TOKEN="hf_another"))
-    assert "refuses the token that was sent for the model made/card" in wrong and "hf_another" not in wrong
-    make(tmp_path / "home", {"token": TOKEN.encode()})  # where `hf auth login` writes it
+    wrong = error_of(read(hub, tmp_path / "home", "made/card", HF_TOKEN="hf_another"))
+    assert "refuses the token that was sent" in wrong and "hf_another" not in wrong
+    make(tmp_path / "home", {"token": TOKEN.encode()})  # the file that `hf auth login` writes
     hub.requests.clear()
     assert read(hub, tmp_path / "home", "made/card").code == 0
-    # The storage is another host: huggingface_hub keeps the token from it.
+    # The storage is another host, so huggingface_hub sends it no token.
     assert {(one.host, one.token) for one in hub.requests if "harness" not in one.path} == {
         ("127.0.0.1", TOKEN), ("localhost", ""),
     }  # fmt: skip
     assert read(hub, tmp_path / "another", "made/card", HF_TOKEN=TOKEN).code == 0
 
 
-def test_a_gated_model_says_so(hub: Hub, tmp_path: Path) -> None:
+def test_a_gated_model_without_a_token_is_reported(hub: Hub, tmp_path: Path) -> None:
     hub.models["made/card"].gated = True
-    said = sentence(read(hub, tmp_path / "home", "made/card"))
-    assert said.startswith("The model made/card is gated, and no token was sent: accept its conditions")
+    message = error_of(read(hub, tmp_path / "home", "made/card"))
+    assert message.startswith("The model made/card is gated, and no token was sent: accept its conditions")
     assert read(hub, tmp_path / "home", "made/card", HF_TOKEN=TOKEN).code == 0
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (None, "No model 'made/other': looked for a folder of that name here, and for a model"),
         ({"heads.pt": b"pickle"}, "has no file of a checkpoint: looked for *.json, *.txt"),
         ({"config.json": {"architectures": ["BertModel"]}}, "made/other is not a checkpoint of a known family. Looked"),
     ],
 )
-def test_what_the_hub_cannot_give_is_one_sentence(
-    hub: Hub, tmp_path: Path, files: dict[str, object] | None, said: str
+def test_a_missing_or_unknown_model_is_one_message(
+    hub: Hub, tmp_path: Path, files: dict[str, object] | None, message: str
 ) -> None:
     if files is not None:
         hub.add("made/other", make(tmp_path / "other", files))
-    # The hub's library may have a line of its own before it.
+    # huggingface_hub may print a line before the error.
     *_, line = read(hub, tmp_path / "home", "made/other").err.splitlines()
-    assert line.startswith("Error: ") and said in line
+    assert line.startswith("Error: ") and message in line
 
 
-def test_a_pickle_is_fetched_only_where_there_are_no_safetensors(hub: Hub, tmp_path: Path) -> None:
+def test_a_pickle_is_downloaded_only_if_there_are_no_safetensors(hub: Hub, tmp_path: Path) -> None:
     bare = {name: content for name, content in PLAIN.items() if name != "model.safetensors"}
     files = {**bare, "pytorch_model.bin": b"pickle", "training_args.bin": b"pickle", "heads.pt": b"pickle"}
     inner = {f"inner/{name}": content for name, content in files.items()}
@@ -297,30 +298,22 @@ def test_a_pickle_is_fetched_only_where_there_are_no_safetensors(hub: Hub, tmp_p
     ]  # fmt: skip
 
 
-def test_two_processes_may_fetch_the_same_model(hub: Hub, tmp_path: Path) -> None:
+def test_two_processes_can_download_the_same_model(hub: Hub, tmp_path: Path) -> None:
     both = [begin(READ, "made/card", endpoint=hub.url, home=tmp_path / "home") for _ in range(2)]
     one, two = (ended(process) for process in both)
     assert (one.code, two.code) == (0, 0), one.err + two.err
     assert one.out == two.out
-    # Each file came once: the second process waited for the first, or found it done.
+    # Each file is downloaded once: the second process waits for the first, or finds the file.
     assert hub.downloads().count("model.safetensors") == 1
 
 
-def test_offline_a_command_ends_in_one_sentence(hub: Hub, tmp_path: Path) -> None:
-    make(tmp_path, {"corpus.jsonl": {"id": "1", "text": "one"}})
-    arguments = ["encode", "--model", "nobody/nothing", "--corpus", "corpus.jsonl", "--out", "run"]
-    result = ended(begin(COMMAND, *arguments, endpoint=hub.url, home=tmp_path / "home", HF_HUB_OFFLINE="1"))
-    assert sentence(result).startswith("No folder 'nobody/nothing' here, and the hub is not asked")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_token_in_a_librarys_error_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_in_an_error_of_the_library_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert _without_token(f"Illegal header value b'Bearer {TOKEN}'") == "Illegal header value b'Bearer (token)'"
+    assert without_token(f"Illegal header value b'Bearer {TOKEN}'") == "Illegal header value b'Bearer (token)'"
 
 
-class Evil(AnsweringHandler):
-    """A hub with one file, which names it by what it was given."""
+class HostileHub(AnsweringHandler):
+    """A hub with one file, which sends the given names."""
 
     names: dict[str, str]
 
@@ -341,8 +334,8 @@ class Evil(AnsweringHandler):
 
 @pytest.mark.parametrize("name", ["../../../../outside", "..", "/tmp/outside-of-the-cache", "..\\outside"])
 @pytest.mark.parametrize("what", ["etag", "commit", "listed commit", "hash", "file"])
-def test_no_name_that_a_hub_gives_leads_out_of_the_cache(what: str, name: str, tmp_path: Path) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (Evil,), {"names": {what: name}}))
+def test_names_from_a_hub_never_lead_out_of_the_cache(what: str, name: str, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (HostileHub,), {"names": {what: name}}))
     home = tmp_path / "a" / "b" / "home"
     home.mkdir(parents=True)
     with serving(server):
@@ -356,14 +349,14 @@ def test_no_name_that_a_hub_gives_leads_out_of_the_cache(what: str, name: str, t
         assert f"names a file {name!r}, a path outside the cache" in result.err
 
 
-def test_a_password_in_the_address_of_a_hub_is_not_repeated(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unheard:
-        address = "127.0.0.1:{}".format(*unheard.getsockname()[1:])
+def test_a_password_in_the_address_of_a_hub_is_not_printed(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = "127.0.0.1:{}".format(*closed.getsockname()[1:])
     result = ended(begin(COMMAND, "inspect", "made/card", endpoint=f"http://me:{TOKEN}@{address}", home=tmp_path / "h"))
-    assert result.code == 1 and address in result.err  # `ended` looks for the token
+    assert result.code == 1 and address in result.err  # `ended` asserts that the token is not printed
 
 
-def test_what_the_library_logs_holds_no_password() -> None:
+def test_log_records_of_the_library_contain_no_password() -> None:
     guard_hub()
     (handler,) = logging.getLogger("huggingface_hub").handlers
     record = logging.LogRecord(
@@ -372,8 +365,8 @@ def test_what_the_library_logs_holds_no_password() -> None:
     assert handler.filter(record) and record.getMessage() == "Retrying http://hub/x"
 
 
-def test_the_hub_of_these_tests_speaks_as_the_real_one(hub: Hub) -> None:
-    """What the tests above rest on, seen by a client that is not huggingface_hub."""
+def test_the_loopback_hub_answers_like_the_real_one(hub: Hub) -> None:
+    """Checked with urllib, not with huggingface_hub."""
     import urllib.error
     import urllib.request
 

@@ -1,4 +1,4 @@
-"""`inspect`: what a model is, and what of it will matter later."""
+"""`inspect`: properties of a model, and warnings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import checkpoints as made_checkpoints
+from support import checkpoints
 from support.checkpoints import make_dense_lm
 from support.forked import command
+from support.json_page import check
 from support.tables import write_table
 
 from sparse_ingest.checkpoints.card import count_parameters, named_ranges, read_card
@@ -25,7 +26,7 @@ from sparse_ingest.pipeline import ModelSettings
 CLEAN = "package:cognition/model"
 CONFIG = {
     "architectures": ["BertForMaskedLM"], "model_type": "bert", "num_hidden_layers": 2, "hidden_size": 32,
-    "max_position_embeddings": 64, "vocab_size": len(made_checkpoints.WORDPIECE),
+    "max_position_embeddings": 64, "vocab_size": len(checkpoints.WORDPIECE),
 }  # fmt: skip
 SPECIAL = {"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}, "pad_token": "[PAD]", "unk_token": "[UNK]"}
 MODULES = [
@@ -42,7 +43,7 @@ CARD = b"---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# A model\n"
 
 
 def safetensors(**shapes: list[int]) -> bytes:
-    """A file of safetensors with float32 zeros."""
+    """Return a safetensors file of float32 zeros."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in shapes.items():
         size = 4
@@ -55,7 +56,7 @@ def safetensors(**shapes: list[int]) -> bytes:
 
 
 def make(folder: Path, tokenizer: str = "wordpiece", **files: Any) -> Path:
-    """A plain masked LM and what `files` add to it or take away (None)."""
+    """Write a plain masked LM, with `files` added, or removed if the content is None."""
     plain = {
         "config.json": CONFIG,
         "model.safetensors": safetensors(a=[3, 4], b=[5], c=[]),
@@ -67,24 +68,24 @@ def make(folder: Path, tokenizer: str = "wordpiece", **files: Any) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     if tokenizer == "wordpiece":
-        made_checkpoints.wordpiece(cased=False).save(str(folder / "tokenizer.json"))
+        checkpoints.wordpiece(cased=False).save(str(folder / "tokenizer.json"))
     elif tokenizer == "bpe":
-        made_checkpoints.byte_level_bpe().save(str(folder / "tokenizer.json"))
+        checkpoints.byte_level_bpe().save(str(folder / "tokenizer.json"))
     return folder
 
 
-def look(folder: Path | str, **settings: Any) -> Inspection:
+def inspect_folder(folder: Path | str, **settings: Any) -> Inspection:
     return inspect_model(ModelSettings(document=str(folder), **settings))
 
 
-def warned(found: Inspection, said: str) -> bool:
+def has_warning(found: Inspection, message: str) -> bool:
     for warning in found.warnings:
         assert "\n" not in warning and warning.endswith(".")
-    return any(said in warning for warning in found.warnings)
+    return any(message in warning for warning in found.warnings)
 
 
-def test_a_symmetric_model_with_everything_its_files_say(tmp_path: Path) -> None:
-    found = look(make(tmp_path, **SPLADE, **{"README.md": CARD}))
+def test_a_symmetric_model_with_every_property(tmp_path: Path) -> None:
+    found = inspect_folder(make(tmp_path, **SPLADE, **{"README.md": CARD}))
     side = found.document
     assert side is not None and found.query == type(side)(**{**asdict(side), "prompt": "q: "})
     sha256 = side.sha256
@@ -92,7 +93,7 @@ def test_a_symmetric_model_with_everything_its_files_say(tmp_path: Path) -> None
         "model": str(tmp_path), "family": "symmetric SPLADE, sentence-transformers layout", "kind": "masked LM",
         "revision": None, "sha256": sha256, "license": "apache-2.0", "languages": ["en", "de"],
         "architecture": "BertForMaskedLM", "layers": 2, "hidden_size": 32, "parameters": 18,
-        "vocabulary_size": len(made_checkpoints.WORDPIECE), "ids_without_token": [], "tokenizer": "WordPiece",
+        "vocabulary_size": len(checkpoints.WORDPIECE), "ids_without_token": [], "tokenizer": "WordPiece",
         "activation": "log1p_relu",
         "pooling": "max", "max_length": 40, "positions": 64, "prompt": "d: ", "lower_case": True,
         "special_tokens": {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"},
@@ -101,19 +102,19 @@ def test_a_symmetric_model_with_everything_its_files_say(tmp_path: Path) -> None
     assert sha256 and len(sha256) == 64
 
 
-def test_settings_of_the_pipeline_go_over_those_of_the_files(tmp_path: Path) -> None:
-    found = look(make(tmp_path, **SPLADE), max_length=12, activation="relu", query_prompt="")
+def test_settings_of_the_pipeline_override_the_files(tmp_path: Path) -> None:
+    found = inspect_folder(make(tmp_path, **SPLADE), max_length=12, activation="relu", query_prompt="")
     assert found.document is not None
     assert (found.document.max_length, found.document.activation, found.query.prompt) == (12, "relu", "")
 
 
-def test_a_model_of_bert_uncased_has_nothing_to_warn_of() -> None:
-    found = look(CLEAN)
+def test_a_bert_uncased_model_has_no_warning() -> None:
+    found = inspect_folder(CLEAN)
     assert found.warnings == [] and found.document is not None and found.document == found.query
     assert (found.document.vocabulary_size, found.document.license) == (30522, None)
 
 
-def test_parameters_are_those_that_the_library_counts(tmp_path: Path) -> None:
+def test_parameters_are_counted_as_by_the_safetensors_library(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     from sparse_ingest.checkpoints.locate import locate
@@ -135,38 +136,43 @@ def test_parameters_are_those_that_the_library_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, struct.pack("<Q", 2) + b"[]"])
-def test_a_file_that_is_no_safetensors_is_said(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_safetensors_is_an_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(CheckpointError, match="model.safetensors is not a safetensors file"):
-        look(make(tmp_path, **{"model.safetensors": content}))
+        inspect_folder(make(tmp_path, **{"model.safetensors": content}))
 
 
-def test_a_download_that_was_cut_short_is_said(tmp_path: Path) -> None:
-    whole = safetensors(a=[3, 4])
-    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1:,} bytes, but its header declares {len(whole):,}"):
-        look(make(tmp_path, **{"model.safetensors": whole[:-1]}))
+def test_a_truncated_download_is_an_error(tmp_path: Path) -> None:
+    content = safetensors(a=[3, 4])
+    with pytest.raises(
+        CheckpointError, match=f"has {len(content) - 1:,} bytes, but its header declares {len(content):,}"
+    ):
+        inspect_folder(make(tmp_path, **{"model.safetensors": content[:-1]}))
 
 
-def test_a_table_of_weights_is_a_query_side_of_its_own(tmp_path: Path) -> None:
-    found = look(make(tmp_path, **{"idf.json": {"the": 0.5}}))
+def test_a_weight_table_is_a_separate_query_side(tmp_path: Path) -> None:
+    found = inspect_folder(make(tmp_path, **{"idf.json": {"the": 0.5}}))
     assert found.document is not None
     assert (found.document.kind, found.document.special_token_weights) == ("masked LM", "zero")
     query = found.query
     assert (query.kind, query.missing_idf_weight, query.special_token_weights) == ("weight table", 1.0, "zero")
     assert (query.parameters, query.architecture, query.activation) == (None, None, None)
-    assert query.vocabulary_size == len(made_checkpoints.WORDPIECE)
+    assert query.vocabulary_size == len(checkpoints.WORDPIECE)
 
 
 def test_a_table_alone_has_no_document_side(tmp_path: Path) -> None:
     write_table(tmp_path)
-    found = look(tmp_path)
+    found = inspect_folder(tmp_path)
     assert found.document is None and found.query.kind == "weight table"
     assert command("inspect", tmp_path).out.count("weight table: no model runs for a query") == 1
+    assert command("inspect", "--model", tmp_path) == command("inspect", tmp_path)
+    twice = command("inspect", "--model", "other", tmp_path)
+    assert (twice.code, twice.err) == (2, f"Error: The model is {str(tmp_path)!r} and --model 'other'. Give it once.\n")
 
 
 def test_two_models_are_both_shown(tmp_path: Path) -> None:
     license = {"README.md": b"---\nlicense: cc-by-nc-sa-4.0\nlanguage: en\n---\n"}
     document, query = make(tmp_path / "doc", **license), make(tmp_path / "query")
-    found = look(document, query=str(query))
+    found = inspect_folder(document, query=str(query))
     assert found.document is not None
     assert (found.document.model, found.query.model) == (str(document), str(query))
     assert (found.document.license, found.query.license) == ("cc-by-nc-sa-4.0", None)
@@ -187,7 +193,7 @@ PICKLED = {"model.safetensors": None, "pytorch_model.bin": b"pickle"}
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "files", "said"),
+    ("tokenizer", "files", "message"),
     [
         ("wordpiece", LARGE, "has 50,265 token ids. A sparse_vector index (SEISMIC) supports only ids below 32,768"),
         ("wordpiece", {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n"}, "license cc-by-nc-4.0, which forbids"),
@@ -202,14 +208,14 @@ PICKLED = {"model.safetensors": None, "pytorch_model.bin": b"pickle"}
         ("wordpiece", {**SPLADE, "1_SpladePooling/config.json": {"activation_function": "gelu"}}, "activation 'gelu'"),
     ],
 )
-def test_what_will_matter_later_is_warned_of(tmp_path: Path, tokenizer: str, files: dict, said: str) -> None:
-    assert warned(look(make(tmp_path / "model", tokenizer, **files)), said)
+def test_problems_of_later_stages_are_warnings(tmp_path: Path, tokenizer: str, files: dict, message: str) -> None:
+    assert has_warning(inspect_folder(make(tmp_path / "model", tokenizer, **files)), message)
 
 
-def test_outputs_without_a_token_are_named(tmp_path: Path) -> None:
-    known = len(made_checkpoints.WORDPIECE)
+def test_ids_without_a_token_are_listed(tmp_path: Path) -> None:
+    known = len(checkpoints.WORDPIECE)
     folder = make(tmp_path, **{"config.json": {**CONFIG, "vocab_size": known + 6}})
-    found = look(folder)
+    found = inspect_folder(folder)
     assert found.document is not None
     assert found.document.ids_without_token == [(known, known + 5)]
     assert f"ids without a token: {known}-{known + 5}; their weights are omitted" in command("inspect", folder).out
@@ -218,8 +224,10 @@ def test_outputs_without_a_token_are_named(tmp_path: Path) -> None:
     )
 
 
-def test_ids_up_to_the_limit_of_seismic_are_no_trouble(tmp_path: Path) -> None:
-    assert not warned(look(make(tmp_path, **{"config.json": {**CONFIG, "vocab_size": 32768}})), "SEISMIC")
+def test_32768_token_ids_give_no_seismic_warning(tmp_path: Path) -> None:
+    assert not has_warning(
+        inspect_folder(make(tmp_path, **{"config.json": {**CONFIG, "vocab_size": 32768}})), "SEISMIC"
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,14 +244,16 @@ def test_ids_up_to_the_limit_of_seismic_are_no_trouble(tmp_path: Path) -> None:
         ("- a\n- b", (None, []), False),
     ],
 )
-def test_the_license_is_what_the_card_says(tmp_path: Path, card: str, expected: tuple, non_commercial: bool) -> None:
+def test_license_and_languages_are_read_from_the_card(
+    tmp_path: Path, card: str, expected: tuple, non_commercial: bool
+) -> None:
     (tmp_path / "README.md").write_text(f"---\n{card}\n---\n# words\n")
     found = read_card(tmp_path)
     assert (found.license, found.languages) == expected
     assert found.is_non_commercial == non_commercial
 
 
-def test_no_card_says_nothing(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_card_gives_nothing(tmp_path: Path) -> None:
     assert read_card(tmp_path) == (None, [])
     (tmp_path / "README.md").write_bytes(b"no front matter, and no UTF-8: \xff")
     assert read_card(tmp_path) == (None, [])
@@ -270,11 +280,12 @@ def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
         assert f"\n{line}\n" in f"\n{shown.out}"
     assert f"\nWarning: {folder} has WordPiece tokens that" in shown.out
     printed = json.loads(command("inspect", folder, "--json").out)
-    assert printed == json.loads(json.dumps(asdict(look(folder))))
+    assert printed == json.loads(json.dumps(asdict(inspect_folder(folder))))
+    check("inspect", printed)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         ([], 2, "Error: No model: give MODEL or --pipeline."),
         (["no such model"], 1, "Error: No model folder 'no such model'"),
@@ -283,18 +294,18 @@ def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
         ([CLEAN, "--set", "model.max_length=513"], 2, "has positions for 512 tokens"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(arguments: list[str], code: int, said: str) -> None:
+def test_each_error_is_one_message(arguments: list[str], code: int, message: str) -> None:
     answer = command("inspect", *arguments)
     assert (answer.code, answer.out) == (code, "")
-    assert said in answer.err and answer.err.count("\n") == 1
+    assert message in answer.err and answer.err.count("\n") == 1
 
 
-def test_no_model_is_named_by_nobody() -> None:
+def test_without_a_model_the_function_raises_a_usage_error() -> None:
     with pytest.raises(UsageError, match="No model"):
         inspect_model(ModelSettings())
 
 
-def test_torch_is_not_needed() -> None:
+def test_inspect_needs_no_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; "
         "from sparse_ingest.cli.main import cli; cli.main(['inspect', sys.argv[1]], standalone_mode=False); "
@@ -305,15 +316,15 @@ def test_torch_is_not_needed() -> None:
     assert "4,416,698 parameters" in done.stdout
 
 
-def test_a_masked_lm_that_was_not_trained_for_sparse_vectors_is_reported(tmp_path: Path) -> None:
-    """By `inspect`, which tries it on a few texts, and by `encode` at its first batch; a SPLADE model is not."""
+def test_a_masked_lm_without_sparse_training_is_reported(tmp_path: Path) -> None:
+    """`inspect` encodes a few texts, `encode` checks its first batch. Neither reports a SPLADE model."""
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"_id": "1", "text": "the river"}\n{"_id": "2", "text": "a lamp"}\n')
     dense = make_dense_lm(tmp_path / "dense", terms=3000)
     for model, reported in ((dense, True), (CLEAN, False)):
-        looked_at = command("inspect", model)
+        inspected = command("inspect", model)
         encoded = command("encode", "--model", model, "--corpus", corpus, "--out", tmp_path / f"run-{reported}")
-        assert (looked_at.code, encoded.code) == (0, 0), looked_at.err + encoded.err
-        for shown in (looked_at.out, encoded.err):
+        assert (inspected.code, encoded.code) == (0, 0), inspected.err + encoded.err
+        for shown in (inspected.out, encoded.err):
             assert bool(re.search(r"[23],\d\d\d terms per document", shown)) is reported
             assert ("Is this a SPLADE model?" in shown) is reported

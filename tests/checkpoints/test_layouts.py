@@ -1,4 +1,4 @@
-"""Checkpoints: recognized from their files, and refused in one sentence. Only JSON is needed here."""
+"""Checkpoint layouts: recognized from JSON files alone, and refused in one message."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_a_plain_masked_lm(tmp_path: Path) -> None:
         ("sentence_transformers.models.Transformer", "sentence_transformers.a.place.of.tomorrow.SpladePooling"),
     ],
 )  # fmt: skip
-def test_a_symmetric_splade_by_the_last_part_of_its_types(tmp_path: Path, types: tuple[str, str]) -> None:
+def test_a_symmetric_splade_is_recognized_by_the_class_names_of_its_modules(
+    tmp_path: Path, types: tuple[str, str]
+) -> None:
     checkpoint = read_checkpoint(str(make(tmp_path, {**SYMMETRIC, "modules.json": modules(*types)})))
     assert checkpoint.family == "symmetric SPLADE, sentence-transformers layout"
     assert checkpoint.transformer == tmp_path
@@ -69,7 +71,7 @@ def test_a_symmetric_splade_by_the_last_part_of_its_types(tmp_path: Path, types:
     }  # fmt: skip
 
 
-def test_a_symmetric_splade_whose_transformer_has_a_folder(tmp_path: Path) -> None:
+def test_a_symmetric_splade_with_the_transformer_in_a_subfolder(tmp_path: Path) -> None:
     files = {"0_MLMTransformer/" + name: content for name, content in PLAIN.items()}
     types = modules(f"{OLD}.MLMTransformer", f"{OLD}.SpladePooling", paths=("0_MLMTransformer", "1_SpladePooling"))
     make(
@@ -86,13 +88,16 @@ def test_a_symmetric_splade_whose_transformer_has_a_folder(tmp_path: Path) -> No
     assert checkpoint.declared == {"max_length": 9}
 
 
-def test_modules_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    backwards = list(reversed(SYMMETRIC["modules.json"]))
-    assert read_checkpoint(str(make(tmp_path, {**SYMMETRIC, "modules.json": backwards}))).declared["max_length"] == 40
+def test_modules_are_ordered_by_their_idx(tmp_path: Path) -> None:
+    reversed_modules = list(reversed(SYMMETRIC["modules.json"]))
+    assert (
+        read_checkpoint(str(make(tmp_path, {**SYMMETRIC, "modules.json": reversed_modules}))).declared["max_length"]
+        == 40
+    )
 
 
-def test_a_prompt_of_another_name_is_none(tmp_path: Path) -> None:
-    """As in the newest sentence-transformers: tests/models/test_parity.py compares."""
+def test_a_prompt_with_another_name_is_ignored(tmp_path: Path) -> None:
+    """As in sentence-transformers, which tests/models/test_parity.py compares with."""
     config = {"prompts": {"corpus": "c: ", "passage": "p: "}, "default_prompt_name": "corpus"}
     checkpoint = read_checkpoint(str(make(tmp_path, {**SYMMETRIC, "config_sentence_transformers.json": config})))
     assert "document_prompt" not in checkpoint.declared
@@ -108,19 +113,19 @@ def test_a_prompt_of_another_name_is_none(tmp_path: Path) -> None:
         ({"processing_kwargs": {"text": {"max_length": 20}}, "query_length": 8}, 20, 20),
     ],
 )
-def test_where_a_text_is_cut_by_every_release(tmp_path: Path, config: dict, document, query) -> None:
+def test_max_length_is_read_from_the_config_of_every_release(tmp_path: Path, config: dict, document, query) -> None:
     checkpoint = read_checkpoint(str(make(tmp_path, {**SYMMETRIC, "sentence_bert_config.json": config})))
     assert (checkpoint.declared.get("max_length"), checkpoint.query.declared.get("max_length")) == (document, query)
 
 
-def test_the_config_of_the_first_releases_is_found_by_its_other_name(tmp_path: Path) -> None:
+def test_the_config_name_of_the_first_releases_is_found(tmp_path: Path) -> None:
     files = {**SYMMETRIC, "sentence_distilbert_config.json": {"max_seq_length": 33}}
     del files["sentence_bert_config.json"]
     assert read_checkpoint(str(make(tmp_path, files))).declared["max_length"] == 33
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         (
             "sentence_bert_config.json",
@@ -143,16 +148,18 @@ def test_the_config_of_the_first_releases_is_found_by_its_other_name(tmp_path: P
         ("1_SpladePooling/config.json", None, "The pooling has no settings: looked for"),
     ],
 )
-def test_what_no_release_writes_is_one_sentence(tmp_path: Path, name: str, content: object, said: str) -> None:
+def test_invalid_settings_are_one_message(tmp_path: Path, name: str, content: object, message: str) -> None:
     files = {**SYMMETRIC, name: content}
-    assert said in message_of(make(tmp_path, {name: content for name, content in files.items() if content is not None}))
+    assert message in message_of(
+        make(tmp_path, {name: content for name, content in files.items() if content is not None})
+    )
 
 
-def test_architectures_that_are_no_list_name_no_masked_lm(tmp_path: Path) -> None:
+def test_architectures_that_are_not_a_list_are_refused(tmp_path: Path) -> None:
     assert "not a checkpoint of a known family" in message_of(make(tmp_path, {"config.json": {"architectures": 5}}))
 
 
-def test_a_masked_lm_with_a_table_beside_it(tmp_path: Path) -> None:
+def test_a_masked_lm_with_idf_json(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(str(make(tmp_path, {**PLAIN, "idf.json": {"a": 1.0}})))
     assert checkpoint.family == "masked LM with idf.json, plain layout"
     assert checkpoint.declared == {"document_special_tokens": "zero", "activation": None}
@@ -160,14 +167,14 @@ def test_a_masked_lm_with_a_table_beside_it(tmp_path: Path) -> None:
     assert checkpoint.query == WeightTableSide(tmp_path, tmp_path / "idf.json", declared)
 
 
-def test_a_table_of_lines_counts_where_there_is_no_idf_json(tmp_path: Path) -> None:
+def test_a_table_in_lines_is_read_if_there_is_no_idf_json(tmp_path: Path) -> None:
     lines = {"query_token_weights.txt": b"a\t1.0\n"}
     assert read_checkpoint(str(make(tmp_path / "a", {**PLAIN, **lines}))).query.weights.suffix == ".txt"
     both = {**PLAIN, **lines, "idf.json": {}}
     assert read_checkpoint(str(make(tmp_path / "b", both))).query.weights.suffix == ".json"
 
 
-def test_a_table_alone(tmp_path: Path) -> None:
+def test_a_weight_table_alone(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(str(make(tmp_path, {"idf.json": {"a": 1.0}, "tokenizer.json": {}})))
     assert checkpoint.family == "weight table alone, no model"
     assert isinstance(checkpoint.query, WeightTableSide)
@@ -186,13 +193,13 @@ def test_a_table_alone(tmp_path: Path) -> None:
         ({"model_type": "new", "auto_map": {"AutoModelForMaskedLM": "a/b--modeling.NewForMaskedLM"}}, None),
     ],
 )  # fmt: skip
-def test_code_of_a_checkpoints_own_is_named(tmp_path: Path, config: dict, expected: str | None) -> None:
+def test_remote_code_of_a_checkpoint_is_named(tmp_path: Path, config: dict, expected: str | None) -> None:
     files = {**PLAIN, "config.json": {"architectures": ["MineForMaskedLM"], **config}}
     assert remote_code(read_checkpoint(str(make(tmp_path, files))).transformer) == expected
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({**PLAIN, "modules.json": modules("custom_st.Transformer", f"{OLD}.SpladePooling")},
          "names remote code: the module custom_st.Transformer, class Transformer of custom_st, would run"),
@@ -213,5 +220,5 @@ def test_code_of_a_checkpoints_own_is_named(tmp_path: Path, config: dict, expect
         ({**PLAIN, "modules.json": {}}, "modules.json cannot be read: Expected `array`, got `object`"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_built_is_named(tmp_path: Path, files: dict[str, object], said: str) -> None:
-    assert said in message_of(make(tmp_path, files))
+def test_unsupported_checkpoints_are_refused(tmp_path: Path, files: dict[str, object], message: str) -> None:
+    assert message in message_of(make(tmp_path, files))

@@ -1,4 +1,4 @@
-"""Names of models: a folder, a package, a hub id; what is not there is said; and the fingerprint of a folder."""
+"""Model names: a folder, a package folder or a hub id; and the fingerprint of a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparse_ingest.checkpoints.locate import fingerprint, locate
 from sparse_ingest.errors import CheckpointError
 
 
-def test_a_folder_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_and_absolute_paths_give_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "model", PLAIN)
     monkeypatch.chdir(tmp_path)
     assert locate("model") == locate(str(tmp_path / "model")) == locate("./model") == (tmp_path / "model", None)
@@ -26,7 +26,7 @@ def test_a_folder_in_a_package_is_found_without_importing_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "part"),
     [
         ("package:no_such_package/model", "No installed Python package 'no_such_package'"),
         ("package:cognition/nothing", "has no folder 'nothing'"),
@@ -40,11 +40,11 @@ def test_a_folder_in_a_package_is_found_without_importing_it() -> None:
         ("", "No model folder"),
     ],
 )
-def test_what_is_not_there_is_said(name: str, said: str) -> None:
+def test_a_missing_model_is_one_message(name: str, part: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         locate(name)
     message = str(caught.value)
-    assert said in message and "\n" not in message and message.endswith(".")
+    assert part in message and "\n" not in message and message.endswith(".")
 
 
 @pytest.mark.parametrize("named", ["folder", "package:cognition/model"])
@@ -54,7 +54,7 @@ def test_a_folder_has_no_revision(tmp_path: Path, named: str) -> None:
         locate(name, "v2")
 
 
-def test_the_fingerprint_follows_contents_and_names_but_not_the_folder(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_contents_and_names_and_not_on_the_folder(tmp_path: Path) -> None:
     first = fingerprint(make(tmp_path / "a", SYMMETRIC))
     assert fingerprint(make(tmp_path / "another name", SYMMETRIC)) == first
     seen = {first}
@@ -70,15 +70,15 @@ def test_the_fingerprint_follows_contents_and_names_but_not_the_folder(tmp_path:
     assert len(seen) == 6
 
 
-def test_the_fingerprint_leaves_out_what_is_never_read(tmp_path: Path) -> None:
+def test_the_fingerprint_ignores_files_that_are_never_read(tmp_path: Path) -> None:
     folder = make(tmp_path, PLAIN)
     before = fingerprint(folder)
     make(folder, {"README.md": b"words", "heads.pt": b"pickle", "training_args.bin": b"pickle", "modeling.py": b"code"})
-    # A pickle beside safetensors is not what the weights are read from.
+    # Weights are read from safetensors if both are there.
     assert fingerprint(make(folder, {"pytorch_model.bin": b"pickle"})) == before
 
 
-def test_a_pickle_counts_where_it_holds_the_weights(tmp_path: Path) -> None:
+def test_the_fingerprint_includes_a_pickle_that_has_the_weights(tmp_path: Path) -> None:
     bare = {name: content for name, content in PLAIN.items() if name != "model.safetensors"}
     seen = {
         fingerprint(make(tmp_path / str(n), {**bare, **more}))

@@ -1,4 +1,4 @@
-"""Router checkpoints: both sides found under every name that releases gave them, and refused in one sentence."""
+"""Router checkpoints: both sides are found under every name that releases used; others are refused in one message."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ ROUTER = {
 
 
 def rename(old: str, new: str) -> dict[str, object]:
-    """The same folder with another name in it."""
+    """Return ROUTER with a name replaced in file names and JSON."""
     text = json.dumps({name: content for name, content in ROUTER.items() if not isinstance(content, bytes)})
     kept = {name.replace(old, new): content for name, content in ROUTER.items() if isinstance(content, bytes)}
     return {**json.loads(text.replace(old, new)), **kept}
 
 
 def with_config(old: str, new: str) -> dict[str, object]:
-    """The same folder with another word in the router's own file."""
+    """Return ROUTER with a word replaced in router_config.json."""
     config = json.loads(json.dumps(ROUTER["router_config.json"]).replace(old, new))
     return {**ROUTER, "router_config.json": config}
 
 
-def test_a_router_with_a_table(tmp_path: Path) -> None:
+def test_a_router_with_a_weight_table(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(str(make(tmp_path, ROUTER)))
     assert checkpoint.family == "Router with a separate query side"
     assert checkpoint.transformer == tmp_path / "document_0_MLMTransformer"
@@ -70,15 +70,15 @@ def test_a_router_with_a_table(tmp_path: Path) -> None:
     ],
     ids=["IDF", "Transformer", "Asym", "config.json", "6.x"],
 )
-def test_a_router_by_every_name_of_its_parts(tmp_path: Path, files: dict) -> None:
+def test_a_router_is_recognized_by_every_name_of_its_parts(tmp_path: Path, files: dict) -> None:
     checkpoint = read_checkpoint(str(make(tmp_path, files)))
     assert checkpoint.family == "Router with a separate query side"
     assert isinstance(checkpoint.query, WeightTableSide) and checkpoint.query.weights.is_file()
     assert checkpoint.declared["max_length"] == 44
 
 
-def test_a_router_whose_transformer_lies_beside_it_has_no_use_for_idf_json(tmp_path: Path) -> None:
-    """So OpenSearch publishes its third generation: the module's name is empty, and the table is there twice."""
+def test_a_router_with_its_transformer_in_the_same_folder_ignores_idf_json(tmp_path: Path) -> None:
+    """OpenSearch publishes its v3 models like this: an empty module name, and the table in two files."""
     files = {name.removeprefix("document_0_MLMTransformer/"): content for name, content in ROUTER.items()}
     text = json.dumps(files["router_config.json"]).replace("document_0_MLMTransformer", "")
     files |= {"router_config.json": json.loads(text), "idf.json": {"a": 1.0}}
@@ -88,7 +88,7 @@ def test_a_router_whose_transformer_lies_beside_it_has_no_use_for_idf_json(tmp_p
     assert checkpoint.query.weights.name == "model.safetensors"
 
 
-def test_a_router_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_router_in_a_subfolder(tmp_path: Path) -> None:
     outside = ("modules.json", "config_sentence_transformers.json")
     files = {name if name in outside else f"0_Router/{name}": content for name, content in ROUTER.items()}
     files["modules.json"] = modules("sentence_transformers.models.Router", paths=("0_Router",))
@@ -96,7 +96,7 @@ def test_a_router_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert checkpoint.transformer == tmp_path / "0_Router" / "document_0_MLMTransformer"
 
 
-def test_a_router_that_maps_its_routes(tmp_path: Path) -> None:
+def test_a_router_with_route_mappings(tmp_path: Path) -> None:
     files = with_config('"query":', '"short":')
     mappings = {"('query', None)": "short", "(None, 'text')": "document", "broken": "x"}
     files["router_config.json"]["parameters"]["route_mappings"] = mappings
@@ -116,14 +116,14 @@ def test_a_router_of_two_masked_lms(tmp_path: Path) -> None:
     assert query == MaskedLMSide(tmp_path / "query_0_Transformer", declared)
 
 
-def test_a_table_that_the_router_names_by_path(tmp_path: Path) -> None:
+def test_a_weight_table_with_a_path_in_the_config(tmp_path: Path) -> None:
     files = {"query_0_SparseStaticEmbedding/config.json": {"path": "my.json"},
              "query_0_SparseStaticEmbedding/my.json": {"a": 1.0}}  # fmt: skip
     assert read_checkpoint(str(make(tmp_path, {**ROUTER, **files}))).query.weights.name == "my.json"
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (with_config("structure", "other"), "missing required field `structure`"),
         ({**ROUTER, "router_config.json": {**ROUTER["router_config.json"], "parameters": [1]}},
@@ -140,5 +140,5 @@ def test_a_table_that_the_router_names_by_path(tmp_path: Path) -> None:
          "query side has no weights"),
     ],
 )  # fmt: skip
-def test_a_router_that_cannot_be_built_is_named(tmp_path: Path, files: dict, said: str) -> None:
-    assert said in message_of(make(tmp_path, files))
+def test_unsupported_routers_are_refused(tmp_path: Path, files: dict, message: str) -> None:
+    assert message in message_of(make(tmp_path, files))

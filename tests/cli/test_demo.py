@@ -1,4 +1,4 @@
-"""The demo: its passages, and the whole of it with the real model and a server of its own."""
+"""The demo: its passages, and a complete run with the real model and its own server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydoc_data.topics import topics
 
 import pytest
 from click.testing import CliRunner
+from support.json_page import check
 
 from sparse_ingest.cli.demo import PASSAGE_WORDS, QUESTIONS, passages, run_demo
 from sparse_ingest.cli.main import cli
@@ -16,7 +17,7 @@ from sparse_ingest.local_server import process
 from sparse_ingest.reporting import SILENT
 
 
-def test_passages_lose_no_word_of_the_topics():
+def test_passages_contain_every_line_of_the_topics():
     found = list(passages(topics))
     text = "\n".join(passage.text for passage in found)
     titles = " ".join(passage.title for passage in found)
@@ -34,11 +35,11 @@ def test_passages_have_unique_ids_titles_and_a_bounded_length():
     assert len({passage.id for passage in found}) == len(found) > 300
     assert len({passage.text for passage in found}) == len(found)
     assert all(passage.title for passage in found)
-    # Paragraphs are never cut, so only a passage of one paragraph may be longer.
+    # Paragraphs are never split, so a passage of one paragraph may be longer.
     assert all(len(passage.text.split()) <= PASSAGE_WORDS or "\n\n" not in passage.text for passage in found)
 
 
-def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path):
+def test_a_folder_that_the_demo_did_not_create_is_refused(tmp_path: Path):
     (tmp_path / "corpus.jsonl").write_text("mine")
     with pytest.raises(UsageError, match="was not created by the demo"):
         run_demo(tmp_path, reporter=SILENT, keep_server=False)
@@ -51,6 +52,7 @@ def test_the_demo_answers_its_questions_and_stops_its_server(tmp_path: Path, mon
     done = CliRunner().invoke(cli, ["demo", "--folder", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
+    check("demo", report)
     assert report["loaded"] == report["documents"] > 300
     assert report["refused"] == report["weights_differing"] == 0
     assert report["weights_checked"] == report["terms"]

@@ -1,4 +1,4 @@
-"""`query` on the command line: bodies of every form, with a weight table as the model."""
+"""`query` on the command line: every kind of request body, with a weight table as the model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def body_of(*arguments: object) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def test_query_prints_the_body_of_a_request(model: Path) -> None:
+def test_query_prints_a_request_body(model: Path) -> None:
     result = invoke(query, "--model", model, "--set", "index.field=v", "-k", 3, "catch an exception")
     assert result.exit_code == 0, result.stderr
     body = json.loads(result.stdout)
@@ -44,7 +44,7 @@ def test_query_prints_the_body_of_a_request(model: Path) -> None:
     assert list(body["query"]["neural_sparse"]["v"]["query_tokens"]) == ["except", "##ion", "catch", "an"]
 
 
-def test_query_reads_a_pipeline_file_and_says_when_it_scales(tmp_path: Path, model: Path) -> None:
+def test_query_reads_a_pipeline_file_and_reports_scaled_weights(tmp_path: Path, model: Path) -> None:
     (model / "idf.json").write_text(json.dumps({"catch": 100.0, "river": 1.0}))
     (tmp_path / "p.toml").write_text('[model]\ndocument = "model"\n[query]\ntop_k = 1\n')
     result = invoke(query, "--pipeline", tmp_path / "p.toml", "catch river")
@@ -57,20 +57,22 @@ def test_query_without_a_model_is_a_usage_error() -> None:
     assert isinstance(result.exception, UsageError)
 
 
-def test_query_of_nothing_asks_for_nothing_and_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_query_without_known_words_matches_nothing_and_is_reported(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     result = invoke(query, "--model", model, "zebra")
     assert json.loads(result.stdout)["query"] == {"match_none": {}}
     assert "it cannot have hits" in caplog.text
 
 
-def test_tokens_of_a_sparse_vector_field_are_ids(model: Path) -> None:
+def test_tokens_for_a_sparse_vector_field_are_ids(model: Path) -> None:
     body = body_of("--model", model, "--set", "index.kind=sparse_vector", "-k", 30, "catch an exception")
-    asked = body["query"]["neural_sparse"]["sparse"]
-    assert list(asked["query_tokens"]) == [str(TOKENS.index(token)) for token in ("except", "##ion", "catch", "an")]
-    assert asked["method_parameters"] == {"k": 30}
+    requested = body["query"]["neural_sparse"]["sparse"]
+    assert list(requested["query_tokens"]) == [str(TOKENS.index(token)) for token in ("except", "##ion", "catch", "an")]
+    assert requested["method_parameters"] == {"k": 30}
 
 
-def test_each_form_has_its_body(model: Path) -> None:
+def test_each_option_has_its_body(model: Path) -> None:
     filtered = body_of("--model", model, "--filter", '{"term": {"tag": "a"}}', "catch")
     assert filtered["query"]["bool"]["filter"] == [{"term": {"tag": "a"}}]
     two = body_of("--model", model, "--engine", "two-phase", "catch")
@@ -79,33 +81,38 @@ def test_each_form_has_its_body(model: Path) -> None:
     assert hybrid["search_pipeline"] == packaged_search_pipeline("hybrid")
     named = body_of("--model", model, "--hybrid", "--search-pipeline", "mine", "catch")
     assert named == {**hybrid, "search_pipeline": "mine"}
+    weighted = ["--hybrid-weights", "0.3,0.7", "--hybrid-normalization", "l2", "--collapse", "parent"]
+    changed = body_of("--model", model, "--set", "query.hybrid=true", *weighted, "catch")
+    [processor] = changed["search_pipeline"]["phase_results_processors"][0].values()
+    assert processor["combination"]["parameters"] == {"weights": [0.3, 0.7]}
+    assert (processor["normalization"], changed["collapse"]) == ({"technique": "l2"}, {"field": "parent"})
+    fused = body_of("--model", model, "--hybrid", "--hybrid-combination", "rrf", "catch")
+    assert fused["search_pipeline"] == packaged_search_pipeline("rrf")
     plain = body_of("--model", model, "--without-plugin", "catch")
     assert plain["query"]["bool"]["should"] == [{"rank_feature": {"field": "sparse.catch", "linear": {}, "boost": 2.5}}]
     assert body_of("--model", model, "--collapse", "parent", "catch")["collapse"] == {"field": "parent"}
 
 
-def test_texts_that_the_server_weighs_need_no_model() -> None:
-    asked = body_of("--analyzer", "bert-uncased", "catch")["query"]["neural_sparse"]["sparse"]
-    assert asked == {"query_text": "catch", "analyzer": "bert-uncased"}
-    asked = body_of("--model-id", "abc", "catch")["query"]["neural_sparse"]["sparse"]
-    assert asked == {"query_text": "catch", "model_id": "abc"}
+def test_with_an_analyzer_or_model_id_no_model_is_needed() -> None:
+    requested = body_of("--analyzer", "bert-uncased", "catch")["query"]["neural_sparse"]["sparse"]
+    assert requested == {"query_text": "catch", "analyzer": "bert-uncased"}
+    requested = body_of("--model-id", "abc", "catch")["query"]["neural_sparse"]["sparse"]
+    assert requested == {"query_text": "catch", "model_id": "abc"}
 
 
-def test_a_file_of_queries_gives_the_lines_of_one_msearch(
-    tmp_path: Path, model: Path, opensearch_url: str, index_name: str
-) -> None:
+def test_a_query_file_gives_an_msearch_body(tmp_path: Path, model: Path, opensearch_url: str, index_name: str) -> None:
     run = make_run(tmp_path / "run", {"a": {"catch": 1.0}, "b": {"river": 2.0}}, model=str(model))
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
     queries = tmp_path / "queries.jsonl"
     queries.write_text('{"_id": "1", "text": "catch"}\n{"_id": "2", "text": "river"}\n{"_id": "3", "text": "zebra"}\n')
     client = connect(Connection(opensearch_url))
     named = ["--index", index_name]
-    asked = (
+    requested = (
         (f"/{index_name}/_msearch", []),
         ("/_msearch", [*named, "--force", "--url", opensearch_url]),
         ("/_msearch", named),
     )
-    for path, options in asked:
+    for path, options in requested:
         result = CliRunner().invoke(
             query, ["--model", str(model), "--queries", str(queries), *options], env={"SPARSE_INGEST_URL": NO_SERVER}
         )
@@ -116,19 +123,22 @@ def test_a_file_of_queries_gives_the_lines_of_one_msearch(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer cannot be combined"),
-        (["--hybrid", "--collapse", "parent"], "--hybrid goes without --collapse"),
-        (["--quoting", "none"], "--quoting goes with --queries"),
-        (["--index", "i", "--analyzer", "a"], "--index goes with --queries"),
-        (["--url", "http://127.0.0.1:1"], "--url is for --index"),
+        (["--analyzer", "a", "--collapse", "parent"], "--analyzer and --collapse cannot be combined"),
+        (["--hybrid", "--search-pipeline", "p", "--hybrid-weights", "0.5,0.5"], "--hybrid-weights is a setting of the"),
+        (["--hybrid-weights", "0.5,0.5"], "hybrid_weights has no effect without a hybrid search"),
+        (["--set", "query.hybrid=true", "--without-plugin"], "--hybrid and --without-plugin cannot be combined"),
+        (["--quoting", "none"], "--quoting needs --queries"),
+        (["--index", "i", "--analyzer", "a"], "--index needs --queries"),
+        (["--url", "http://127.0.0.1:1"], "--url needs --index"),
     ],
 )
-def test_options_without_an_effect_are_refused(model: Path, options: list[str], said: str) -> None:
+def test_options_without_an_effect_are_refused(model: Path, options: list[str], message: str) -> None:
     result = invoke(query, "--model", model, *options, "catch")
     assert isinstance(result.exception, UsageError)
-    assert said in str(result.exception)
+    assert message in str(result.exception)
 
 
 def test_quoting_none_reads_every_line_of_csv_queries(model: Path, tmp_path: Path) -> None:
@@ -138,23 +148,23 @@ def test_quoting_none_reads_every_line_of_csv_queries(model: Path, tmp_path: Pat
         assert result.exit_code == 0 and len(result.stdout.splitlines()) == 2 * bodies, result.exception
 
 
-def test_weights_that_the_server_makes_cannot_be_pruned_here() -> None:
+def test_weights_that_the_server_computes_cannot_be_pruned() -> None:
     for setting in ("query.top_k=3", "query.max_ratio=0.1"):
         result = invoke(query, "--analyzer", "bert-uncased", "--set", setting, "catch")
         assert isinstance(result.exception, UsageError)
         assert "cannot prune weights that the server computes" in str(result.exception)
 
 
-def test_more_words_than_clauses_are_refused_before_anything_is_sent(model: Path) -> None:
+def test_more_words_than_clauses_are_refused_before_any_request(model: Path) -> None:
     words = " ".join(f"w{number}" for number in range(600))
     result = invoke(query, "--model", model, "--hybrid", f"catch {words}")
     assert "1 tokens and 1202 other clauses" in str(result.exception)
 
 
-def test_the_table_of_a_model_is_printed_for_services(model: Path) -> None:
+def test_the_weight_table_of_a_model_is_printed(model: Path) -> None:
     result = invoke(query, "--model", model, "--table")
     assert result.exit_code == 0, result.exception
-    # In the order of token ids; special tokens weigh nothing, tokens that idf.json lacks 1.0, and "stone" says 0.
+    # In the order of token ids, without special tokens and "stone", which has 0; tokens missing in idf.json have 1.0.
     assert json.loads(result.stdout) == {
         "catch": 2.5,
         "an": pytest.approx(0.1),
@@ -168,7 +178,7 @@ def test_the_table_of_a_model_is_printed_for_services(model: Path) -> None:
     )
 
 
-def test_a_model_without_a_table_says_so(tmp_path: Path) -> None:
+def test_a_model_without_a_weight_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"], "model_type": "bert"}')
     result = invoke(query, "--model", tmp_path, "--table")
     assert isinstance(result.exception, UsageError)

@@ -1,4 +1,4 @@
-"""On a terminal, control characters of data are visible in what each command prints; elsewhere nothing is changed."""
+"""On a terminal, control characters in data are escaped by every command; elsewhere data is unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def queries(tmp_path: Path) -> tuple[object, ...]:
     return "--queries", tmp_path / "queries.jsonl", "--qrels", tmp_path / "qrels.jsonl"
 
 
-def test_hits_are_visible_and_matched_words_bold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hits_are_escaped_and_matched_words_are_bold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for options in ((), ("--explain",)):
         code, out, err = on_terminal(monkeypatch, "search", "--run", run.path, "catch", *options)
         assert code == 0, err
@@ -46,7 +46,7 @@ def test_hits_are_visible_and_matched_words_bold(run: Run, monkeypatch: pytest.M
         assert r"a\x1b]0;PWN\x07" in out and r"\u202eb" in out and r"\nFORGED" in out and r"\udb40\udc41" in out
 
 
-def test_json_on_a_terminal_is_the_same_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_on_a_terminal_has_the_same_values(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = on_terminal(monkeypatch, "search", "--run", run.path, "--json", "catch")
     assert code == 0, err
     refuse_controls(out, err)
@@ -54,12 +54,12 @@ def test_json_on_a_terminal_is_the_same_json(run: Run, monkeypatch: pytest.Monke
     assert json.loads(out) == json.loads(piped) and "\x9b2J" in piped and "\u202e" in piped
 
 
-def test_what_is_no_terminal_gets_every_byte(run: Run) -> None:
+def test_output_to_a_pipe_is_unchanged(run: Run) -> None:
     shown = command("search", "--run", run.path, "catch").out
     assert "\x9b2J\x90\u202eb\u2066c\u200bd\u200f" in shown and f"{NAMED[-10:]}  " in shown
 
 
-def test_commands_that_ask_an_index(
+def test_commands_that_read_an_index_escape_its_values(
     run: Run, client: Client, index_name: str, queries: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = ("--index", index_name, "--url", client.address)
@@ -82,7 +82,7 @@ def test_commands_that_ask_an_index(
     code, out, err = on_terminal(monkeypatch, "verify", run.path, *target)
     assert code == 1
     refuse_controls(out, err)
-    assert "extra: a" in out and "documents/s]" in err, "the bar of tqdm works"
+    assert "extra: a" in out and "/2 documents [" in err, "the bar of tqdm works"
     stamp = client.call("GET", f"/{index_name}/_mapping")[index_name]["mappings"]["_meta"]
     stamp["sparse_ingest"]["model"]["document"] = NAMED
     client.call("PUT", f"/{index_name}/_mapping", {"_meta": stamp})
@@ -92,7 +92,7 @@ def test_commands_that_ask_an_index(
         assert "PWN" in out + err
 
 
-def test_an_index_of_others_with_such_fields(client: Client, index_name: str, run: Run,
+def test_values_of_a_foreign_index_are_escaped(client: Client, index_name: str, run: Run,
                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     fill(client, index_name, run, {"sparse_ingest": {"model": {"document": NAMED}}})
     for arguments in (("index", "show"), ("verify", run.path), ("search", "x"), ("index", "drop", "--yes")):
@@ -100,7 +100,7 @@ def test_an_index_of_others_with_such_fields(client: Client, index_name: str, ru
         refuse_controls(out, err)
 
 
-def test_reasons_of_a_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_reasons_of_a_server_are_escaped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Handler(AnsweringHandler):
         def do_GET(self) -> None:
             root = {"version": {"number": "3.6.0", "distribution": "opensearch"}, "cluster_uuid": "x"}
@@ -117,29 +117,29 @@ def test_reasons_of_a_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             assert code == 1 and "PWN" in err
 
 
-def test_names_of_files_models_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_files_models_and_columns_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / NAMED
     folder.mkdir()
     model = write_table(folder / "model")
     corpus = folder / "corpus.jsonl"
     corpus.write_text(json.dumps({"_id": NAMED, "text": "x"}) + "\n" + json.dumps({"_id": "b", NAMED: 1}) + "\n")
-    made = make_run(folder / "run", model=str(model))
+    indexed_run = make_run(folder / "run", model=str(model))
     for arguments in (
         ("encode", "--dry-run", "--corpus", corpus),
         ("encode", "--dry-run", "--corpus", corpus, "--text-field", "none"),
         ("encode", "--dry-run", "--corpus", folder / "none.jsonl"),
         ("idf", "--corpus", corpus, "--model", model, "--out", folder / "idf.json"),
         ("inspect", model),
-        ("status", made.path),
+        ("status", indexed_run.path),
         ("status", folder),
-        ("search", "--run", made.path, "catch"),
+        ("search", "--run", indexed_run.path, "catch"),
     ):
         code, out, err = on_terminal(monkeypatch, *arguments)
         refuse_controls(out, err)
         assert code != 2 and ("PWN" in out + err or arguments[0] == "search"), (arguments, out, err)
 
 
-def test_a_plan_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_a_plan_escapes_html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / f"{EVIL}\nFORGED <script>alert(1)<"
     folder.mkdir()
     run, queries, _ = made_plan(folder)

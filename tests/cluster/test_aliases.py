@@ -1,22 +1,14 @@
-"""The alias that searches use: what it stands for, and that it moves in one step or not at all."""
+"""Aliases: what they point to, and that a move is atomic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
 
 from sparse_ingest.cluster import aliases, indexes
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.errors import ClusterError, UsageError
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture
@@ -30,7 +22,7 @@ def add(client: Client, index: indexes.Index, alias: str, **properties: Any) -> 
     client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias, **properties}}]})
 
 
-def test_a_name_that_nobody_has_serves_nothing_and_can_be_given(client: Client, index_name: str, two) -> None:
+def test_an_unused_name_points_to_nothing_and_can_become_an_alias(client: Client, index_name: str, two) -> None:
     alias = f"{index_name}-alias"
     served = aliases.served_by(client, alias)
     assert served == {}
@@ -38,7 +30,7 @@ def test_a_name_that_nobody_has_serves_nothing_and_can_be_given(client: Client, 
     assert aliases.served_by(client, alias) == {two[0].name: {}}
 
 
-def test_a_move_takes_filter_and_routing_along(client: Client, index_name: str, two) -> None:
+def test_moving_an_alias_keeps_its_filter_and_routing(client: Client, index_name: str, two) -> None:
     alias = f"{index_name}-alias"
     properties = {
         "filter": {"term": {"language": {"value": "en", "boost": 1.0}}},
@@ -52,7 +44,7 @@ def test_a_move_takes_filter_and_routing_along(client: Client, index_name: str, 
     assert indexes.check_uuid(client, two[0]).aliases == {}
 
 
-def test_an_alias_that_somebody_else_has_moved_is_left_alone(client: Client, index_name: str, two) -> None:
+def test_an_alias_that_another_client_changed_is_not_moved(client: Client, index_name: str, two) -> None:
     alias = f"{index_name}-alias"
     add(client, two[0], alias)
     served = aliases.served_by(client, alias)
@@ -62,7 +54,7 @@ def test_an_alias_that_somebody_else_has_moved_is_left_alone(client: Client, ind
     assert aliases.served_by(client, alias) == {}
 
 
-def test_an_index_in_the_way_and_an_alias_of_several_are_refused(client: Client, index_name: str, two) -> None:
+def test_a_name_of_an_index_and_an_alias_of_two_indexes_are_refused(client: Client, index_name: str, two) -> None:
     with pytest.raises(UsageError, match=f"'{two[0].name}' is an index, so it cannot be an alias"):
         aliases.served_by(client, two[0].name)
     alias = f"{index_name}-alias"
@@ -73,6 +65,6 @@ def test_an_index_in_the_way_and_an_alias_of_several_are_refused(client: Client,
 
 
 @pytest.mark.parametrize("name", ["a*", "a,b", "_all", "", "-a", "a/b"])
-def test_a_name_that_could_stand_for_several_is_refused(client: Client, name: str) -> None:
+def test_a_name_that_can_match_several_indexes_is_refused(client: Client, name: str) -> None:
     with pytest.raises(UsageError, match="is not a name of an alias"):
         aliases.served_by(client, name)

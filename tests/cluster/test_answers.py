@@ -1,4 +1,4 @@
-"""Answers are bounded in size and time, and no wait is silent: endless, compressed, slow and missing answers."""
+"""Responses are bounded in size and time: endless, compressed, slow and missing ones; long waits are reported."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
 
 ROOT = json.dumps({"cluster_uuid": "C", "version": {"number": "3.6.0", "distribution": "opensearch"}}).encode()
-# 160 MB that are 160 KB when they are sent.
+# 160 MB of spaces, 160 KB compressed.
 BOMB = gzip.compress(bytes(160 << 20).replace(b"\0", b" "))
 Body = Callable[[BaseHTTPRequestHandler], None]
 
 
-def bomb(handler: BaseHTTPRequestHandler) -> None:
+def compression_bomb(handler: BaseHTTPRequestHandler) -> None:
     handler.send_header("Content-Encoding", "gzip")
     handler.send_header("Content-Length", str(len(BOMB)))
     handler.end_headers()
@@ -45,7 +45,7 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(piece)
 
 
-def drip(handler: BaseHTTPRequestHandler) -> None:
+def trickle(handler: BaseHTTPRequestHandler) -> None:
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
     for _ in range(1000):
@@ -63,7 +63,7 @@ def compressed(handler: BaseHTTPRequestHandler) -> None:
 
 @contextmanager
 def answering(body: Body | None) -> Iterator[str]:
-    """A server that says it is OpenSearch, and answers everything else with `body`; None: not at all."""
+    """A server that identifies as OpenSearch at /, and sends `body` for any other path (None: no response)."""
     ended = Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ def answering(body: Body | None) -> Iterator[str]:
                     self.wfile.write(ROOT)
                 else:
                     body(self)
-            except OSError:  # the client has gone
+            except OSError:  # the client closed the connection
                 pass
 
         do_POST = do_GET  # noqa: N815
@@ -102,8 +102,8 @@ def answering(body: Body | None) -> Iterator[str]:
             ended.set()
 
 
-@pytest.mark.parametrize("body", [bomb, endless])
-def test_an_answer_that_is_too_large_is_given_up_with_the_limit_and_the_address(body: Body) -> None:
+@pytest.mark.parametrize("body", [compression_bomb, endless])
+def test_a_response_above_the_limit_is_an_error_with_the_limit_and_the_address(body: Body) -> None:
     with answering(body) as url, connect(Connection(url)) as client:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(ClusterError) as caught:
@@ -113,7 +113,7 @@ def test_an_answer_that_is_too_large_is_given_up_with_the_limit_and_the_address(
     assert grown < 200
 
 
-def test_searches_may_have_larger_answers_than_other_requests() -> None:
+def test_the_size_limit_of_searches_is_higher_than_that_of_other_requests() -> None:
     content = b'{"a": "%b"}' % (b"x" * (80 << 20))
 
     def large(handler: BaseHTTPRequestHandler) -> None:
@@ -127,13 +127,13 @@ def test_searches_may_have_larger_answers_than_other_requests() -> None:
             client.call("POST", "/research", {})
 
 
-def test_a_small_compressed_answer_is_read() -> None:
+def test_a_small_compressed_response_is_read() -> None:
     with answering(compressed) as url, connect(Connection(url)) as client:
         assert client.call("GET", "/index") == {"a": [1, 2]}
 
 
-@pytest.mark.parametrize("body", [drip, None])
-def test_the_timeout_ends_an_answer_that_drips_and_one_that_never_comes(body: Body | None) -> None:
+@pytest.mark.parametrize("body", [trickle, None])
+def test_the_timeout_ends_a_response_that_trickles_and_one_that_never_starts(body: Body | None) -> None:
     with answering(body) as url, connect(Connection(url, timeout_s=1)) as client:
         began = time.monotonic()
         with pytest.raises(TimedOutError, match="within 1 s"):
@@ -141,7 +141,7 @@ def test_the_timeout_ends_an_answer_that_drips_and_one_that_never_comes(body: Bo
         assert 0.9 < time.monotonic() - began < 3
 
 
-def test_the_wait_for_an_answer_is_logged_where_there_is_no_reporter(
+def test_without_a_reporter_the_wait_for_a_response_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert waiting.SAY_S == 10
@@ -149,20 +149,20 @@ def test_the_wait_for_an_answer_is_logged_where_there_is_no_reporter(
     with answering(None) as url, connect(Connection(url, timeout_s=1)) as client, caplog.at_level(logging.WARNING):
         with pytest.raises(TimedOutError):
             client.call("GET", "/index")
-    said = [record.getMessage() for record in caplog.records if record.name == "sparse_ingest.cluster.waiting"]
-    assert said[0] == f"{url} has not answered GET /index for 0 s; waiting up to 1 s."
-    assert len(said) >= 2
+    notes = [record.getMessage() for record in caplog.records if record.name == "sparse_ingest.cluster.waiting"]
+    assert notes[0] == f"{url} has not answered GET /index for 0 s; waiting up to 1 s."
+    assert len(notes) >= 2
 
 
 @pytest.mark.parametrize("fault", [503, "drop", "garbage", "reject first"])
-def test_the_timeout_ends_a_load_that_is_sent_again_and_again(
+def test_the_timeout_ends_the_retries_of_a_load(
     fault: int | str, client: Client, index_name: str, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "SAY_S", 0.5)
     run, recorder = make_run(tmp_path / "run", {"d1": {"river": 1.0}}), Recorder()
     with faulty_proxy(client.address, [fault] * 1000) as proxy:
         began = time.monotonic()
-        with pytest.raises(ClusterError, match=r"1 documents were not accepted in \d+ attempts and [23] s"):
+        with pytest.raises(ClusterError, match=r"did not accept 1 document in \d+ attempts and [23] s"):
             load(
                 run,
                 index=index_name,
@@ -175,7 +175,7 @@ def test_the_timeout_ends_a_load_that_is_sent_again_and_again(
     assert any(note.startswith("Trying again in ") for note in recorder.notes)
 
 
-def test_the_timeout_of_the_environment_must_be_seconds(monkeypatch: pytest.MonkeyPatch, opensearch_url: str) -> None:
+def test_the_timeout_variable_must_be_positive_seconds(monkeypatch: pytest.MonkeyPatch, opensearch_url: str) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
     monkeypatch.setenv("SPARSE_INGEST_TIMEOUT", "7.5")
     with connect() as client:

@@ -1,4 +1,4 @@
-"""Bulk requests: bytes that mean exactly the rows they are made of."""
+"""Bulk request bodies: their bytes parse back to the rows that they were written from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(writer: BodyWriter, *parts: ShardPart) -> str:
 
 
 def some_documents(count: int, first_row: int = 0) -> ShardPart:
-    """Documents d0, d1, … of about 60 bytes, those with a number divisible by 5 without terms."""
+    """Documents d0, d1, … of about 60 bytes each; every fifth has no terms."""
     terms = np.array([0 if row % 5 == 0 else row % 3 + 1 for row in range(first_row, first_row + count)])
     vectors = SparseRows(
         [f"d{row}" for row in range(first_row, first_row + count)],
@@ -66,7 +66,7 @@ def test_bodies_parse_back_to_the_rows(tmp_path, weights) -> None:
         assert source["title"] == f"Title of {doc_id}"
 
 
-def test_the_bytes_are_these() -> None:
+def test_the_bytes_of_a_small_request() -> None:
     vectors = SparseRows(
         ['a"b', "c", "d"], np.array([0, 2, 2, 3]), np.array([0, 1, 1], dtype=np.uint16),
         np.array([1.5, 0.1, 2], dtype=np.float16),
@@ -94,14 +94,14 @@ def test_an_update_writes_only_the_vector() -> None:
         ("replace", {"script": {"source": "ctx._source.remove(params.f)", "params": {"f": "s"}}}),
     ],
 )
-def test_a_field_that_takes_no_empty_vector_is_left_out(operation, expected) -> None:
+def test_an_empty_vector_is_omitted_or_removed_if_the_field_refuses_it(operation, expected) -> None:
     writer = BodyWriter(["t"], "s", operation=operation, empty_field=False)
     _, source, _ = written(writer, one([], [], '{"title":"x"}')).split("\n")
     assert json.loads(source) == expected
     assert "1.5" in written(writer, one([1.5], [0]))
 
 
-def test_pandas_stays_out_of_memory(tmp_path) -> None:
+def test_writing_bodies_does_not_import_pandas(tmp_path) -> None:
     run = make_run(tmp_path / "run", shard_rows=100)
     script = (
         "import sys; from pathlib import Path; from sparse_ingest.runs.shards import ShardPart, read_shard; "
@@ -112,13 +112,13 @@ def test_pandas_stays_out_of_memory(tmp_path) -> None:
     subprocess.run([sys.executable, "-c", script, str(run.shard_path(0))], check=True)
 
 
-def test_keys_and_spelling_may_be_others() -> None:
+def test_keys_and_number_format_are_configurable() -> None:
     spelling = Spelling(lambda weights: np.round(weights * 10).astype(np.uint16), lambda code: f"{code}e-1")
     writer = BodyWriter(["0", None, "2"], "s", spelling=spelling)
     assert '{"0":15e-1,"2":3e-1}' in written(writer, one([1.5, 0.3], [0, 2]))
 
 
-def test_a_value_that_comes_later_has_its_decimal_too() -> None:
+def test_a_weight_that_appears_in_a_later_part_has_its_decimal() -> None:
     writer = BodyWriter(["t"], "s")
     assert [json.loads(written(writer, one([weight], [0])).split("\n")[1]) for weight in (1.5, 0.25, 1.5, 3)] == [
         {"s": {"t": weight}} for weight in (1.5, 0.25, 1.5, 3)
@@ -126,14 +126,14 @@ def test_a_value_that_comes_later_has_its_decimal_too() -> None:
 
 
 @pytest.mark.parametrize(("limit", "layouts"), [("_SLICE_TERMS", 14), ("_SLICE_CHARACTERS", 17)])
-def test_parts_laid_out_in_slices_give_the_same_bytes(monkeypatch, limit: str, layouts: int) -> None:
-    whole = written(BodyWriter(["a", "b", "c"], "s"), some_documents(50))
+def test_parts_written_in_slices_give_the_same_bytes(monkeypatch, limit: str, layouts: int) -> None:
+    expected = written(BodyWriter(["a", "b", "c"], "s"), some_documents(50))
     monkeypatch.setattr(bodies, limit, 7)
     assert len(list(BodyWriter(["a", "b", "c"], "s")._layouts(some_documents(50)))) == layouts
-    assert written(BodyWriter(["a", "b", "c"], "s"), some_documents(50)) == whole
+    assert written(BodyWriter(["a", "b", "c"], "s"), some_documents(50)) == expected
 
 
-def test_deletions_name_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deletions_list_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MAX_DOCUMENTS", 2)
     first, last = delete_requests(['a"', "b", "c"])
     assert first.body == b'{"delete":{"_id":"a\\""}}\n{"delete":{"_id":"b"}}\n'
@@ -141,16 +141,16 @@ def test_deletions_name_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last.doc_ids == ["c"]
 
 
-def test_fields_with_line_breaks_between_their_parts_stay_one_line() -> None:
+def test_fields_with_line_breaks_are_written_on_one_line() -> None:
     text = written(BodyWriter(["t"], "s"), one([1], [0], '{\n "title": "x\\ny"\n}\n'))
     assert text.count("\n") == 2
     assert json.loads(text.split("\n")[1]) == {"title": "x\ny", "s": {"t": 1}}
 
 
-def test_every_value_the_index_can_keep_has_a_decimal_off_the_borders() -> None:
+def test_every_storable_weight_has_a_decimal_that_parses_to_its_code() -> None:
     codes = np.arange(256, 0xFF00, dtype=np.uint32)
     decimals = [shortest_decimal(int(code)) for code in codes]
-    # However it is parsed: straight to float32 or by way of double.
+    # JSON parsers read a decimal as float32 directly, or as a double that is cast to float32.
     by_double = np.array([float(decimal) for decimal in decimals]).astype(np.float32)
     straight = np.array(decimals).astype(np.float32)
     np.testing.assert_array_equal(weight_codes(by_double), codes)
@@ -176,7 +176,7 @@ def test_requests_stay_below_both_limits(monkeypatch: pytest.MonkeyPatch) -> Non
     by_bytes = list(writer.requests(parts, max_bytes=300))
     assert len(by_bytes) > 3
     assert all(len(request.body) <= 300 for request in by_bytes)
-    # None could take the next one's first document as well.
+    # No request has room for the first document of the next one.
     for request, following in zip(by_bytes, by_bytes[1:], strict=False):
         assert len(request.body) + following.borders[1] > 300
     monkeypatch.setattr(bodies, "MAX_DOCUMENTS", 9)
@@ -188,31 +188,33 @@ def test_requests_stay_below_both_limits(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [row for request in requests for row in request.rows.tolist()] == list(range(23))
 
 
-def test_a_limit_that_changes_is_asked_before_each_request() -> None:
+def test_a_changing_limit_is_read_before_each_request() -> None:
     limits = iter([100, 200, 400, 800, 1600, 3200])
-    asked: list[int] = []
+    limits_used: list[int] = []
 
     def limit() -> int:
-        asked.append(next(limits))
-        return asked[-1]
+        limits_used.append(next(limits))
+        return limits_used[-1]
 
     requests = list(BodyWriter(["a", "b", "c"], "s").requests([some_documents(30)], max_bytes=limit))
     assert len(requests) > 2
-    assert all(limit / 2 < len(request.body) <= limit for request, limit in zip(requests[:-1], asked, strict=False))
+    assert all(
+        limit / 2 < len(request.body) <= limit for request, limit in zip(requests[:-1], limits_used, strict=False)
+    )
 
 
-def test_a_document_above_the_limit_goes_alone() -> None:
+def test_a_document_above_the_limit_is_sent_alone() -> None:
     requests = BodyWriter(["a", "b", "c"], "s").requests([some_documents(3)], max_bytes=5)
     assert [request.doc_ids for request in requests] == [["d0"], ["d1"], ["d2"]]
 
 
-def test_requests_know_their_shard_and_no_shard_gives_none() -> None:
+def test_requests_have_their_shard_and_no_part_gives_no_request() -> None:
     writer = BodyWriter(["a", "b", "c"], "s")
     assert [request.shard for request in writer.requests([some_documents(3)], shard=7)] == [7]
     assert list(writer.requests([])) == []
 
 
-def test_part_keeps_documents_and_bytes_together() -> None:
+def test_part_of_a_request_has_the_bytes_of_its_documents() -> None:
     (request,) = BodyWriter(["a", "b", "c"], "s").requests([some_documents(4)], shard=2)
     chosen = request.part([1, 3])
     lines = request.body.splitlines(keepends=True)
@@ -225,28 +227,28 @@ def test_part_keeps_documents_and_bytes_together() -> None:
 
 @pytest.mark.parametrize("field", ["sparse", "dünn", 'a"b'])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_a_carried_field_of_the_same_name_is_refused(field: str, ascii_only: bool) -> None:
+def test_a_kept_field_with_the_name_of_the_sparse_field_is_refused(field: str, ascii_only: bool) -> None:
     with pytest.raises(PipelineError, match="also the name of the sparse field"):
         written(BodyWriter(["t"], field), one([1], [0], json.dumps({"text": "x", field: 1}, ensure_ascii=ascii_only)))
 
 
-def test_the_field_name_inside_a_text_is_no_clash() -> None:
+def test_the_name_of_the_sparse_field_inside_a_text_is_allowed() -> None:
     carried = json.dumps({"text": 'say "sparse": it is', "more": {"sparse": 1}})
     assert carried[:-1] in written(BodyWriter(["t"], "sparse"), one([1], [0], carried))
 
 
-def test_a_weight_for_an_id_without_token_is_a_damaged_run() -> None:
+def test_a_weight_of_an_id_without_token_is_reported_as_a_damaged_run() -> None:
     missing = VOCABULARY.index(None)
     with pytest.raises(RunError, match=f"token id {missing}, which vocab.json does not have"):
         written(BodyWriter(VOCABULARY, "s"), one([1], [missing]))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1e-40, np.nan, np.inf])
-def test_a_weight_that_no_index_takes_is_a_damaged_run(weight: float) -> None:
+def test_a_weight_that_no_index_accepts_is_reported_as_a_damaged_run(weight: float) -> None:
     with pytest.raises(RunError, match="The run is damaged"):
         written(BodyWriter(VOCABULARY, "s"), one([weight], [0]))
 
 
-def test_a_token_id_beyond_the_vocabulary_is_a_damaged_run() -> None:
+def test_a_token_id_beyond_the_vocabulary_is_reported_as_a_damaged_run() -> None:
     with pytest.raises(RunError, match=f"vocab.json has {len(NASTY_TOKENS)} tokens"):
         written(BodyWriter(NASTY_TOKENS, "s"), one([1], [900]))

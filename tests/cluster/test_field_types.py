@@ -1,4 +1,4 @@
-"""Types of fields: what a value is, what a mapped type takes, and that OpenSearch agrees."""
+"""Field types: the type of a value, and the values that a mapped type accepts, compared with OpenSearch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.field_types import Values, fits
+from sparse_ingest.cluster.field_types import FieldValues, fits
 from sparse_ingest.records import refused_name
 
 BIG = 123456789012345678901234567890
@@ -59,9 +59,9 @@ BIG = 123456789012345678901234567890
         (["2026-01-05", 5], "keyword"),
     ],
 )
-def test_the_type_of_a_field_keeps_every_value(values: list[str | float], kind: str) -> None:
+def test_the_chosen_type_stores_every_value_unchanged(values: list[str | float], kind: str) -> None:
     for order in (values, values[::-1]):
-        seen = Values()
+        seen = FieldValues()
         for value in order:
             seen.add(value)
         assert seen.type == kind
@@ -83,21 +83,21 @@ def test_the_type_of_a_field_keeps_every_value(values: list[str | float], kind: 
         ([1, 2], None),
     ],
 )
-def test_a_keyword_that_could_surprise_has_a_reason(values: list[str | float], reason: str | None) -> None:
-    seen = Values()
+def test_an_unexpected_keyword_type_has_a_reason(values: list[str | float], reason: str | None) -> None:
+    seen = FieldValues()
     for value in values:
         seen.add(value)
     assert seen.reason == reason
 
 
-def test_strings_that_a_keyword_ignores_are_counted_as_the_server_counts() -> None:
-    seen = Values()
+def test_strings_above_ignore_above_are_counted() -> None:
+    seen = FieldValues()
     for value in ("x" * 256, "x" * 257, "😀" * 128, "😀" * 129, "é" * 256):
         seen.add(value)
     assert seen.long == 2
 
 
-# Values that OpenSearch takes and keeps, takes and changes, or refuses, with the types that they are tried on.
+# Values by mapped type: OpenSearch keeps some, changes some and refuses the rest.
 NUMBERS = ["byte", "short", "integer", "long", "unsigned_long", "half_float", "float", "double"]
 TRIED: dict[str, list[object]] = {
     **dict.fromkeys(
@@ -119,7 +119,7 @@ TRIED: dict[str, list[object]] = {
 }  # fmt: skip
 
 
-def test_a_type_takes_the_values_that_the_server_takes_and_does_not_change(client: Client, index_name: str) -> None:
+def test_a_type_accepts_what_the_server_stores_unchanged(client: Client, index_name: str) -> None:
     tried = [(kind, value) for kind, values in TRIED.items() for value in values]
     properties = {kind: {"type": kind} for kind in TRIED}
     client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": False, "properties": properties}})
@@ -127,30 +127,30 @@ def test_a_type_takes_the_values_that_the_server_takes_and_does_not_change(clien
         f'{{"index":{{"_id":"{place}"}}}}\n{json.dumps({kind: value})}\n' for place, (kind, value) in enumerate(tried)
     ]
     client.call("POST", f"/{index_name}/_bulk", "".join(lines).encode(), params={"refresh": "true"})
-    asked = [kind for kind in TRIED if kind != "text"]
-    hits = client.call("POST", f"/{index_name}/_search", {"size": 1000, "docvalue_fields": asked})["hits"]["hits"]
+    fields = [kind for kind in TRIED if kind != "text"]
+    hits = client.call("POST", f"/{index_name}/_search", {"size": 1000, "docvalue_fields": fields})["hits"]["hits"]
     kept = {int(hit["_id"]): hit.get("fields", {}) for hit in hits}
     wrong = []
     for place, (kind, value) in enumerate(tried):
-        taken = place in kept
-        if taken and kind in NUMBERS[:5] and value != "":
-            taken = Decimal(str(value)) == kept[place][kind][0]
-        if fits(value, properties[kind]) != taken:  # type: ignore[arg-type]
+        accepted = place in kept
+        if accepted and kind in NUMBERS[:5] and value != "":
+            accepted = Decimal(str(value)) == kept[place][kind][0]
+        if fits(value, properties[kind]) != accepted:  # type: ignore[arg-type]
             wrong.append((kind, value, kept.get(place)))
     assert wrong == []
 
 
 @pytest.mark.parametrize(
-    ("value", "also", "taken"),
+    ("value", "also", "accepted"),
     [("5", {"coerce": False}, False), (5, {"coerce": False}, True), ("x", {"ignore_malformed": True}, True)],
 )
-def test_settings_of_a_field_count(
-    client: Client, index_name: str, value: str | int, also: dict[str, bool], taken: bool
+def test_coerce_and_ignore_malformed_are_respected(
+    client: Client, index_name: str, value: str | int, also: dict[str, bool], accepted: bool
 ) -> None:
     entry = {"type": "long"} | also
     client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"a": entry}}})
     answer = client.call("POST", f"/{index_name}/_bulk", f'{{"create":{{}}}}\n{json.dumps({"a": value})}\n'.encode())
-    assert fits(value, entry) == (not answer["errors"]) == taken
+    assert fits(value, entry) == (not answer["errors"]) == accepted
 
 
 NAMES = ["_id", "_index", "_source", "_routing", "_seq_no", "_version", "_field_names", "_ignored", "_nested_path",
@@ -159,7 +159,7 @@ NAMES = ["_id", "_index", "_source", "_routing", "_seq_no", "_version", "_field_
          "a.\x1f", "a.\x00", "a.\u00a0", "a.\u2007.b", "a.\x85", ".".join("a" * 25)]  # fmt: skip
 
 
-def test_the_names_that_are_refused_are_those_that_the_server_refuses(client: Client, index_name: str) -> None:
+def test_the_server_refuses_the_same_field_names(client: Client, index_name: str) -> None:
     client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": False}})
     lines = [f'{{"index":{{"_id":"{place}"}}}}\n{json.dumps({name: 1})}\n' for place, name in enumerate(NAMES)]
     answer = client.call("POST", f"/{index_name}/_bulk", "".join(lines).encode())

@@ -1,4 +1,4 @@
-"""How many documents hold a token, as the server counts them: also tokens that a query language could trip over."""
+"""Document frequencies as the server counts them, also of tokens that need escaping in a query."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from support.runs import DOCUMENTS, VOCABULARY, make_run
 
 from sparse_ingest.cluster import postings
 from sparse_ingest.cluster.client import Connection, connect
-from sparse_ingest.cluster.postings import count_holding, count_known, count_searchable
+from sparse_ingest.cluster.postings import count_known, document_frequencies
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 
 
-def test_every_token_and_every_document_is_counted(tmp_path, opensearch_url, index_name, monkeypatch):
+def test_every_token_and_document_is_counted(tmp_path, opensearch_url, index_name, monkeypatch):
     monkeypatch.setattr(postings, "_SEARCHES", 7)
     monkeypatch.setattr(postings, "_IDS", 2)
     run = make_run(tmp_path / "run")
@@ -21,7 +21,6 @@ def test_every_token_and_every_document_is_counted(tmp_path, opensearch_url, ind
     client = connect(Connection(url=opensearch_url))
     tokens = [token for token in VOCABULARY if token is not None]
     expected = Counter(token for terms in DOCUMENTS.values() for token in terms)
-    assert count_holding(client, index_name, "sparse", tokens) == {token: expected[token] for token in tokens}
-    assert count_holding(client, index_name, "sparse", []) == {}
-    assert count_searchable(client, index_name) == len(DOCUMENTS)
+    assert document_frequencies(client, index_name, "sparse", tokens) == {token: expected[token] for token in tokens}
+    assert document_frequencies(client, index_name, "sparse", []) == {}
     assert count_known(client, index_name, [*DOCUMENTS, "unknown"]) == len(DOCUMENTS)

@@ -1,32 +1,21 @@
-"""The index: its stamp, its aliases, and what is refused."""
+"""Indexes: stamps, lookup by name or alias, and the names that are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from sparse_ingest.cluster import aliases, indexes
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, UsageError
 
 STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
 
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
-
-
-def index_with(client: Client, name: str, field: dict[str, object] | None, stamp: Stamp | None = None) -> indexes.Index:
-    mappings: dict[str, object] = {"properties": {"sparse": field} if field else {}}
-    if stamp:
-        mappings["_meta"] = {"sparse_ingest": stamp.as_meta()}
-    return indexes.create_index(client, name, {"mappings": mappings})
+def create_bare(client: Client, name: str) -> indexes.Index:
+    return indexes.create_index(client, name, {"mappings": {}})
 
 
 def test_a_stamp_keeps_other_keys_of_meta(client: Client, index_name: str) -> None:
@@ -41,13 +30,13 @@ def test_a_stamp_keeps_other_keys_of_meta(client: Client, index_name: str) -> No
     assert found.stamp == replace(STAMP, load="done")
 
 
-def test_an_alias_stands_for_its_only_or_its_write_index(client: Client, index_name: str) -> None:
-    first = index_with(client, f"{index_name}-1", None)
+def test_an_alias_resolves_to_its_only_index_or_its_write_index(client: Client, index_name: str) -> None:
+    first = create_bare(client, f"{index_name}-1")
     alias = f"{index_name}-alias"
     add = {"add": {"index": first.name, "alias": alias}}
     client.call("POST", "/_aliases", {"actions": [add]})
     assert indexes.find_index(client, alias) == first._replace(aliases={alias: {}})
-    second = index_with(client, f"{index_name}-2", None)
+    second = create_bare(client, f"{index_name}-2")
     client.call("POST", "/_aliases", {"actions": [{"add": {"index": second.name, "alias": alias}}]})
     with pytest.raises(UsageError, match="without a write index"):
         indexes.find_index(client, alias)
@@ -60,25 +49,25 @@ def test_an_alias_stands_for_its_only_or_its_write_index(client: Client, index_n
 
 
 @pytest.mark.parametrize("name", ["a*", "a,b", "_all", "", "-a", "a/b"])
-def test_a_name_that_could_stand_for_several_is_refused(client: Client, name: str) -> None:
+def test_a_name_that_can_match_several_indexes_is_refused(client: Client, name: str) -> None:
     with pytest.raises(UsageError, match="is not an index name"):
         indexes.find_index(client, name)
 
 
-def test_a_deleted_or_remade_index_is_noticed(client: Client, index_name: str) -> None:
-    index = index_with(client, index_name, None)
+def test_a_deleted_or_recreated_index_is_detected(client: Client, index_name: str) -> None:
+    index = create_bare(client, index_name)
     indexes.check_uuid(client, index)
     client.call("DELETE", index.path)
     with pytest.raises(ClusterError, match="is gone"):
         indexes.check_uuid(client, index)
-    index_with(client, index_name, None)
+    create_bare(client, index_name)
     with pytest.raises(ClusterError, match="now has UUID"):
         indexes.check_uuid(client, index)
     with pytest.raises(ClusterError, match="now has UUID"):
         indexes.stamp_index(client, index, STAMP)
 
 
-def test_max_clauses_comes_from_the_cluster(client: Client) -> None:
+def test_max_clauses_is_read_from_the_cluster(client: Client) -> None:
     assert client.dialect.max_clauses(client.find) >= 1024
 
 

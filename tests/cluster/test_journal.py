@@ -1,4 +1,4 @@
-"""The journal: what is written is complete, and what a killed process left half is not believed."""
+"""The load journal: complete lines are read back, and the half line of a killed process is ignored."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def counts(journal: Journal) -> dict[int, tuple[int, int]]:
     return {shard: (line["acknowledged"], line["refused"]) for shard, line in journal.finished().items()}
 
 
-def test_an_unused_journal_is_empty_and_makes_no_folder(tmp_path: Path, journal: Journal) -> None:
+def test_an_unused_journal_is_empty_and_creates_no_folder(tmp_path: Path, journal: Journal) -> None:
     assert journal.finished() == {}
     assert list(journal.dead()) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_finished_shards_and_dead_letters_come_back(tmp_path: Path, journal: Journal) -> None:
+def test_finished_shards_and_dead_letters_are_read_back(tmp_path: Path, journal: Journal) -> None:
     load(journal, 0, 3, DEAD)
     load(journal, 1, 4, [])
     assert counts(journal) == {0: (1, 2), 1: (4, 0)}
@@ -45,7 +45,7 @@ def test_finished_shards_and_dead_letters_come_back(tmp_path: Path, journal: Jou
     assert (tmp_path / "load" / "CLUSTER" / "INDEX" / "journal.jsonl").exists()
 
 
-def test_a_torn_line_is_ignored_and_cut_before_the_next(journal: Journal) -> None:
+def test_a_partial_last_line_is_ignored_and_removed_before_the_next_write(journal: Journal) -> None:
     load(journal, 0, 3, DEAD)
     for path in (journal.dead_path, journal.dead_path.with_name("journal.jsonl")):
         with path.open("ab") as file:  # type: ignore[call-arg]
@@ -57,7 +57,7 @@ def test_a_torn_line_is_ignored_and_cut_before_the_next(journal: Journal) -> Non
     assert list(journal.dead()) == DEAD + OTHER
 
 
-def test_a_file_that_is_one_torn_line_becomes_empty(journal: Journal) -> None:
+def test_a_file_of_one_partial_line_is_emptied(journal: Journal) -> None:
     journal.begin({0})
     path = journal.dead_path.with_name("journal.jsonl")
     path.write_bytes(b'{"shard": 0')
@@ -66,7 +66,7 @@ def test_a_file_that_is_one_torn_line_becomes_empty(journal: Journal) -> None:
     assert path.read_bytes() == b'{"shard": 2}\n'
 
 
-def test_letters_of_a_shard_without_a_line_do_not_count_and_go_when_it_begins_again(journal: Journal) -> None:
+def test_dead_letters_of_an_unfinished_shard_are_ignored_and_removed_when_it_restarts(journal: Journal) -> None:
     load(journal, 1, 4, OTHER)
     journal.record_dead(DEAD)
     assert list(journal.dead()) == OTHER
@@ -74,7 +74,7 @@ def test_letters_of_a_shard_without_a_line_do_not_count_and_go_when_it_begins_ag
     assert sorted(journal.dead()) == sorted(OTHER + DEAD[:1])
 
 
-def test_shards_that_begin_again_lose_their_dead_letters_only(journal: Journal) -> None:
+def test_restarted_shards_lose_only_their_own_dead_letters(journal: Journal) -> None:
     load(journal, 0, 3, DEAD)
     load(journal, 1, 4, OTHER)
     load(journal, 2, 4, [Refusal("y", 2, 20, 400, "no")])
@@ -82,7 +82,7 @@ def test_shards_that_begin_again_lose_their_dead_letters_only(journal: Journal) 
     assert list(journal.dead()) == OTHER
 
 
-def test_after_a_retry_letters_and_counts_agree(journal: Journal) -> None:
+def test_after_a_retry_dead_letters_and_counts_agree(journal: Journal) -> None:
     load(journal, 0, 3, DEAD)
     load(journal, 1, 4, OTHER)
     assert journal.dead_rows(0) == [7, 9]
@@ -93,24 +93,22 @@ def test_after_a_retry_letters_and_counts_agree(journal: Journal) -> None:
     assert counts(journal) == {0: (3, 0), 1: (3, 1)}
 
 
-def test_a_retry_that_fails_half_way_changes_nothing(journal: Journal) -> None:
+def test_a_failed_retry_changes_nothing(journal: Journal) -> None:
     load(journal, 0, 3, DEAD)
 
-    def letters() -> Iterator[Refusal]:
+    def dead_letters() -> Iterator[Refusal]:
         yield DEAD[0]
         raise RunError("the server is gone")
 
     before = journal.dead_path.read_bytes()
     with pytest.raises(RunError):
-        journal.retried(0, letters())
+        journal.retried(0, dead_letters())
     assert journal.dead_path.read_bytes() == before
     assert counts(journal) == {0: (1, 2)}
     assert sorted(path.name for path in journal.dead_path.parent.iterdir()) == ["dead.jsonl", "journal.jsonl"]
 
 
-def test_counts_follow_the_letters_when_a_retry_was_killed_between_the_two(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recount_fixes_the_counts_after_a_retry_was_killed(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     load(journal, 0, 3, DEAD)
     with monkeypatch.context() as killed:
         killed.setattr(Journal, "recount", lambda self: None)
@@ -124,14 +122,14 @@ def test_counts_follow_the_letters_when_a_retry_was_killed_between_the_two(
 
 
 @pytest.mark.parametrize("rubbish", ["rubbish", "12", "{}"])
-def test_a_damaged_line_in_the_middle_is_named(journal: Journal, rubbish: str) -> None:
+def test_a_damaged_complete_line_is_reported(journal: Journal, rubbish: str) -> None:
     journal.begin({0})
     journal.dead_path.with_name("journal.jsonl").write_text(f'{{"shard": 0, "rows": 1}}\n{rubbish}\n')
-    with pytest.raises(RunError, match="journal.jsonl, line 2 is not the JSON of a shard"):
+    with pytest.raises(RunError, match="journal.jsonl:2: not a valid line of a journal"):
         journal.finished()
 
 
-def test_settings_are_kept_until_they_are_put_back_and_survive_the_lines(journal: Journal) -> None:
+def test_saved_settings_stay_until_they_are_restored_and_survive_clear(journal: Journal) -> None:
     kept = {"refresh_interval": {"before": None, "loading": "-1"}}
     assert journal.settings() == {}
     journal.keep_settings({})

@@ -1,4 +1,4 @@
-"""What fits into a query, and the sentences for what does not; the numbers of clauses are those of a real server."""
+"""Limits of a query: messages for what exceeds them, and clause counts compared with a real server."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.cluster.engines import engine_body
 from sparse_ingest.cluster.limits import check_clauses, check_seismic, count_clauses, fit_weights
 from sparse_ingest.cluster.search_bodies import Engine, hybrid_body, neural_sparse_body
 from sparse_ingest.errors import PipelineError, UsageError
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Client:
-    return connect(Connection(url=opensearch_url))
 
 
 def test_weights_up_to_64_stay_as_they_are() -> None:
@@ -29,7 +24,7 @@ def test_weights_above_64_are_scaled_by_one_power_of_two() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_weight_that_is_no_positive_number_is_refused_by_name(weight: float) -> None:
+def test_a_weight_that_is_not_a_positive_number_is_refused_with_its_token(weight: float) -> None:
     with pytest.raises(UsageError, match="'bad'"):
         fit_weights({"good": 1.0, "bad": weight})
 
@@ -48,7 +43,7 @@ FILTERS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_clauses_are_counted_over_the_whole_query(name: str) -> None:
+def test_clauses_are_counted_over_the_complete_query(name: str) -> None:
     query, clauses = FILTERS[name]
     assert count_clauses(query) == clauses
     body = neural_sparse_body({"a": 1.0, "b": 1.0}, field="sparse", size=1, filter=query)
@@ -69,7 +64,9 @@ def test_clauses_are_counted_over_the_whole_query(name: str) -> None:
         {"terms": 1},
     ],
 )
-def test_a_malformed_filter_is_left_to_the_server(client: Client, index_name: str, malformed: dict[str, Any]) -> None:
+def test_a_malformed_filter_is_sent_and_the_server_refuses_it(
+    client: Client, index_name: str, malformed: dict[str, Any]
+) -> None:
     assert count_clauses(malformed) == 1
     client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
     for engine in (Engine(), Engine("seismic", kind="sparse_vector")):
@@ -78,15 +75,15 @@ def test_a_malformed_filter_is_left_to_the_server(client: Client, index_name: st
             client.call("POST", f"/{index_name}/_search", body)
 
 
-def test_what_is_counted_beside_the_tokens_is_said_with_the_way_out() -> None:
+def test_the_message_counts_other_clauses_and_gives_the_setting_to_change() -> None:
     query = {"bool": {"should": [{"neural_sparse": {"f": {"query_tokens": {"a": 1, "b": 2}}}}], "filter": [TERM]}}
     check_clauses(2, count_clauses(query) - 2, max_clauses=3)
     with pytest.raises(UsageError, match=r"2 tokens and 1 other clauses.*2 clauses.*query\.top_k=1"):
         check_clauses(2, count_clauses(query) - 2, max_clauses=2)
 
 
-def test_a_server_takes_as_many_clauses_as_are_let_through_and_few_more(client: Client, index_name: str) -> None:
-    """Its own border is one or two clauses higher, by how Lucene flattens the query."""
+def test_the_server_accepts_our_maximum_of_clauses_and_at_most_two_more(client: Client, index_name: str) -> None:
+    """The server's limit is one or two clauses above ours: Lucene flattens the query before it counts."""
     properties = {"sparse": {"type": "rank_features"}, "tag": {"type": "keyword"}}
     properties |= {"title": {"type": "text"}, "text": {"type": "text"}}
     settings = {"number_of_shards": 1, "number_of_replicas": 0}
@@ -97,7 +94,7 @@ def test_a_server_takes_as_many_clauses_as_are_let_through_and_few_more(client: 
     def tokens(count: int) -> dict[str, float]:
         return {str(number): 1.0 for number in range(count)}
 
-    def asked(name: str, count: int) -> dict[str, Any]:
+    def request(name: str, count: int) -> dict[str, Any]:
         if name == "hybrid":
             return hybrid_body("red fox dog", tokens(count), Engine(), size=1, max_clauses=2 * MAX_CLAUSES)
         query, _ = FILTERS[name]
@@ -105,23 +102,23 @@ def test_a_server_takes_as_many_clauses_as_are_let_through_and_few_more(client: 
 
     for name in ("one term", "words", "words of two fields", "hybrid"):
         others = 6 if name == "hybrid" else FILTERS[name][1]
-        client.call("POST", f"/{index_name}/_search", asked(name, MAX_CLAUSES - others))
+        client.call("POST", f"/{index_name}/_search", request(name, MAX_CLAUSES - others))
         with pytest.raises(ResponseError, match="maxClauseCount is set to"):
-            client.call("POST", f"/{index_name}/_search", asked(name, MAX_CLAUSES - others + 3))
+            client.call("POST", f"/{index_name}/_search", request(name, MAX_CLAUSES - others + 3))
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"top_n": 0}, r"seismic\.top_n = 0; expected a whole number above zero"),
-        ({"top_n": 2.5}, r"seismic\.top_n = 2\.5; expected a whole number"),
+        ({"top_n": 0}, r"seismic\.top_n = 0; expected an integer above zero"),
+        ({"top_n": 2.5}, r"seismic\.top_n = 2\.5; expected an integer"),
         ({"heap_factor": -1}, r"seismic\.heap_factor = -1; expected a number above zero"),
         ({"heap_factor": "1"}, r"seismic\.heap_factor = '1'"),
         ({"k": True}, r"seismic\.k = True"),
         ({"topn": 3}, "has a key 'topn'; known are heap_factor, k, top_n"),
     ],
 )
-def test_settings_of_seismic_that_the_server_would_refuse_are_named(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(PipelineError, match=said):
+def test_invalid_seismic_settings_are_reported(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
         check_seismic(settings)
     check_seismic({"k": 20, "top_n": 3, "heap_factor": 1.2})

@@ -1,4 +1,4 @@
-"""Every answer may be malformed: a value of another type, a missing key, values too deep. No traceback comes of it."""
+"""Malformed responses: wrong types, missing keys and deep nesting never end in a traceback."""
 
 from __future__ import annotations
 
@@ -28,48 +28,48 @@ from sparse_ingest.searching.search import open_index
 from sparse_ingest.verification.verify import verify
 
 FAST = Retries(attempts=2, base_s=0.001, cap_s=0.001)
-# How many mutations of each command, fewer of slow ones; SPARSE_INGEST_MUTATIONS sets more for a longer hunt.
+# Mutations per command (a third for SLOW ones). Set SPARSE_INGEST_MUTATIONS for a longer run.
 MUTATIONS = int(os.environ.get("SPARSE_INGEST_MUTATIONS", "30"))
 SLOW = ("load", "merge", "create")
 DEEP = json.loads("[" * 400 + "]" * 400)
 DROPPED = object()
 VALUES: tuple[object, ...] = (DROPPED, None, [], {}, "x", 7, [None], DEEP)
-Way = tuple[str | int, ...]
+Location = tuple[str | int, ...]
 
 
-def ways(value: Any, before: Way = ()) -> Iterator[Way]:
-    """The way to each value inside a JSON value; of a list its first two."""
+def locations(value: Any, before: Location = ()) -> Iterator[Location]:
+    """Yield the path of each value in a JSON value; of a list, only those of its first two items."""
     yield before
-    # What is wrong in a stamp has tests of its own.
+    # Malformed stamps are tested in test_stamps.py.
     inner: Any = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
     for key, one in inner if before[-1:] != ("_meta",) else ():
-        yield from ways(one, (*before, key))
+        yield from locations(one, (*before, key))
 
 
-def mutated(value: Any, way: Way, new: object) -> Any:
-    """A JSON value with another value at the end of a way."""
-    if not way:
+def mutated(value: Any, location: Location, new: object) -> Any:
+    """Return a copy of a JSON value with the value at `location` replaced or dropped."""
+    if not location:
         return None if new is DROPPED else new
     value = copy.deepcopy(value)
-    place = value
-    for key in way[:-1]:
-        place = place[key]
+    container = value
+    for key in location[:-1]:
+        container = container[key]
     if new is DROPPED:
-        del place[way[-1]]
+        del container[location[-1]]
     else:
-        place[way[-1]] = new
+        container[location[-1]] = new
     return value
 
 
 class Mutator:
-    """Changes one answer; `answers` are those that came."""
+    """Changes response number `number`, and records all responses in `answers`."""
 
     def __init__(self) -> None:
         self.begin()
 
-    def begin(self, number: int = -1, way: Way = (), new: object = None) -> None:
+    def begin(self, number: int = -1, location: Location = (), new: object = None) -> None:
         self.answers: list[Any] = []
-        self._number, self._way, self._new = number, way, new
+        self._number, self._way, self._new = number, location, new
 
     def __call__(self, request: object, content: bytes) -> bytes:
         value = json.loads(content)
@@ -78,7 +78,7 @@ class Mutator:
             return content
         try:
             return json.dumps(mutated(value, self._way, self._new)).encode()
-        except (LookupError, TypeError):  # another answer came than in the first pass
+        except (LookupError, TypeError):  # this response differs from that of the first pass
             return content
 
 
@@ -141,7 +141,7 @@ COMMANDS: dict[str, Command] = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_malformed_answer_is_one_message_that_names_the_address(
+def test_a_malformed_response_is_one_message_that_names_the_address(
     name: str, client: Client, index_name: str, run: Run, proxy: SecureProxy, mutator: Mutator, hasty_merges: None
 ) -> None:
     connection, chosen = Connection(proxy.url, timeout_s=20), random.Random(name + os.environ.get("SEED", ""))
@@ -151,14 +151,14 @@ def test_a_malformed_answer_is_one_message_that_names_the_address(
     answers, named = mutator.answers, 0
     for _ in range(MUTATIONS // 3 if name in SLOW else MUTATIONS):
         number = chosen.randrange(len(answers))
-        way, new = chosen.choice(list(ways(answers[number]))), chosen.choice(VALUES)
-        mutator.begin(number, way, new)
+        location, new = chosen.choice(list(locations(answers[number]))), chosen.choice(VALUES)
+        mutator.begin(number, location, new)
         try:
             COMMANDS[name](run, index_name, connection)
         except SparseIngestError as error:
             named += proxy.url in str(error)
             assert proxy.url in str(error) or not isinstance(error, UnreachableError)
         except Exception as error:
-            error.add_note(f"answer {number}: {str(answers[number])[:200]}: {way} is {str(new)[:20]}")
+            error.add_note(f"answer {number}: {str(answers[number])[:200]}: {location} is {str(new)[:20]}")
             raise
     assert named

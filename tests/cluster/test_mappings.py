@@ -1,10 +1,8 @@
-"""The mapping of an index: its body, and what is refused."""
+"""Index bodies: packaged and custom ones, and mappings that are refused."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.bulk_bodies import BodyWriter
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.dialects import OpenSearchDialect, newest
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, PipelineError
@@ -24,12 +22,6 @@ NEWEST = newest("opensearch")
 STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
 
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
-
-
 def index_with(client: Client, name: str, field: dict[str, object] | None, stamp: Stamp | None = None) -> indexes.Index:
     mappings: dict[str, object] = {"properties": {"sparse": field} if field else {}}
     if stamp:
@@ -37,14 +29,14 @@ def index_with(client: Client, name: str, field: dict[str, object] | None, stamp
     return indexes.create_index(client, name, {"mappings": mappings})
 
 
-def test_the_packaged_body_is_curl_able_as_it_is(client: Client, index_name: str) -> None:
+def test_the_server_accepts_the_packaged_body_unchanged(client: Client, index_name: str) -> None:
     body = json.loads((packaged_folder() / "opensearch" / "rank_features.json").read_text())
     client.call("PUT", f"/{index_name}", body)
     assert body["mappings"]["dynamic"] is False
     assert body["mappings"]["_source"]["excludes"] == ["sparse"]
 
 
-def test_the_body_takes_field_source_mode_and_stamp(client: Client, index_name: str) -> None:
+def test_field_source_mode_and_stamp_are_written_into_the_body(client: Client, index_name: str) -> None:
     body = mappings.index_body(IndexSettings(field="tokens", source="keep"), replace(STAMP, field="tokens"), NEWEST)
     index = indexes.create_index(client, index_name, body)
     assert index.mappings["properties"]["tokens"] == {"type": "rank_features"}
@@ -55,7 +47,7 @@ def test_the_body_takes_field_source_mode_and_stamp(client: Client, index_name: 
     assert excluded["mappings"]["_source"] == {"excludes": ["tokens"]}
 
 
-def test_a_body_of_ones_own_keeps_its_other_keys(tmp_path) -> None:
+def test_a_custom_body_keeps_its_other_keys(tmp_path) -> None:
     path = tmp_path / "body.json"
     path.write_text(
         json.dumps(
@@ -78,7 +70,7 @@ def test_a_body_of_ones_own_keeps_its_other_keys(tmp_path) -> None:
         mappings.index_body(IndexSettings(body=str(path), field="big"), STAMP, NEWEST)
 
 
-def test_one_field_left_out_of_source_may_stand_without_a_list(tmp_path) -> None:
+def test_source_excludes_may_be_a_string(tmp_path) -> None:
     path = tmp_path / "body.json"
     properties = {"sparse": {"type": "rank_features"}, "big": {"type": "text"}}
     path.write_text(json.dumps({"mappings": {"_source": {"excludes": "big"}, "properties": properties}}))
@@ -95,19 +87,19 @@ SPARSE = '"properties": {"sparse": {"type": "rank_features"}}'
      f'{{"mappings": {{"_source": 3, {SPARSE}}}}}', f'{{"mappings": {{"_meta": 3, {SPARSE}}}}}',
      f'{{"aliases": [], "mappings": {{{SPARSE}}}}}', f'{{"settings": {{"index": 3}}, "mappings": {{{SPARSE}}}}}'],
 )  # fmt: skip
-def test_what_is_no_body_is_refused(tmp_path, content: str) -> None:
+def test_an_invalid_body_is_refused(tmp_path, content: str) -> None:
     path = tmp_path / "body.json"
     path.write_text(content)
     with pytest.raises(PipelineError, match="is not an index body"):
         mappings.index_body(IndexSettings(body=str(path)), STAMP, NEWEST)
 
 
-def test_a_missing_body_names_the_packaged_ones() -> None:
+def test_the_message_for_a_missing_body_lists_the_packaged_ones() -> None:
     with pytest.raises(PipelineError, match="packaged: rank_features, sparse_vector"):
         mappings.index_body(IndexSettings(body="nope"), STAMP, NEWEST)
 
 
-def test_the_packaged_sparse_vector_body_takes_field_and_stamp_and_is_curl_able(
+def test_the_packaged_sparse_vector_body_is_accepted_plain_and_with_field_and_stamp(
     client: Client, index_name: str
 ) -> None:
     packaged = json.loads((packaged_folder() / "opensearch" / "sparse_vector.json").read_text())
@@ -133,7 +125,7 @@ def test_a_sparse_vector_body_without_index_sparse_is_refused(tmp_path) -> None:
         mappings.index_body(replace(settings, kind="rank_features"), STAMP, NEWEST)
 
 
-def test_an_old_server_is_refused_for_sparse_vector_only() -> None:
+def test_a_server_before_3_3_is_refused_only_for_sparse_vector() -> None:
     OpenSearchDialect((2, 11, 0)).check_kind("rank_features")
     OpenSearchDialect((3, 3, 0)).check_kind("sparse_vector")
     with pytest.raises(ClusterError, match="is OpenSearch 3.2.1; sparse_vector fields need 3.3"):
@@ -141,10 +133,10 @@ def test_an_old_server_is_refused_for_sparse_vector_only() -> None:
 
 
 def written(writer: BodyWriter, *weights: float) -> list[str]:
-    """Documents that have the token id 2 with one of these weights, or no term where it is 0."""
+    """The document lines for weights of token id 2; a weight of 0 gives a document without terms."""
     indptr = np.cumsum([0, *map(bool, weights)])
-    held = np.array([weight for weight in weights if weight], dtype=np.float32)
-    vectors = SparseRows(list("abcdef")[: len(weights)], indptr, np.full(len(held), 2, dtype=np.uint16), held)
+    nonzero = np.array([weight for weight in weights if weight], dtype=np.float32)
+    vectors = SparseRows(list("abcdef")[: len(weights)], indptr, np.full(len(nonzero), 2, dtype=np.uint16), nonzero)
     part = ShardPart(np.arange(len(weights), dtype=np.uint64), [], vectors, ["{}"] * len(weights))
     return [line for request in writer.requests([part]) for line in request.body.decode().splitlines()[1::2]]
 
@@ -163,7 +155,7 @@ def test_keys_are_tokens_or_token_ids() -> None:
     assert mappings.token_id_keys(vocabulary) == ["0", None, "2"]
 
 
-def test_the_other_kind_is_refused_unless_either_will_do(client: Client, index_name: str) -> None:
+def test_a_field_of_the_other_kind_is_refused(client: Client, index_name: str) -> None:
     index = index_with(client, index_name, {"type": "rank_features"})
     mappings.check_fits(index, STAMP)
     mappings.check_fits(index, STAMP, "rank_features")
@@ -171,13 +163,13 @@ def test_the_other_kind_is_refused_unless_either_will_do(client: Client, index_n
         mappings.check_fits(index, STAMP, "sparse_vector")
 
 
-def test_a_mapping_that_takes_objects_apart_stores_no_vector_and_is_refused(client: Client, index_name: str) -> None:
+def test_a_mapping_with_disable_objects_is_refused(client: Client, index_name: str) -> None:
     properties = {"sparse": {"type": "rank_features"}}
     body = {"mappings": {"dynamic": False, "disable_objects": True, "properties": properties}}
     index = indexes.create_index(client, index_name, body)
     client.call("PUT", f"/{index_name}/_doc/a", {"sparse": {"river": 1.0}}, params={"refresh": "true"})
-    asked = {"query": {"neural_sparse": {"sparse": {"query_tokens": {"river": 1.0}}}}}
-    assert client.call("POST", f"/{index_name}/_search", asked)["hits"]["hits"] == []
+    query = {"query": {"neural_sparse": {"sparse": {"query_tokens": {"river": 1.0}}}}}
+    assert client.call("POST", f"/{index_name}/_search", query)["hits"]["hits"] == []
     with pytest.raises(ClusterError, match="disable_objects"):
         mappings.check_fits(index, STAMP)
 
@@ -201,7 +193,7 @@ def test_a_mapping_that_does_not_fit_is_refused(
         mappings.check_fits(index_with(client, index_name, field), STAMP)
 
 
-def test_vectors_of_another_model_are_refused_and_both_are_named(client: Client, index_name: str) -> None:
+def test_vectors_of_another_model_are_refused_with_both_names(client: Client, index_name: str) -> None:
     index = index_with(client, index_name, {"type": "rank_features"}, STAMP)
     mappings.check_fits(index, replace(STAMP, run_id="other"))
     with pytest.raises(ClusterError, match="vectors of 'm' with vocabulary abababababab, this run is of 'm'.*cdcdcd"):

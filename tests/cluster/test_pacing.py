@@ -1,4 +1,4 @@
-"""The pace against servers made of arithmetic: how many workers, how fast, how long a queue. No clock, no threads."""
+"""Pacing against simulated servers: number in flight, request size and queue. No clock and no threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MB = 1 << 20
 
 @dataclass
 class Server:
-    """Works on `workers` requests at a time, `bytes_per_s` each, and refuses those beyond `queue` that wait."""
+    """Processes `workers` requests at a time at `bytes_per_s` each, and rejects more than `queue` waiting ones."""
 
     workers: int = 2
     bytes_per_s: Callable[[float], float] = lambda now_s: 4e6
@@ -24,7 +24,7 @@ class Server:
     free_at_s: list[float] = field(default_factory=list)
 
     def answer_s(self, size: int, now_s: float) -> float | None:
-        """When the answer comes; None: refused at once."""
+        """Return the time of the response, or None for a request that is rejected immediately."""
         self.free_at_s = self.free_at_s or [0.0] * self.workers
         busy = [at_s for at_s in self.free_at_s if at_s > now_s]
         if len(busy) == self.workers and len(self.waiting(now_s)) >= self.queue:
@@ -42,7 +42,7 @@ class Server:
 
 
 def run(pace: Pace, server: Server, seconds: float, start_s: float = 0.0) -> tuple[list[int], int]:
-    """Send for so long; how many were in flight at each answer, and the bytes that were taken."""
+    """Send for `seconds`. Return the number in flight at each response, and the bytes accepted."""
     now_s, taken, seen = start_s, 0, []
     in_flight: list[tuple[float, int, Attempt]] = []
     number = 0
@@ -64,7 +64,7 @@ def run(pace: Pace, server: Server, seconds: float, start_s: float = 0.0) -> tup
     return seen, taken
 
 
-def test_a_server_that_never_queues_gets_all_that_is_allowed() -> None:
+def test_a_server_without_queueing_gets_the_maximum() -> None:
     pace = Pace(max_in_flight=8)
     run(pace, Server(workers=100), 60)
     assert pace.in_flight >= 7
@@ -72,7 +72,7 @@ def test_a_server_that_never_queues_gets_all_that_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_a_server_is_kept_busy_with_a_short_queue_for_hours(workers: int) -> None:
+def test_a_server_stays_busy_with_a_short_queue_for_hours(workers: int) -> None:
     pace = Pace(max_in_flight=16)
     server = Server(workers)
     run(pace, server, 60)
@@ -81,7 +81,7 @@ def test_a_server_is_kept_busy_with_a_short_queue_for_hours(workers: int) -> Non
     assert taken >= 0.99 * workers * 4e6 * 7200
 
 
-def test_overload_halves_and_recovery_is_step_by_step() -> None:
+def test_overload_halves_the_pace_and_recovery_is_gradual() -> None:
     pace = Pace(max_in_flight=8)
     server = Server(workers=100)
     run(pace, server, 60)
@@ -110,7 +110,7 @@ def test_requests_sent_before_a_reduction_do_not_reduce_again() -> None:
     assert pace.in_flight == 2
 
 
-def test_one_small_request_at_a_time_is_the_least() -> None:
+def test_the_minimum_is_one_small_request_at_a_time() -> None:
     pace = Pace()
     for _ in range(20):
         pace.overloaded(pace.begin(MB, 500, 0))
@@ -118,14 +118,14 @@ def test_one_small_request_at_a_time_is_the_least() -> None:
     assert 64 << 10 <= pace.max_bytes() <= 256 << 10
 
 
-def test_a_short_queue_is_refused_rarely_and_still_used() -> None:
+def test_a_short_queue_is_used_with_few_rejections() -> None:
     server = Server(workers=2, queue=1)
     seen, taken = run(Pace(max_in_flight=8), server, 600)
     assert server.refused <= len(seen) / 20
     assert taken >= 0.85 * 2 * 4e6 * 600
 
 
-def test_a_cluster_that_others_make_slow_is_left_alone() -> None:
+def test_the_pace_drops_while_other_clients_slow_the_cluster() -> None:
     pace = Pace(max_in_flight=8)
     run(pace, Server(workers=100), 60)
     slow = Server(workers=100, bytes_per_s=lambda now_s: 4e6 if now_s > 120 else 1e6)
@@ -135,7 +135,7 @@ def test_a_cluster_that_others_make_slow_is_left_alone() -> None:
     assert pace.in_flight == 8
 
 
-def test_small_requests_say_nothing_about_speed() -> None:
+def test_small_requests_do_not_change_the_speed_estimate() -> None:
     pace = Pace(max_in_flight=8)
     run(pace, Server(workers=100), 60)
     before = pace.in_flight
@@ -145,7 +145,7 @@ def test_small_requests_say_nothing_about_speed() -> None:
     assert pace.in_flight >= before - 1
 
 
-def test_a_server_that_takes_no_such_size_is_never_sent_one_again() -> None:
+def test_a_size_that_the_server_rejected_is_not_sent_again() -> None:
     pace = Pace()
     run(pace, Server(workers=100), 30)
     pace.too_large(pace.begin(6 * MB, 3000, 30))
@@ -158,12 +158,12 @@ def test_a_rate_spreads_documents_over_time() -> None:
     assert pace.wait_s(500, 10) == 0
     assert pace.wait_s(500, 10) == pytest.approx(0.5)
     assert pace.wait_s(500, 10.2) == pytest.approx(0.8)
-    # What was not used is not saved up.
+    # Unused capacity does not accumulate.
     assert pace.wait_s(500, 99) == 0
     assert pace.wait_s(500, 99) == pytest.approx(0.5)
 
 
-def test_a_rate_makes_requests_of_about_a_second() -> None:
+def test_with_a_rate_a_request_has_about_one_second_of_documents() -> None:
     pace = Pace(max_rate=100)
     assert pace.max_bytes() <= 256 << 10
     pace.answered(pace.begin(20_000, 10, 0), 0.1)

@@ -1,4 +1,4 @@
-"""A lost shard or a search out of time is an error for every command, and with --allow-partial a warning."""
+"""Partial search responses (a lost shard, a timeout) are an error, or with --allow-partial a warning."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Loaded(NamedTuple):
 
     def commands(self, url: str | None = None) -> dict[str, list[object]]:
         target: list[object] = ["--index", INDEX, "--url", url or self.client.address]
-        asked: list[object] = ["--queries", self.queries]
+        queries: list[object] = ["--queries", self.queries]
         return {
             "search": ["search", "w1 w2", *target],
             "hybrid": ["search", "w1 w2", "--hybrid", *target],
             "filter": ["search", "w1 w2", "--filter", '{"exists": {"field": "text"}}', *target],
-            "many": ["search", *asked, *target],
-            "many at once": ["search", *asked, "--concurrency", 4, *target],
-            "evaluate": ["evaluate", *asked, "--qrels", self.qrels, *target],
-            "plan": ["plan", self.run.path, *asked, "--loss", 0.5, "--sample", 10, *target],
+            "many": ["search", *queries, *target],
+            "many at once": ["search", *queries, "--concurrency", 4, *target],
+            "evaluate": ["evaluate", *queries, "--qrels", self.qrels, *target],
+            "plan": ["plan", self.run.path, *queries, "--loss", 0.5, "--sample", 10, *target],
             "verify": ["verify", self.run.path, *target],
             "verify all": ["verify", self.run.path, "--all", *target],
             "show": ["index", "show", *target],
@@ -66,7 +66,7 @@ COMMANDS = [*WITH_OPTION, "verify", "verify all", "show"]
 
 @pytest.fixture(scope="module")
 def loaded(local_server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
-    """An index of two shards, with a run and queries of its documents."""
+    """An index of two shards, with its run, queries and qrels."""
     folder = tmp_path_factory.mktemp("partial")
     run, queries, qrels = made_plan(folder)
     (folder / "queries.tsv").write_text("".join(f"{query.id}\t{query.text}\n" for query in queries))
@@ -87,7 +87,7 @@ def two_shards(folder: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def red(loaded: Loaded, local_server: Running) -> Loaded:
-    """The same index after the files of one shard are lost."""
+    """The same index after the files of one shard were deleted."""
     client, there = loaded.client, indexes.need_index(loaded.client, INDEX, "")
     client.call("POST", f"/{INDEX}/_close")
     [lost] = local_server.data.glob(f"sparse-ingest-opensearch/nodes/0/indices/{there.uuid}/0/index")
@@ -101,12 +101,12 @@ def red(loaded: Loaded, local_server: Running) -> Loaded:
     return loaded
 
 
-# The tests that need all shards come first: the others lose one.
+# Tests that need both shards come before those with the fixture `red`, which deletes one.
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda part: part.update(timed_out=True), "ended early"),
         (lambda part: part.update(terminated_early=True), "ended early"),
@@ -115,14 +115,14 @@ def red(loaded: Loaded, local_server: Running) -> Loaded:
     ],
     ids=["timed out", "terminated", "failed", "skipped"],
 )
-def test_an_answer_that_says_it_is_partial(loaded: Loaded, name: str, change: Change, said: str) -> None:
+def test_a_response_that_is_marked_partial_is_an_error(loaded: Loaded, name: str, change: Change, message: str) -> None:
     with changing(loaded.client.address, change) as url:
         answer = command(*loaded.commands(url)[name])
     assert answer.code == 1, answer
-    assert said in answer.err and "gave a partial answer" in answer.err
+    assert message in answer.err and "gave a partial answer" in answer.err
 
 
-def test_a_load_does_not_compare_with_a_partial_count(loaded: Loaded, index_name: str, tmp_path: Path) -> None:
+def test_a_partial_count_is_an_error_of_load(loaded: Loaded, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with changing(loaded.client.address, lambda part: part.update(timed_out=True)) as url:
         with pytest.raises(PartialAnswerError, match="ended early"):
@@ -130,7 +130,7 @@ def test_a_load_does_not_compare_with_a_partial_count(loaded: Loaded, index_name
     loaded.client.call("DELETE", f"/{INDEX}-count")
 
 
-def test_a_search_that_the_server_ends_by_its_timeout(loaded: Loaded) -> None:
+def test_a_search_that_hits_the_server_timeout_is_partial(loaded: Loaded) -> None:
     client, setting = loaded.client, "search.default_search_timeout"
     slow = {"script": {"script": SLOW}}
     client.call("PUT", "/_cluster/settings", {"transient": {setting: "1ms"}})
@@ -139,7 +139,7 @@ def test_a_search_that_the_server_ends_by_its_timeout(loaded: Loaded) -> None:
         assert found.code == 1 and "ended early, by a timeout" in found.err
         allowed = command(*loaded.commands()["search"], "--filter", json.dumps(slow), "--allow-partial")
         assert allowed.code == 0 and allowed.err.count("The results are incomplete") == 1
-        # `_count` would not report it.
+        # `_count` does not report a timeout.
         with pytest.raises(PartialAnswerError):
             indexes.count_matching(client, f"/{INDEX}", slow)
     finally:
@@ -156,13 +156,13 @@ def test_a_lost_shard_is_an_error(red: Loaded, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_OPTION)
-def test_with_allow_partial_it_is_a_warning_once(red: Loaded, name: str) -> None:
+def test_with_allow_partial_a_lost_shard_is_one_warning(red: Loaded, name: str) -> None:
     answer = command(*red.commands()[name], "--allow-partial")
     assert answer.code in (0, 1) and answer.out, answer
     assert answer.err.count("The results are incomplete: 1 of 2 shards") == 1
 
 
-def test_a_cluster_that_refuses_partial_answers_by_default_gives_them(red: Loaded) -> None:
+def test_allow_partial_overrides_the_cluster_default(red: Loaded) -> None:
     setting = "search.default_allow_partial_results"
     red.client.call("PUT", "/_cluster/settings", {"transient": {setting: "false"}})
     try:
@@ -173,7 +173,7 @@ def test_a_cluster_that_refuses_partial_answers_by_default_gives_them(red: Loade
         red.client.call("PUT", "/_cluster/settings", {"transient": {setting: None}})
 
 
-def test_the_python_api(red: Loaded, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_python_api_has_allow_partial(red: Loaded, caplog: pytest.LogCaptureFixture) -> None:
     with si.open_index(INDEX, url=red.client.address) as index:
         with pytest.raises(ClusterError, match="1 of 2 shards"):
             index.search("w1")
@@ -186,24 +186,23 @@ def test_the_python_api(red: Loaded, caplog: pytest.LogCaptureFixture) -> None:
         si.open_run(red.run.path).search("w1", allow_partial=True)
 
 
-def test_reading_weights_counts_and_points_in_time(red: Loaded) -> None:
+def test_readers_of_weights_and_counts_refuse_partial_responses(red: Loaded) -> None:
     client, there = red.client, indexes.need_index(red.client, INDEX, "")
     reader = StoredReader(client, INDEX, "sparse", 1024)
     for ask in (
         lambda: reader.weights({"d1": ["w1"]}),
         lambda: reader.sums(["d1"], ["w1"]),
-        # A search at such a point in time would say that all of its shards answered.
+        # A search in a point in time that lacks a shard reports that all shards answered.
         lambda: postings.scan(client, there).__enter__(),
         lambda: postings.count_known(client, INDEX, ["d1"]),
-        lambda: postings.count_searchable(client, INDEX),
-        lambda: postings.count_holding(client, INDEX, "sparse", ["w1"]),
+        lambda: postings.document_frequencies(client, INDEX, "sparse", ["w1"]),
         lambda: indexes.count_documents(client, there),
     ):
         with pytest.raises(PartialAnswerError, match="1 of 2 shards"):
             ask()  # type: ignore[no-untyped-call]
 
 
-def test_the_status_of_a_local_server_shows_no_count_that_is_too_low(red: Loaded, local_server: Running) -> None:
+def test_the_status_of_a_local_server_omits_a_partial_count(red: Loaded, local_server: Running) -> None:
     with environment(SPARSE_INGEST_HOME=str(local_server.home)):
         [instance] = (one for one in process.instances() if one.port == local_server.port)
         assert (process.health(instance), process.document_count(instance)) == ("red", None)
@@ -211,7 +210,7 @@ def test_the_status_of_a_local_server_shows_no_count_that_is_too_low(red: Loaded
 
 @contextmanager
 def changing(target: str, change: Change) -> Iterator[str]:
-    """The address of a proxy that changes the answers to searches and counts."""
+    """Yield the address of a proxy that changes the responses to searches and counts."""
 
     class Handler(AnsweringHandler):
         def do_GET(self) -> None:

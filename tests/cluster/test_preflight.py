@@ -1,16 +1,15 @@
-"""What is refused before the first request; the refusals of the server itself are in the tests of the two kinds."""
+"""Checks before the first request. What the server itself refuses is in test_rank_features.py and test_seismic.py."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.preflight import (
     MAX_REQUEST_BYTES,
     IndexLimits,
@@ -46,7 +45,7 @@ def part(
 
 
 def refusal(*parts: ShardPart, limits: IndexLimits = LIMITS) -> list[str]:
-    """The lines of the error, without the first and the last."""
+    """Return the lines of the error between the first and the last."""
     with pytest.raises(RunError) as caught:
         check_documents(parts, limits)
     lines = str(caught.value).split("\n")
@@ -54,13 +53,7 @@ def refusal(*parts: ShardPart, limits: IndexLimits = LIMITS) -> list[str]:
     return [line.strip() for line in lines[1:-1]]
 
 
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
-
-
-def test_a_sound_run_gives_its_counts_and_a_histogram_of_its_weights() -> None:
+def test_a_valid_run_gives_counts_and_a_histogram_of_weights() -> None:
     for kind in (np.float16, np.float32):
         report = check_documents(
             [part({"a": [(0, 0.5), (1, 1.5)], "empty": []}, weights=kind), part({"b": [(0, 0.5)]}, weights=kind)],
@@ -74,7 +67,7 @@ def test_a_sound_run_gives_its_counts_and_a_histogram_of_its_weights() -> None:
 
 
 @pytest.mark.parametrize("doc_id", ["", "x" * 513, "é" * 257, "😀" * 129])
-def test_ids_that_opensearch_refuses_are_named(doc_id: str) -> None:
+def test_ids_that_opensearch_refuses_are_listed(doc_id: str) -> None:
     fitting = {"x" * 512: [(0, 1.0)], "😀" * 128: [(0, 1.0)]}
     check_documents([part(fitting)], LIMITS)
     [line] = refusal(part({**fitting, doc_id: [(0, 1.0)]}))
@@ -82,36 +75,36 @@ def test_ids_that_opensearch_refuses_are_named(doc_id: str) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 1e-40])
-def test_weights_that_opensearch_refuses_are_named_with_document_and_token(weight: float) -> None:
+def test_weights_that_opensearch_refuses_are_listed_with_document_and_token(weight: float) -> None:
     good = [(0, LOWEST_WEIGHT), (1, 3.4e38)]
     check_documents([part({"a": good})], LIMITS)
     [line] = refusal(part({"a": good, "b": [(0, 1.0), (3, weight)]}))
     assert line == f"weights below 1.1754944e-38: 'b' token id 3 ({np.float32(weight):g})"
 
 
-def test_subnormal_float16_weights_are_fine() -> None:
+def test_subnormal_float16_weights_are_accepted() -> None:
     check_documents([part({"a": [(0, 6e-8)]}, weights=np.float16)], LIMITS)
 
 
-def test_weights_for_what_is_no_token_are_named() -> None:
+def test_weights_of_ids_without_a_token_are_listed() -> None:
     documents = {"a": [(0, 1.0)], "empty": [], "b": [(1, 1.0), (2, 1.0)], "c": [(0, 1.0)]}
     assert refusal(part(documents)) == ["token ids without a token in vocab.json: 'b' (id 2)"]
 
 
-def test_two_ids_of_one_token_string_are_refused_except_where_ids_are_the_keys() -> None:
+def test_two_ids_of_one_token_are_refused_unless_ids_are_the_keys() -> None:
     limits = replace(LIMITS, vocabulary=["zero", "same", "same"])
     assert refusal(part({"a": [(0, 1.0)]}), limits=limits) == ["tokens that have several ids: 'same'"]
     check_documents([part({"a": [(1, 1.0), (2, 1.0)]})], replace(limits, kind="sparse_vector"))
 
 
-def test_a_token_longer_than_lucene_takes_is_refused_only_when_a_document_has_it() -> None:
+def test_a_token_above_lucenes_limit_is_refused_only_if_a_document_has_it() -> None:
     limits = replace(LIMITS, vocabulary=["zero", "x" * 32_766, "x" * 32_767])
     check_documents([part({"a": [(0, 1.0), (1, 1.0)]})], limits)
     assert refusal(part({"a": [(2, 1.0)]}), limits=limits) == ["tokens longer than 32766 bytes: 'a' (id 2)"]
 
 
-def test_more_terms_than_lucene_can_add_up_are_refused() -> None:
-    """Also tried on the server: 200,000 weights of 1.0 are refused, "too many tokens for field"."""
+def test_more_terms_than_lucene_can_sum_are_refused() -> None:
+    """OpenSearch refuses 200,000 weights of 1.0 with "too many tokens for field"."""
     limits = replace(LIMITS, vocabulary=list(map(str, range(150_000))))
     code = int(weight_codes(np.array([1.0]))[0])
     most = (2**31 - 1) // code
@@ -133,7 +126,7 @@ def test_more_terms_than_lucene_can_add_up_are_refused() -> None:
         ({"b": 1}, "a.b", False),
     ],
 )
-def test_a_carried_field_of_the_sparse_fields_name_is_a_clash(
+def test_a_kept_field_with_the_name_of_the_sparse_field_is_refused(
     carried: dict[str, object], field: str, expected: bool
 ) -> None:
     assert clashes(carried, field) is expected
@@ -147,7 +140,7 @@ def test_a_carried_field_of_the_sparse_fields_name_is_a_clash(
         check_documents([some], limits)
 
 
-def test_a_document_larger_than_a_request_may_be_is_named_with_its_size() -> None:
+def test_a_document_above_the_request_limit_is_listed_with_its_size() -> None:
     limits = replace(LIMITS, max_bytes=10_000)
     text = json.dumps({"text": "x" * 9_900})
     check_documents([part({"a": [(0, 1.0)]}, [text])], limits)
@@ -157,7 +150,7 @@ def test_a_document_larger_than_a_request_may_be_is_named_with_its_size() -> Non
     assert line == ("documents larger than the 10000 bytes that a request may have: 'b' (10021 bytes or more)")
 
 
-def test_all_broken_rules_are_counted_and_the_first_twenty_documents_of_each_are_named() -> None:
+def test_each_problem_is_counted_and_its_first_twenty_documents_are_listed() -> None:
     parts = [part({f"{first}-{number}": [(0, 0.0), (2, 1.0)] for number in range(15)}) for first in "ab"]
     weights, tokens = refusal(*parts)
     assert weights.startswith("weights below ")
@@ -167,5 +160,5 @@ def test_all_broken_rules_are_counted_and_the_first_twenty_documents_of_each_are
     assert tokens.endswith("'b-4' (id 2), and 10 more")
 
 
-def test_the_request_limit_is_the_clusters(client: Client) -> None:
+def test_the_request_limit_is_read_from_the_cluster(client: Client) -> None:
     assert request_limit(client) == MAX_REQUEST_BYTES

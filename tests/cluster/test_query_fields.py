@@ -1,4 +1,4 @@
-"""Filters and collapses by fields that the index does not map."""
+"""Filters and collapse by fields that the index does not map."""
 
 from __future__ import annotations
 
@@ -63,7 +63,6 @@ BAD = [
 
 @pytest.fixture(scope="module")
 def mapped(opensearch_url: str) -> Iterator[str]:
-    """An index with this mapping."""
     name = f"sparse-ingest-test-{secrets.token_hex(6)}"
     with closing(connect(Connection(opensearch_url))) as client:
         client.call("PUT", f"/{name}", {"mappings": MAPPING | {"dynamic": False}})
@@ -73,14 +72,14 @@ def mapped(opensearch_url: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("known", [None, MAPPING])
 @pytest.mark.parametrize("filter", GOOD, ids=str)
-def test_fields_that_are_mapped_and_clauses_that_are_not_known_pass(
+def test_mapped_fields_and_unknown_clauses_are_accepted(
     client: Client, mapped: str, filter: dict[str, Any], known: dict[str, Any] | None
 ) -> None:
     refuse_unmapped(client, f"/{mapped}", known, filter, "price")
 
 
 @pytest.mark.parametrize("filter", BAD, ids=str)
-def test_a_field_that_is_not_mapped_is_named_with_those_that_are(
+def test_an_unmapped_field_is_refused_with_the_list_of_mapped_fields(
     client: Client, mapped: str, filter: dict[str, Any]
 ) -> None:
     with pytest.raises(
@@ -90,19 +89,19 @@ def test_a_field_that_is_not_mapped_is_named_with_those_that_are(
     assert "rank_features" not in str(error.value)
 
 
-def test_a_field_without_a_mapping_that_documents_have_is_told_apart(client: Client, mapped: str) -> None:
+def test_the_message_states_if_documents_have_the_unmapped_field(client: Client, mapped: str) -> None:
     with pytest.raises(UsageError, match="'mixed' of collapse.*Documents have it"):
         refuse_unmapped(client, f"/{mapped}", None, None, "mixed")
 
 
-def test_numbers_as_the_bounds_of_a_keyword_are_warned_of(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_range_of_numbers_on_a_keyword_field_is_a_warning(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     for name, bound in (("price", 5), ("meta.lang", "a"), ("meta.lang", 5)):
         refuse_unmapped(client, "/unused", MAPPING, {"bool": {"filter": [{"range": {name: {"lt": bound}}}]}}, None)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("meta.lang is mapped as keyword: the range compares its values as text")
 
 
-def test_a_field_that_was_added_since_the_mapping_was_read_passes(client: Client, index_name: str) -> None:
+def test_a_field_added_after_the_mapping_was_read_is_accepted(client: Client, index_name: str) -> None:
     client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"late": {"type": "long"}}}})
     refuse_unmapped(client, f"/{index_name}", {"properties": {}}, {"term": {"late": 1}}, None)
     refuse_unmapped(client, "/sparse-ingest-test-no-such-index", None, {"term": {"late": 1}}, None)

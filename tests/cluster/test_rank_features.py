@@ -1,10 +1,8 @@
-"""What OpenSearch does with a rank_features field: each test is a line that the loader relies on."""
+"""What OpenSearch does with rank_features fields: facts that the loader relies on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -13,17 +11,11 @@ from support.server_scores import score
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bulk_bodies import shortest_decimal
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, stored_weights, weight_codes
 
 MAPPINGS = {"dynamic": False, "properties": {"sparse": {"type": "rank_features"}}}
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture
@@ -33,7 +25,7 @@ def index(client: Client, index_name: str) -> str:
 
 
 def put(client: Client, index: str, documents: dict[str, str]) -> dict[str, dict[str, object]]:
-    """Send documents as written; their items by id."""
+    """Index raw JSON sources. Return the bulk items by id."""
     lines = "".join(f'{{"index":{{"_id":{json.dumps(doc_id)}}}}}\n{source}\n' for doc_id, source in documents.items())
     answer = client.call("POST", f"/{index}/_bulk", lines.encode(), params={"refresh": "true"})
     return {item["index"]["_id"]: item["index"] for item in answer["items"]}
@@ -44,7 +36,7 @@ def kept(client: Client, index: str, doc_id: str, tokens: list[str]) -> dict[str
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1e-40", "1.1754941e-38", "NaN", "1e400", '"many"'])
-def test_a_weight_that_is_not_a_positive_normal_number_refuses_the_whole_document(
+def test_a_document_with_a_weight_that_is_not_positive_and_normal_is_refused(
     client: Client, index: str, value: str
 ) -> None:
     items = put(client, index, {"bad": f'{{"sparse":{{"good":1,"bad":{value}}}}}', "next": '{"sparse":{"good":1}}'})
@@ -53,7 +45,7 @@ def test_a_weight_that_is_not_a_positive_normal_number_refuses_the_whole_documen
     assert items["next"]["status"] == 201
 
 
-def test_the_lowest_weight_and_numbers_in_strings_are_taken_and_null_is_dropped(client: Client, index: str) -> None:
+def test_the_lowest_weight_and_numeric_strings_are_accepted_and_null_is_dropped(client: Client, index: str) -> None:
     source = f'{{"sparse":{{"low":{LOWEST_WEIGHT:.9g},"text":"1.5","nothing":null,"high":3.4e38}}}}'
     assert put(client, index, {"a": source})["a"]["status"] == 201
     found = kept(client, index, "a", ["low", "text", "nothing", "high"])
@@ -62,11 +54,11 @@ def test_the_lowest_weight_and_numbers_in_strings_are_taken_and_null_is_dropped(
     assert found["text"] == 1.5
 
 
-def test_the_same_token_twice_refuses_the_document(client: Client, index: str) -> None:
+def test_a_document_with_a_duplicate_token_is_refused(client: Client, index: str) -> None:
     assert put(client, index, {"a": '{"sparse":{"x":1,"x":2}}'})["a"]["status"] == 400
 
 
-def test_any_string_is_a_token_and_keeps_its_own_weight(client: Client, index: str) -> None:
+def test_any_string_can_be_a_token(client: Client, index: str) -> None:
     weights = {token: 1 + place / 64 for place, token in enumerate(NASTY_TOKENS)}
     assert put(client, index, {"a": json.dumps({"sparse": weights})})["a"]["status"] == 201
     assert kept(client, index, "a", list(NASTY_TOKENS)) == {
@@ -74,7 +66,7 @@ def test_any_string_is_a_token_and_keeps_its_own_weight(client: Client, index: s
     }
 
 
-def test_an_empty_map_is_a_document_that_no_sparse_query_finds(client: Client, index: str) -> None:
+def test_a_document_with_an_empty_map_is_never_found_by_sparse_queries(client: Client, index: str) -> None:
     assert put(client, index, {"empty": '{"sparse":{}}'})["empty"]["status"] == 201
     query = {"query": {"neural_sparse": {"sparse": {"query_tokens": {"a": 1.0}}}}}
     assert client.call("POST", f"/{index}/_search", query)["hits"]["hits"] == []
@@ -82,10 +74,10 @@ def test_an_empty_map_is_a_document_that_no_sparse_query_finds(client: Client, i
     assert kept(client, index, "empty", []) == {}
 
 
-def test_weights_are_cut_to_nine_bits_never_rounded(client: Client, index: str) -> None:
+def test_weights_are_truncated_to_nine_bits(client: Client, index: str) -> None:
     rng = np.random.default_rng(0)
     bits = rng.integers(0x00800000, 0x7F800000, 400, dtype=np.uint32)
-    # Beside any value also the last one before the next step, which rounding would lift.
+    # With each value also the largest one of the same 9-bit step, which rounding would raise.
     weights = np.concatenate([bits, bits | 0x7FFF]).astype(np.uint32).view(np.float32)
     tokens = [f"t{place}" for place in range(len(weights))]
     decimals = ",".join(f'"{token}":{weight!s}' for token, weight in zip(tokens, weights, strict=True))
@@ -94,7 +86,7 @@ def test_weights_are_cut_to_nine_bits_never_rounded(client: Client, index: str) 
     np.testing.assert_array_equal(np.array([found[token] for token in tokens]), stored_weights(weights))
 
 
-def test_the_short_decimals_keep_the_same_nine_bits(client: Client, index: str) -> None:
+def test_short_decimals_are_stored_as_the_same_nine_bits(client: Client, index: str) -> None:
     codes = np.random.default_rng(1).choice(np.arange(256, 0xFF00), 900, replace=False)
     decimals = ",".join(f'"t{code}":{shortest_decimal(int(code))}' for code in codes)
     assert put(client, index, {"a": f'{{"sparse":{{{decimals}}}}}'})["a"]["status"] == 201
@@ -102,16 +94,16 @@ def test_the_short_decimals_keep_the_same_nine_bits(client: Client, index: str) 
     np.testing.assert_array_equal(weight_codes(np.array([found[f"t{code}"] for code in codes])), codes)
 
 
-def test_a_rank_feature_query_never_finds_a_token_with_a_dot_and_neural_sparse_does(client: Client, index: str) -> None:
+def test_a_token_with_a_dot_is_found_by_neural_sparse_and_not_by_rank_feature(client: Client, index: str) -> None:
     put(client, index, {"a": '{"sparse":{"a.b":1.5}}'})
     dotted = {"query": {"rank_feature": {"field": "sparse.a.b", "linear": {}}}}
     assert client.call("POST", f"/{index}/_search", dotted)["hits"]["hits"] == []
     assert kept(client, index, "a", ["a.b"]) == {"a.b": 1.5}
 
 
-@pytest.mark.parametrize("size", [3, 60])  # the few best are found by another scorer than all of them
-def test_scores_are_what_the_formula_predicts_to_the_last_bit(client: Client, index: str, size: int) -> None:
-    """float32 products, summed in double, cast once: also where the order of a float32 sum would show."""
+@pytest.mark.parametrize("size", [3, 60])  # Lucene uses another scorer for a small size than for all hits
+def test_scores_equal_the_formula_bit_for_bit(client: Client, index: str, size: int) -> None:
+    """float32 products are summed in double and cast once, so the order of the terms does not matter."""
     rng = np.random.default_rng(2)
     vocabulary = [f"t{place}" for place in range(300)]
     documents = {}
@@ -128,12 +120,12 @@ def test_scores_are_what_the_formula_predicts_to_the_last_bit(client: Client, in
     )
     for query_size in (1, 2, 7, 40, 300):
         for _ in range(5):
-            asked = rng.choice(300, query_size, replace=False)
+            query_terms = rng.choice(300, query_size, replace=False)
             query_weights = rng.gamma(1.0, 1.5, query_size).astype(np.float32).clip(1e-3, 64)
-            tokens = {vocabulary[t]: float(w) for t, w in zip(asked, query_weights, strict=True)}
+            tokens = {vocabulary[t]: float(w) for t, w in zip(query_terms, query_weights, strict=True)}
             body = {"query": {"neural_sparse": {"sparse": {"query_tokens": tokens}}}, "size": size}
             hits = client.call("POST", f"/{index}/_search", body)["hits"]["hits"]
-            weight_of = dict(zip(asked.tolist(), query_weights, strict=True))
+            weight_of = dict(zip(query_terms.tolist(), query_weights, strict=True))
             expected = {}
             for doc_id, (terms, weights) in documents.items():
                 both = [place for place, term in enumerate(terms.tolist()) if term in weight_of]
@@ -148,7 +140,7 @@ def test_scores_are_what_the_formula_predicts_to_the_last_bit(client: Client, in
 def test_a_filter_on_ids_counts_as_one_clause(client: Client, index: str) -> None:
     limit = client.dialect.max_clauses(client.find)
     put(client, index, {"a": '{"sparse":{"t0":1}}', "b": '{"sparse":{}}'})
-    # All the vocabulary in groups as large as the reader makes them: the server refuses what exceeds its limit.
+    # The reader queries the vocabulary in groups of its maximum size; the server refuses more clauses than its limit.
     reader = StoredReader(client, index, "sparse", limit)
     vocabulary = [f"t{place}" for place in range(2 * limit)]
     sums = reader.sums(["a", "b"], vocabulary)
@@ -156,7 +148,7 @@ def test_a_filter_on_ids_counts_as_one_clause(client: Client, index: str) -> Non
     assert sums["b"].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_a_bulk_request_with_require_alias_never_makes_an_index(client: Client, index_name: str) -> None:
+def test_a_bulk_request_with_require_alias_creates_no_index(client: Client, index_name: str) -> None:
     answer = client.call(
         "POST", f"/{index_name}/_bulk", b'{"index":{"_id":"a"}}\n{}\n', params={"require_alias": "true"}
     )

@@ -1,4 +1,4 @@
-"""What a role must be allowed to: every request of load, verify and search, by the name that OpenSearch gives it."""
+"""Permissions that a role needs: every request of load, verify and search, with its OpenSearch action name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("hasty_merges")
 
 DOCUMENTS = {f"d{number}": {"river": 0.5 + number / 8, "stone": 1.0} for number in range(7)}
 
-# What the README lists. "I" stands for the name of an index or an alias.
+# What docs/guides/production.md lists. "I" stands for the name of an index or an alias.
 NEEDED = {
     "GET /I": "indices:admin/get",
     "PUT /I": "indices:admin/create",
@@ -51,23 +51,23 @@ NEEDED = {
 }
 
 
-def unnamed(asked: Iterable[tuple[str, str]], index: str) -> Iterator[str]:
-    """Requests with "I" for the index or an alias of it, each once, without those that need rights on the cluster."""
-    for method, path in dict.fromkeys(asked):
+def anonymized(requests: Iterable[tuple[str, str]], index: str) -> Iterator[str]:
+    """Yield distinct requests with "I" for the index or its alias, without those that need cluster permissions."""
+    for method, path in dict.fromkeys(requests):
         if cluster_action(path) is None:
             yield f"{method} {re.sub(f'/{index}[^/]*', '/I', unquote(path))}"
 
 
 @pytest.fixture
-def without_cluster_rights(opensearch_url: str) -> Iterator[SecureProxy]:
+def proxy_without_cluster_rights(opensearch_url: str) -> Iterator[SecureProxy]:
     with secure_proxy(opensearch_url, cluster_rights=False) as proxy:
         yield proxy
 
 
-def test_load_verify_and_search_work_without_cluster_rights_and_ask_only_for_what_is_listed(
-    without_cluster_rights: SecureProxy, opensearch_url: str, index_name: str, tmp_path: Path
+def test_load_verify_and_search_need_only_the_listed_index_permissions(
+    proxy_without_cluster_rights: SecureProxy, opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
-    proxy, run = without_cluster_rights, make_run(tmp_path / "run", DOCUMENTS)
+    proxy, run = proxy_without_cluster_rights, make_run(tmp_path / "run", DOCUMENTS)
     connection = Connection(proxy.url)
     report = load(run.path, index=index_name, pipeline=Pipeline(), connection=connection)
     assert (report.acknowledged, report.refused) == (7, 0)
@@ -78,55 +78,55 @@ def test_load_verify_and_search_work_without_cluster_rights_and_ask_only_for_wha
         assert client.call("GET", f"/{index_name}/_count")["count"] == 7
     assert proxy.refused
     assert {path for _, path in proxy.refused} & {"/"}
-    assert set(unnamed(proxy.asked, index_name)) <= NEEDED.keys()
+    assert set(anonymized(proxy.asked, index_name)) <= NEEDED.keys()
 
 
-def test_a_second_load_and_one_that_replaces_work_without_cluster_rights(
-    without_cluster_rights: SecureProxy, index_name: str, tmp_path: Path
+def test_a_second_load_and_replace_need_no_cluster_permission(
+    proxy_without_cluster_rights: SecureProxy, index_name: str, tmp_path: Path
 ) -> None:
-    proxy, run = without_cluster_rights, make_run(tmp_path / "run", DOCUMENTS)
+    proxy, run = proxy_without_cluster_rights, make_run(tmp_path / "run", DOCUMENTS)
     for settings in ({}, {"retry_dead": True}, {"replace": True, "from_scratch": True, "merge": True}):
         load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(proxy.url), **settings)
-    assert set(unnamed(proxy.asked, index_name)) <= NEEDED.keys()
+    assert set(anonymized(proxy.asked, index_name)) <= NEEDED.keys()
 
 
-def test_an_alias_is_moved_and_moved_back_without_cluster_rights(
-    without_cluster_rights: SecureProxy, index_name: str, tmp_path: Path
+def test_publish_and_rollback_need_no_cluster_permission(
+    proxy_without_cluster_rights: SecureProxy, index_name: str, tmp_path: Path
 ) -> None:
-    proxy = without_cluster_rights
+    proxy = proxy_without_cluster_rights
     runs = [make_run(tmp_path / str(count), dict(list(DOCUMENTS.items())[:count])) for count in (4, 7)]
     body = tmp_path / "body.json"
-    # Whoever may not count nodes cannot know that a replica has no place here.
+    # Without the permission to count nodes, load cannot know that this cluster has no node for a replica.
     settings, properties = {"number_of_replicas": 0}, {"sparse": {"type": "rank_features"}}
     body.write_text(json.dumps({"settings": settings, "mappings": {"dynamic": False, "properties": properties}}))
     pipeline, connection = Pipeline(index=IndexSettings(body=str(body))), Connection(proxy.url)
     first, second = (publish(run.path, alias=index_name, pipeline=pipeline, connection=connection) for run in runs)
     assert (first.serves, second.serves, second.previous) == (first.load.index, second.load.index, first.load.index)
     roll_back(index_name, first.load.index, connection=Connection(proxy.url))
-    assert set(unnamed(proxy.asked, index_name)) <= NEEDED.keys()
+    assert set(anonymized(proxy.asked, index_name)) <= NEEDED.keys()
 
 
-def test_sparse_vector_is_loaded_merged_and_verified_without_cluster_rights(
-    without_cluster_rights: SecureProxy, index_name: str, tmp_path: Path
+def test_loading_merging_and_verifying_sparse_vector_needs_no_cluster_permission(
+    proxy_without_cluster_rights: SecureProxy, index_name: str, tmp_path: Path
 ) -> None:
-    proxy, run = without_cluster_rights, make_run(tmp_path / "run", DOCUMENTS)
+    proxy, run = proxy_without_cluster_rights, make_run(tmp_path / "run", DOCUMENTS)
     pipeline, connection = Pipeline(index=IndexSettings(kind="sparse_vector")), Connection(proxy.url)
     recorder = Recorder()
     load(run.path, index=index_name, pipeline=pipeline, connection=connection, merge=True, progress=recorder)
     assert verify(run.path, index=index_name, connection=connection, sample=None).ok
     assert any("neural_sparse_warmup_action" in note for note in recorder.notes), recorder.notes
-    assert set(unnamed(proxy.asked, index_name)) <= NEEDED.keys()
+    assert set(anonymized(proxy.asked, index_name)) <= NEEDED.keys()
 
 
-def test_a_version_that_may_not_be_asked_for_is_noted(
-    without_cluster_rights: SecureProxy, caplog: pytest.LogCaptureFixture
+def test_a_missing_permission_to_read_the_version_is_logged(
+    proxy_without_cluster_rights: SecureProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with closing(connect(Connection(without_cluster_rights.url))) as client:
+    with closing(connect(Connection(proxy_without_cluster_rights.url))) as client:
         assert (client.version, client.cluster_uuid) == ((3, 6, 0), "unknown")
     assert "does not report its version to a client without a user name (cluster:monitor/main)" in caplog.text
 
 
-def test_any_other_right_that_is_missing_stops_with_its_name(opensearch_url: str, tmp_path: Path) -> None:
+def test_any_other_missing_permission_is_an_error_with_its_name(opensearch_url: str, tmp_path: Path) -> None:
     reason = "no permissions for [indices:admin/create] and User [name=loader]"
     forbidden = {"error": {"type": "security_exception", "reason": reason}}
     run = make_run(tmp_path / "run", DOCUMENTS)

@@ -1,14 +1,13 @@
-"""The emulated field, without a server; test_rank_features.py compares it with the real one."""
+"""The emulation of stored weights and scores, without a server. test_rank_features.py compares it with OpenSearch."""
 
 from __future__ import annotations
 
 import numpy as np
-from support.server_scores import score
 
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, stored_bytes, stored_weights, weight_codes
 
 
-def test_stored_weights_keep_nine_bits_and_are_stable() -> None:
+def test_stored_weights_have_nine_bits_and_do_not_change_when_stored_again() -> None:
     weights = np.array([1.0, 1.00390625, 1.005, 2.7182818, 0.1], dtype=np.float32)
     stored = stored_weights(weights)
     assert stored.tolist() == [1.0, 1.00390625, 1.00390625, 2.7109375, 0.0998535156250]
@@ -22,28 +21,20 @@ def test_the_loss_is_below_two_to_the_minus_eight() -> None:
     assert loss.max() < 2**-8
 
 
-def test_float16_weights_made_by_dropping_bits_are_stored_like_their_float32() -> None:
+def test_truncated_float16_weights_are_stored_like_their_float32() -> None:
     weights = np.random.default_rng(1).uniform(0.01, 8, 10_000).astype(np.float32)
     from sparse_ingest.runs.shards import drop_bits
 
     np.testing.assert_array_equal(stored_weights(drop_bits(weights)), stored_weights(weights))
 
 
-def test_views_and_doubles_are_taken() -> None:
+def test_strided_views_and_doubles_are_accepted() -> None:
     weights = np.linspace(0.1, 3, 20)
     np.testing.assert_array_equal(stored_weights(weights[::2]), stored_weights(weights.astype(np.float32))[::2])
 
 
 def test_the_lowest_weight_is_the_first_normal_float32() -> None:
     assert weight_codes(np.array([LOWEST_WEIGHT]))[0] == 256
-
-
-def test_score_is_the_documented_example() -> None:
-    assert score(np.array([2.0, 1.0]), np.array([1.5, 0.3])) == np.float32(3.2998047)
-
-
-def test_score_of_nothing_is_zero() -> None:
-    assert score(np.array([]), np.array([])) == 0
 
 
 def test_a_byte_is_rounded_to_the_nearest_step_and_clipped_at_the_ceiling() -> None:

@@ -1,4 +1,4 @@
-"""Request bodies without a server; tests/searching/test_search.py sends them to one."""
+"""Search request bodies, without a server. tests/searching/test_search.py sends them to one."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_weights_survive_json_as_the_same_float32() -> None:
 
 
 @pytest.mark.parametrize("make", [neural_sparse_body, rank_feature_body])
-def test_a_query_without_weights_asks_for_nothing(make) -> None:
+def test_a_query_without_weights_matches_nothing(make) -> None:
     assert make({}, field="sparse", size=1)["query"] == {"match_none": {}}
 
 
 @pytest.mark.parametrize("make", [neural_sparse_body, rank_feature_body])
-def test_explain_is_asked_for_only_when_wanted(make) -> None:
+def test_explain_is_set_only_if_requested(make) -> None:
     assert make({"a": 1.0}, field="sparse", size=1, explain=True)["explain"] is True
     assert "explain" not in make({"a": 1.0}, field="sparse", size=1)
 
 
-def test_more_tokens_than_clauses_are_refused_with_the_way_out() -> None:
+def test_more_tokens_than_clauses_are_refused_with_the_setting_to_change() -> None:
     weights = {str(number): 1.0 for number in range(1025)}
     with pytest.raises(UsageError, match=r"1025 tokens.*1024 clauses.*query\.top_k=1024"):
         neural_sparse_body(weights, field="sparse", size=1)
@@ -88,12 +88,12 @@ def test_an_explanation_of_one_token_or_of_many_gives_the_terms() -> None:
     assert [term.token for term in explained_terms(many, "sparse")] == ["hello", ""]
 
 
-def test_an_explanation_reads_tokens_that_hold_the_words_around_them() -> None:
+def test_a_token_that_contains_the_words_of_an_explanation_is_read() -> None:
     token = "x feature, computed as w * S from:"
     assert [term.token for term in explained_terms(linear(token, 1.0, 1.0, 1.0), "sparse")] == [token]
 
 
-def test_clauses_on_other_fields_are_left_out_of_the_terms() -> None:
+def test_clauses_on_other_fields_give_no_terms() -> None:
     tree = {
         "value": 4.0,
         "description": "sum of:",

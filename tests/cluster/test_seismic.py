@@ -1,17 +1,15 @@
-"""What OpenSearch does with a sparse_vector field: each test is a line that the loader or verify relies on."""
+"""What OpenSearch does with sparse_vector fields: facts that the loader and verify rely on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sparse_ingest.cluster import indexes, mappings, seismic
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.scores import stored_bytes, stored_weights, weight_codes
@@ -20,12 +18,6 @@ from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.searching.index_search import search_index
 
 CEILING, CEILING_SEARCH = 2.5, 16.0
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 def create(client: Client, name: str, **parameters: float) -> None:
@@ -37,7 +29,7 @@ def create(client: Client, name: str, **parameters: float) -> None:
 
 
 def put(client: Client, index: str, documents: dict[str, str]) -> dict[str, int]:
-    """Send documents as written; the status of each."""
+    """Index raw JSON sources. Return the status of each."""
     lines = "".join(f'{{"index":{{"_id":{json.dumps(doc_id)}}}}}\n{source}\n' for doc_id, source in documents.items())
     answer = client.call("POST", f"/{index}/_bulk", lines.encode(), params={"refresh": "true"})
     return {item["index"]["_id"]: item["index"]["status"] for item in answer["items"]}
@@ -48,7 +40,7 @@ def reader(client: Client, index: str) -> StoredReader:
 
 
 def spread(count: int) -> np.ndarray:
-    """Weights over all steps, also beside the borders of bytes and of 9-bit codes, and above the ceiling."""
+    """Weights at and next to every byte boundary, random ones, and some above the ceiling."""
     rng = np.random.default_rng(3)
     borders = ((np.arange(1, 255) - 0.5) * CEILING / 255).astype(np.float32)
     around = np.concatenate([np.nextafter(borders, np.float32(0)), borders, np.nextafter(borders, np.float32(9))])
@@ -56,7 +48,7 @@ def spread(count: int) -> np.ndarray:
     return np.concatenate([around, random, np.array([CEILING, 3.0, 17.5, 1e30, 1.1754944e-38], np.float32)])
 
 
-def sent(weights: np.ndarray, decimals: list[str] | None = None) -> str:
+def source_of(weights: np.ndarray, decimals: list[str] | None = None) -> str:
     decimals = decimals or [str(weight) for weight in weights]
     terms = ",".join(f'"{key}":{decimal}' for key, decimal in enumerate(decimals))
     return f'{{"sparse":{{{terms}}}}}'
@@ -68,7 +60,7 @@ def test_large_segments_keep_bytes_and_small_ones_nine_bits(
 ) -> None:
     create(client, index_name, approximate_threshold=threshold)
     weights = spread(400)
-    assert put(client, index_name, {"a": sent(weights)}) == {"a": 201}
+    assert put(client, index_name, {"a": source_of(weights)}) == {"a": 201}
     keys = [str(key) for key in range(len(weights))]
     found = reader(client, index_name).weights({"a": keys})["a"]
     stored = [found[key] for key in keys]
@@ -81,20 +73,22 @@ def test_large_segments_keep_bytes_and_small_ones_nine_bits(
 
 
 @pytest.mark.parametrize("threshold", [1, 1000])
-def test_the_short_decimals_keep_byte_and_nine_bits(client: Client, index_name: str, threshold: int) -> None:
+def test_short_decimals_are_stored_as_the_same_byte_and_nine_bits(
+    client: Client, index_name: str, threshold: int
+) -> None:
     create(client, index_name, approximate_threshold=threshold)
     weights = spread(300)
     spelling = seismic.ByteCodes(CEILING)
     decimals = [spelling.decimal(int(code)) for code in spelling.codes(weights)]
     assert sum(map(len, decimals)) < 0.7 * sum(len(str(weight)) for weight in weights)
-    put(client, index_name, {"a": sent(weights, decimals)})
+    put(client, index_name, {"a": source_of(weights, decimals)})
     keys = [str(key) for key in range(len(weights))]
     found = reader(client, index_name).weights({"a": keys})["a"]
     expected = stored_bytes(weights, CEILING) if threshold == 1 else stored_weights(weights)
     np.testing.assert_array_equal([found[key] for key in keys], expected)
 
 
-def test_codes_tell_every_pair_of_byte_and_nine_bits_apart() -> None:
+def test_codes_distinguish_every_pair_of_byte_and_nine_bits() -> None:
     bits = np.random.default_rng(0).integers(0x00800000, 0x7F800000, 20_000, dtype=np.uint32)
     weights = np.concatenate([bits.view(np.float32), spread(20_000)])
     spelling = seismic.ByteCodes(CEILING)
@@ -108,7 +102,7 @@ def test_codes_tell_every_pair_of_byte_and_nine_bits_apart() -> None:
 
 
 @pytest.mark.parametrize("threshold", [1, 1000])
-def test_sums_show_a_weight_that_nobody_asked_for(client: Client, index_name: str, threshold: int) -> None:
+def test_sums_reveal_an_unexpected_weight(client: Client, index_name: str, threshold: int) -> None:
     create(client, index_name, approximate_threshold=threshold)
     put(client, index_name, {"a": '{"sparse":{"1":0.5,"7":1.25}}', "b": '{"sparse":{"7":0.25}}'})
     of_bytes = ["a", "b"] if threshold == 1 else []
@@ -118,8 +112,8 @@ def test_sums_show_a_weight_that_nobody_asked_for(client: Client, index_name: st
     assert [sums["a"].tolist(), sums["b"].tolist()] == [[expected[0], 0], [expected[1], 0]]
 
 
-def test_an_empty_object_beside_a_vector_is_refused_and_a_missing_field_is_not(client: Client, index_name: str) -> None:
-    """Why the loader leaves the field of an empty vector out."""
+def test_an_empty_vector_is_refused_and_a_missing_field_is_accepted(client: Client, index_name: str) -> None:
+    """This is why the loader omits the field of an empty vector."""
     create(client, index_name)
     statuses = put(client, index_name, {"empty": '{"sparse":{}}', "full": '{"sparse":{"1":1}}', "none": "{}"})
     assert sorted(statuses.values()) == [201, 201, 400]
@@ -135,7 +129,7 @@ def test_keys_are_whole_numbers_and_weights_positive_normal_numbers(
 
 
 def test_method_parameters_cannot_be_changed_later(client: Client, index_name: str) -> None:
-    """Why the threshold is chosen before the index is made."""
+    """This is why the threshold is chosen before the index is created."""
     create(client, index_name, approximate_threshold=5)
     method = {"name": "seismic", "parameters": {"approximate_threshold": 6}}
     with pytest.raises(ResponseError, match="Cannot update parameter"):
@@ -144,27 +138,25 @@ def test_method_parameters_cannot_be_changed_later(client: Client, index_name: s
         )
 
 
-def test_an_index_can_be_warmed_up_and_one_that_is_gone_says_so(client: Client, index_name: str) -> None:
+def test_warming_up_an_index_works_and_a_deleted_one_gives_a_message(client: Client, index_name: str) -> None:
     create(client, index_name, approximate_threshold=1)
     put(client, index_name, {"a": '{"sparse":{"1":0.5}}'})
     index = indexes.find_index(client, index_name)
     assert index is not None
     assert seismic.warm_up(client, index) is None
-    sentence = seismic.warm_up(client, index._replace(name=f"{index_name}-gone"))
-    assert sentence is not None
-    assert "could not be warmed up" in sentence
+    message = seismic.warm_up(client, index._replace(name=f"{index_name}-gone"))
+    assert message is not None
+    assert "could not be warmed up" in message
 
 
 @pytest.mark.parametrize("threshold", [1, 1000])
-def test_a_search_names_tokens_and_scores_by_the_rule_of_the_segment(
-    client: Client, index_name: str, threshold: int
-) -> None:
+def test_scores_and_terms_follow_the_storage_of_the_segment(client: Client, index_name: str, threshold: int) -> None:
     create(client, index_name, approximate_threshold=threshold)
     put(client, index_name, {"a": '{"sparse":{"1":0.7,"2":1.3,"9":4.0}}', "b": '{"sparse":{"2":0.3}}'})
-    asked = {"one": 2.2, "two": 1.1, "unknown": 5.0}
+    query = {"one": 2.2, "two": 1.1, "unknown": 5.0}
     keys = {"one": "1", "two": "2"}
     engine = Engine("seismic", kind="sparse_vector", keys=keys, seismic={"heap_factor": 1.2})
-    hits = search_index(client, index_name, asked, size=5, engine=engine)
+    hits = search_index(client, index_name, query, size=5, engine=engine)
     assert [hit.doc_id for hit in hits] == ["a", "b"]
     assert [term.token for term in hits[0].terms] == ["one", "two"]
     kept = np.array([0.7, 1.3], dtype=np.float32)
@@ -178,8 +170,8 @@ def test_a_search_names_tokens_and_scores_by_the_rule_of_the_segment(
     assert sum(term.contribution for term in hits[0].terms) == pytest.approx(hits[0].score, rel=1e-6)
 
 
-def test_as_many_hits_as_asked_for_come_from_one_segment(client: Client, index_name: str) -> None:
-    """`k` is 10 unless it is said."""
+def test_one_segment_gives_more_than_ten_hits(client: Client, index_name: str) -> None:
+    """The server's default for `k` is 10."""
     create(client, index_name, approximate_threshold=1)
     put(client, index_name, {f"d{number}": f'{{"sparse":{{"1":{1 + number / 64}}}}}' for number in range(40)})
     engine = Engine("seismic", kind="sparse_vector", keys={"one": "1"})
@@ -203,7 +195,7 @@ def body(**parameters: object) -> dict[str, object]:
 
 
 def fitted_parameters(body: dict[str, object], report: PreflightReport) -> dict[str, Any]:
-    """What holds for the field: the fitted parameters, and the server's own for those that the body lacks."""
+    """Return the effective parameters: fitted ones, and the server's defaults for the rest."""
     fitted, _ = seismic.fit(body, "sparse", report)
     return seismic.parameters_of(fitted["mappings"]["properties"]["sparse"])
 
@@ -217,17 +209,24 @@ def test_the_ceiling_with_the_smallest_error_is_chosen() -> None:
 
     best = min(np.geomspace(1, weights.max(), 200), key=error)
     assert error(ceiling) < 1.02 * error(best)
-    assert error(ceiling) < error(3.0)  # what the server takes without a word
+    assert error(ceiling) < error(3.0)  # the server's default
 
 
-def test_what_is_clipped_is_counted_and_said() -> None:
+def test_clipped_weights_are_counted_in_the_note() -> None:
     weights = np.array([0.5] * 99_990 + [40.0] * 10, dtype=np.float32)
-    fitted, said = seismic.fit(body(quantization_ceiling_ingest=3.0), "sparse", report_of(weights, 1000))
+    fitted, note = seismic.fit(body(quantization_ceiling_ingest=3.0), "sparse", report_of(weights, 1000))
     assert fitted["mappings"]["properties"]["sparse"]["method"]["parameters"]["quantization_ceiling_ingest"] == 3.0
-    assert "10 of 100000 weights (0.010%) are above it and clipped" in said
+    assert "10 of 100000 weights (0.010%) are above it and clipped" in note
 
 
-def test_what_the_body_names_stays_and_the_rest_is_fitted() -> None:
+def test_seismic_is_advised_against_below_a_million_documents() -> None:
+    assert seismic.advice(1_000_000) == []
+    for documents, here in ((999_999, ", and the run has 999,999."), (None, " or more. For fewer")):
+        [message] = seismic.advice(documents)
+        assert here in message and "33 s instead of 4 s" in message
+
+
+def test_parameters_in_the_body_are_kept_and_the_rest_is_fitted() -> None:
     weights = np.ones(100, dtype=np.float32)
     named = body(approximate_threshold=7, n_postings=9, cluster_ratio=0.2)
     assert fitted_parameters(named, report_of(weights, 10)) == {
@@ -252,7 +251,7 @@ def test_only_the_merged_segment_reaches_the_threshold(documents: int, primaries
     assert threshold <= max(1, counts.min())
 
 
-def test_more_tokens_than_the_field_tells_apart_are_refused() -> None:
+def test_more_than_32768_tokens_are_refused() -> None:
     mappings.check_vocabulary("sparse_vector", ["t"] * 32_768)
     mappings.check_vocabulary("rank_features", ["t"] * 250_002)
     with pytest.raises(PipelineError, match=r"32769 tokens, a sparse_vector field at most 32768"):
@@ -260,12 +259,12 @@ def test_more_tokens_than_the_field_tells_apart_are_refused() -> None:
 
 
 def test_an_id_above_32767_scores_wrongly_or_fails(client: Client, index_name: str) -> None:
-    """The limit is the server's: when this fails, a release has lifted it."""
+    """A limit of the server. If this test fails, a release has removed it."""
     create(client, index_name, approximate_threshold=1)
     put(client, index_name, {"a": '{"sparse":{"40000":1.0}}'})
-    asked = {"query_tokens": {"40000": 1.0}, "method_parameters": {"k": 5}}
+    query = {"query_tokens": {"40000": 1.0}, "method_parameters": {"k": 5}}
     try:
-        hits = client.call("POST", f"/{index_name}/_search", {"query": {"neural_sparse": {"sparse": asked}}})
+        hits = client.call("POST", f"/{index_name}/_search", {"query": {"neural_sparse": {"sparse": query}}})
     except ResponseError as error:
         assert error.status == 500
     else:

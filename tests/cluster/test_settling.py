@@ -1,12 +1,12 @@
-"""Waiting: for copies, for a cluster that does not answer for a moment; never for ever."""
+"""Waiting for shard copies and for a cluster that is briefly unavailable; every wait is bounded."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from support.reporters import NoNotes
 from support.secure_proxy import secure_proxy
 
 from sparse_ingest.cluster import indexes, settling
@@ -20,44 +20,31 @@ from sparse_ingest.reporting import SILENT, SilentReporter
 FAST = Retries(attempts=4, base_s=0.001, cap_s=0.002)
 
 
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
-
-
-def made(client: Client, name: str, *, shards: int = 1, replicas: int = 0) -> indexes.Index:
+def create_index(client: Client, name: str, *, shards: int = 1, replicas: int = 0) -> indexes.Index:
     settings = {"number_of_shards": shards, "number_of_replicas": replicas, "refresh_interval": -1}
     return indexes.create_index(client, name, {"settings": settings, "mappings": {"dynamic": False}})
-
-
-class NoNotes(SilentReporter):
-    """Fails the test when there is something to say."""
-
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
 
 
 NEVER = NoNotes()
 
 
-def test_copies_that_are_there_are_not_waited_for(client: Client, index_name: str) -> None:
-    assert settling.wait_for_copies(client, made(client, index_name, shards=2), NEVER) is None
+def test_started_copies_need_no_wait(client: Client, index_name: str) -> None:
+    assert settling.wait_for_copies(client, create_index(client, index_name, shards=2), NEVER) is None
 
 
-def test_replicas_for_which_there_is_no_node_are_said_and_not_waited_for(client: Client, index_name: str) -> None:
-    index = made(client, index_name, shards=2, replicas=1)
+def test_replicas_without_a_node_are_reported_and_not_waited_for(client: Client, index_name: str) -> None:
+    index = create_index(client, index_name, shards=2, replicas=1)
     began = time.monotonic()
-    sentence = settling.wait_for_copies(client, index, SILENT)
-    assert sentence is not None
-    assert "the cluster has 1 data node: 2 of 4 copies cannot be created" in sentence
+    message = settling.wait_for_copies(client, index, SILENT)
+    assert message is not None
+    assert "the cluster has 1 data node: 2 of 4 copies cannot be created" in message
     assert time.monotonic() - began < 5
 
 
-def test_copies_that_never_come_end_in_a_sentence_also_without_rights_on_the_cluster(
+def test_copies_that_never_start_are_an_error_also_without_cluster_permissions(
     client: Client, index_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = made(client, index_name, replicas=1)
+    index = create_index(client, index_name, replicas=1)
     call = Client.call
 
     def without_cluster(self: Client, method: str, path: str, *arguments, **keywords):
@@ -71,7 +58,7 @@ def test_copies_that_never_come_end_in_a_sentence_also_without_rights_on_the_clu
         settling.wait_for_copies(client, index, SILENT, patience_s=0.2)
 
 
-def test_a_question_is_asked_again_while_the_cluster_does_not_answer() -> None:
+def test_a_call_is_retried_while_the_cluster_is_unavailable() -> None:
     answers: list[object] = [
         UnreachableError("gone"),
         ResponseError("busy", status=503, kind="x", reason="x"),
@@ -96,29 +83,19 @@ def test_a_question_is_asked_again_while_the_cluster_does_not_answer() -> None:
         ClusterError("the index is another one"),
     ],
 )
-def test_what_cannot_get_better_is_not_asked_again(error: ClusterError) -> None:
-    asked = []
+def test_permanent_errors_are_not_retried(error: ClusterError) -> None:
+    calls = []
 
     def ask() -> None:
-        asked.append(1)
+        calls.append(1)
         raise error
 
     with pytest.raises(ClusterError):
         settling.patiently(ask, FAST, Waiting("cluster"))
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
-def test_a_count_without_all_shards_is_refused(client: Client, index_name: str) -> None:
-    # A shard that may be on no node at all is never there.
-    nowhere = {"index.routing.allocation.require._name": "no such node"}
-    client.call("PUT", f"/{index_name}", {"settings": nowhere}, params={"wait_for_active_shards": "0"})
-    index = indexes.find_index(client, index_name)
-    assert index is not None
-    with pytest.raises(ClusterError):
-        indexes.count_documents(client, index)
-
-
-def test_a_primary_that_no_node_takes_is_reported_with_the_reason(client: Client, index_name: str) -> None:
+def test_an_unassigned_primary_is_reported_with_the_reason(client: Client, index_name: str) -> None:
     settings = {"number_of_shards": 2, "index.routing.allocation.require.box": "hot"}
     client.call("PUT", f"/{index_name}", {"settings": settings}, params={"wait_for_active_shards": "0"})
     index = indexes.find_index(client, index_name)
@@ -129,7 +106,7 @@ def test_a_primary_that_no_node_takes_is_reported_with_the_reason(client: Client
         assert part in str(caught.value)
 
 
-def test_a_load_goes_on_when_the_primaries_are_started(opensearch_url: str, index_name: str) -> None:
+def test_the_wait_ends_when_the_primaries_are_started(opensearch_url: str, index_name: str) -> None:
     class Freeing(SilentReporter):
         notes: list[str] = []
 
@@ -147,8 +124,8 @@ def test_a_load_goes_on_when_the_primaries_are_started(opensearch_url: str, inde
     assert "is not allocated" in Freeing.notes[0]
 
 
-def test_a_role_that_may_not_ask_for_shards_loads_all_the_same(client: Client, index_name: str) -> None:
-    index = made(client, index_name)
+def test_without_permission_to_read_shards_the_check_is_skipped(client: Client, index_name: str) -> None:
+    index = create_index(client, index_name)
     assert settling.unstarted_primaries(client, index) is None
     forbidden = 403, {"error": {"type": "security_exception", "reason": "no permissions for [indices:monitor/stats]"}}
     check = lambda request: forbidden if "_stats" in request.path else None  # noqa: E731
@@ -156,8 +133,8 @@ def test_a_role_that_may_not_ask_for_shards_loads_all_the_same(client: Client, i
         assert settling.unstarted_primaries(other, index) is None
 
 
-def test_a_primary_that_moved_or_was_restarted_is_noticed(client: Client, index_name: str) -> None:
-    index = made(client, index_name)
+def test_a_restarted_primary_is_detected(client: Client, index_name: str) -> None:
+    index = create_index(client, index_name)
     durability = Durability(client, index)
     durability.settle()
     client.call("POST", f"/{index_name}/_close")

@@ -1,4 +1,4 @@
-"""AWS SigV4 against a proxy that computes each signature again, by AWS's own description and without botocore."""
+"""AWS SigV4, against a proxy that recomputes each signature from AWS's specification, without botocore."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REGION, SECRET, TOKEN = "eu-west-1", "secret/of+the=load", "token//of++the==sess
 
 @dataclass
 class AwsCheck:
-    """Refuses what is not signed with the secret of its access key, and notes the keys and signed hosts."""
+    """Refuses requests with a wrong signature, scope, token or date, and records the access keys."""
 
     service: str
     secret: str = SECRET
@@ -43,7 +43,7 @@ class AwsCheck:
         key, _, scope = given["Credential"].partition("/")
         date = request.headers["x-amz-date"]
         signed = given["SignedHeaders"].split(";")
-        # Each segment as it came is encoded once more: so for every service but S3.
+        # Path segments are URL-encoded twice for every service but S3.
         path, _, query = request.path.partition("?")
         canonical = "\n".join(
             [
@@ -71,9 +71,9 @@ class AwsCheck:
         }
         self.keys.append(key)
         if wrong := [name for name, is_right in right.items() if not is_right]:
-            # AWS's own form, which repeats the request.
-            told = f"The request signature does not match: {', '.join(wrong)}.\n\nThe Canonical String: '{canonical}'"
-            return 403, {"message": told}
+            # The format of AWS, which repeats the canonical request.
+            text = f"The request signature does not match: {', '.join(wrong)}.\n\nThe Canonical String: '{canonical}'"
+            return 403, {"message": text}
         if self.service == "aoss" and urlsplit(request.path).path == "/":
             return 404, ""
         return None
@@ -90,7 +90,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pair]:
 
 @pytest.fixture(autouse=True)
 def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Credentials in variables and nothing else; gives the path of the configuration file, which is not there."""
+    """Credentials only in environment variables. Return the path of the config file, which does not exist."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     given = {
@@ -111,7 +111,7 @@ def signed(url: str, service: str, ca: Path | None = None) -> Connection:
 
 
 @pytest.mark.parametrize("service", ["es", "aoss"])
-def test_load_and_verify_are_signed_as_aws_wants_it(
+def test_load_and_verify_are_signed(
     opensearch_url: str, index_name: str, tmp_path: Path, certificate: tuple[Path, Pair], service: str, caplog
 ) -> None:
     run, (ca, pair) = make_run(tmp_path / "run"), certificate
@@ -125,12 +125,12 @@ def test_load_and_verify_are_signed_as_aws_wants_it(
             assert client.call("GET", f"/{index_name}/_doc/{odd}", params={"_source_includes": "title,a b"})["found"]
     assert [path for method, path in proxy.refused if path != "/"] == []
     notes = [record.getMessage() for record in caplog.records if record.name.startswith("sparse_ingest")]
-    assert any("Serverless has no version; it is taken for OpenSearch 3.6.0" in note for note in notes) is (
+    assert any("Serverless has no version; OpenSearch 3.6.0 is assumed" in note for note in notes) is (
         service == "aoss"
     )
 
 
-def test_a_refused_signature_is_one_sentence_without_the_token(
+def test_a_refused_signature_is_one_message_without_secrets(
     opensearch_url: str, certificate: tuple[Path, Pair], tmp_path: Path
 ) -> None:
     run, (ca, pair) = make_run(tmp_path / "run"), certificate
@@ -145,14 +145,14 @@ def test_a_refused_signature_is_one_sentence_without_the_token(
         traced = subprocess.run(
             [sys.executable, "-c", code.format(repr(proxy.url))], capture_output=True, text=True, check=False
         )
-        told = subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-c", program, *map(str, words), "--url", proxy.url],
             capture_output=True,
             text=True,
             check=False,
         )
-    assert told.returncode == 1
-    assert told.stderr.strip() == (
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == (
         f"Error: {proxy.url} refuses these AWS credentials (403). Check AWS_PROFILE, --aws-region, --aws-service and "
         "the access policy. Its reason: The request signature does not match: signature."
     )
@@ -163,14 +163,14 @@ def test_a_refused_signature_is_one_sentence_without_the_token(
 
 
 def write_process(config: Path, script: str) -> None:
-    """Credentials from a program, as companies with a login of their own have them."""
+    """Configure a credential_process, as single sign-on tools do."""
     program = config.with_name("credentials.sh")
     program.write_text(f"#!/bin/sh\n{script}")
     program.chmod(0o755)
     config.write_text(f"[default]\ncredential_process = {program}\n")
 
 
-def test_credentials_that_expire_are_asked_for_again_during_a_load(
+def test_expiring_credentials_are_refreshed_during_a_load(
     opensearch_url: str, index_name: str, tmp_path: Path, aws: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -190,7 +190,7 @@ def test_credentials_that_expire_are_asked_for_again_during_a_load(
     assert len(set(check.keys)) > 5
 
 
-def test_a_session_that_ends_stops_with_a_sentence_and_is_not_taken_for_a_lost_connection(
+def test_an_expired_session_is_an_error_and_is_not_retried(
     opensearch_url: str, aws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -207,7 +207,9 @@ def test_a_session_that_ends_stops_with_a_sentence_and_is_not_taken_for_a_lost_c
         assert proxy.asked == []
 
 
-def test_what_aws_needs_and_lacks_is_told(monkeypatch: pytest.MonkeyPatch, aws: Path, opensearch_url: str) -> None:
+def test_missing_region_profile_and_credentials_are_reported(
+    monkeypatch: pytest.MonkeyPatch, aws: Path, opensearch_url: str
+) -> None:
     with pytest.raises(UsageError, match="--aws-service needs --aws-region"):
         connect(Connection(opensearch_url, aws_service="es"))
     monkeypatch.setenv("AWS_PROFILE", "nobody")
@@ -219,22 +221,22 @@ def test_what_aws_needs_and_lacks_is_told(monkeypatch: pytest.MonkeyPatch, aws: 
         connect(signed(opensearch_url, "es"))
 
 
-def test_the_region_of_the_profile_is_taken(opensearch_url: str, aws: Path) -> None:
+def test_the_region_is_read_from_the_profile(opensearch_url: str, aws: Path) -> None:
     aws.write_text(f"[default]\nregion = {REGION}\n")
     with secure_proxy(opensearch_url, check=AwsCheck("es")) as proxy:
         connect(Connection(proxy.url, aws_service="es")).close()
         assert proxy.refused == []
 
 
-def test_a_missing_root_is_excused_only_at_serverless(opensearch_url: str) -> None:
+def test_a_404_at_the_root_path_is_accepted_only_from_serverless(opensearch_url: str) -> None:
     with secure_proxy(opensearch_url, check=lambda request: (404, "")) as proxy:
         with pytest.raises(ResponseError):
             connect(signed(proxy.url, "es"))
         assert connect(signed(proxy.url, "aoss")).cluster_uuid == "unknown"
 
 
-def test_an_index_without_uuid_is_one_sentence(opensearch_url: str, tmp_path: Path) -> None:
-    """Whether indexes of Serverless have one was not tried."""
+def test_an_index_without_uuid_is_refused(opensearch_url: str, tmp_path: Path) -> None:
+    """Not yet tried on Serverless: its indexes may have no UUID."""
     answer = {"mine": {"aliases": {}, "mappings": {}, "settings": {"index": {"number_of_shards": "2"}}}}
     with secure_proxy(opensearch_url, check=lambda one: (200, answer) if one.path == "/mine" else (404, "")) as proxy:
         with pytest.raises(ClusterError, match="does not report the UUID of index 'mine'"):
@@ -242,7 +244,7 @@ def test_an_index_without_uuid_is_one_sentence(opensearch_url: str, tmp_path: Pa
             load(run.path, index="mine", pipeline=Pipeline(), connection=signed(proxy.url, "aoss"))
 
 
-def test_the_filter_of_logs_keeps_everything_but_the_token(opensearch_url: str, caplog) -> None:
+def test_the_log_filter_removes_only_the_token(opensearch_url: str, caplog) -> None:
     with secure_proxy(opensearch_url, check=AwsCheck("es")) as proxy:
         connect(signed(proxy.url, "es")).close()
         with caplog.at_level(logging.DEBUG):

@@ -1,4 +1,4 @@
-"""A cluster behind TLS and passwords: the three commands work, each mistake is one sentence, no secret is shown."""
+"""TLS and passwords: load, verify and search work, each mistake is one message, and no secret is printed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from support.tables import write_table
 from sparse_ingest.cli.main import main
 from sparse_ingest.cluster.client import Connection, connect
 
-USER, PASSWORD = "loader", "pä:ss wörd/€%40"  # what a URL, Latin-1 and a colon would each make something else of
+USER, PASSWORD = "loader", "pä:ss wörd/€%40"  # differs if decoded as URL or Latin-1, or split at a colon
 DOCUMENTS = {"one": {"catch": 1.5, "except": 0.5}, "two": {"except": 2.0, "river": 3.0}, "three": {}}
 
 
 class Certificates(NamedTuple):
-    """Who vouches for whom."""
+    """Two CAs and the certificates that they signed."""
 
     ca: Path
     stranger_ca: Path
@@ -70,8 +70,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def failing(run_path: Path, capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run `load` where it cannot succeed; gives its one sentence, with its exit code 1 checked."""
+def failed_load(run_path: Path, capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return a function that runs `load`, checks its exit code, and returns its error message."""
 
     def run(proxy: SecureProxy, *arguments: object, url: str = "", code: int = 1) -> str:
         words = ["load", run_path, "--index", "sparse-ingest-test-never", "--url", url or proxy.url, *arguments]
@@ -83,14 +83,14 @@ def failing(run_path: Path, capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[
         assert shown.out == ""
         assert "Traceback" not in shown.err
         assert PASSWORD not in shown.err
-        (sentence,) = [line for line in shown.err.splitlines() if line.startswith("Error: ")]
-        return sentence
+        (message,) = [line for line in shown.err.splitlines() if line.startswith("Error: ")]
+        return message
 
     return run
 
 
 def command(variables: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The program as a user starts it, with every logger of every library at DEBUG on standard error."""
+    """Run sparse-ingest in a process that logs every library at DEBUG to stderr."""
     code = (
         "import logging; logging.basicConfig(level=logging.DEBUG);"
         "logging.getLogger('opensearchpy.trace').addHandler(logging.StreamHandler());"
@@ -105,13 +105,13 @@ def command(variables: dict[str, str], *arguments: object) -> subprocess.Complet
     )
 
 
-def everything_written(folder: Path) -> Iterator[bytes]:
+def file_contents(folder: Path) -> Iterator[bytes]:
     for path in folder.rglob("*"):
         if path.is_file():
             yield path.read_bytes()
 
 
-def test_load_verify_and_search_work_with_user_password_and_client_certificate_and_show_neither(
+def test_passwords_and_client_keys_work_and_are_neither_printed_nor_stored(
     opensearch_url: str, index_name: str, run_path: Path, certificates: Certificates, tmp_path: Path
 ) -> None:
     secrets = [PASSWORD, certificates.client.key.read_text().splitlines()[1]]
@@ -139,14 +139,14 @@ def test_load_verify_and_search_work_with_user_password_and_client_certificate_a
     assert (verified["same"], verified["checked_documents"]) == (True, 3)
     assert [hit["id"] for hit in found["hits"]] == ["two", "one"]
     assert proxy.refused == []
-    assert "urllib3" in results[0].stderr  # the libraries did log
-    written = [*everything_written(tmp_path / "run"), json.dumps(stored, ensure_ascii=False).encode()]
+    assert "urllib3" in results[0].stderr  # the libraries logged at DEBUG
+    written = [*file_contents(tmp_path / "run"), json.dumps(stored, ensure_ascii=False).encode()]
     for secret in secrets:
         assert not any(secret in result.stdout + result.stderr for result in results)
         assert not any(secret.encode() in content for content in written)
 
 
-def test_password_in_the_url_is_taken_and_not_shown(opensearch_url: str, certificates: Certificates) -> None:
+def test_a_password_in_the_url_is_used_and_not_printed(opensearch_url: str, certificates: Certificates) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.server, users={USER: PASSWORD}) as proxy:
         url = proxy.url.replace("//", "//loader:p%C3%A4%3Ass%20w%C3%B6rd%2F%E2%82%AC%2540@")
         given = Connection(url, ca=str(certificates.ca))
@@ -158,36 +158,38 @@ def test_password_in_the_url_is_taken_and_not_shown(opensearch_url: str, certifi
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("given", "message"),
     [
         ((), "requires authentication (401): pass --user and --password, or a client certificate."),
         (("--user", USER, "--password", PASSWORD + "x"), "does not accept user 'loader' with this password (401)."),
         (("--user", "nobody", "--password", PASSWORD), "does not accept user 'nobody' with this password (401)."),
     ],
 )
-def test_wrong_users_are_told(opensearch_url: str, certificates: Certificates, failing, given, sentence: str) -> None:
+def test_wrong_credentials_are_reported(
+    opensearch_url: str, certificates: Certificates, failed_load, given, message: str
+) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.server, users={USER: PASSWORD}) as proxy:
-        assert sentence in failing(proxy, "--ca", certificates.ca, *given)
+        assert message in failed_load(proxy, "--ca", certificates.ca, *given)
         assert proxy.asked == [("GET", "/")]
 
 
-def test_an_authority_that_is_not_trusted_is_told(opensearch_url: str, certificates: Certificates, failing) -> None:
+def test_an_untrusted_ca_is_reported(opensearch_url: str, certificates: Certificates, failed_load) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.server) as proxy:
         for arguments in ((), ("--ca", certificates.stranger_ca)):
-            sentence = failing(proxy, *arguments)
-            assert "certificate verify failed" in sentence
+            message = failed_load(proxy, *arguments)
+            assert "certificate verify failed" in message
             if arguments:
-                assert f"Its certificate was signed by a CA that is not in {certificates.stranger_ca}" in sentence
-                assert "--ca" not in sentence
+                assert f"Its certificate was signed by a CA that is not in {certificates.stranger_ca}" in message
+                assert "--ca" not in message
             else:
-                assert "Pass the file of the CA that signed its certificate with --ca." in sentence
+                assert "Pass the file of the CA that signed its certificate with --ca." in message
 
 
 @pytest.mark.parametrize("trusted", ["plain_ca", "pinned", "pinned_of_expired_ca"])
-def test_ca_takes_what_curl_takes_on_every_python(
+def test_ca_accepts_what_curl_accepts_on_every_python(
     opensearch_url: str, certificates: Certificates, tmp_path: Path, trusted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python 3.13 refuses a CA without key usage, 3.12 and older a certificate whose own CA is not in the file."""
+    """Python 3.13 refuses a CA without key usage; older ones a certificate whose CA is not in the file."""
     if trusted == "plain_ca":
         older = ssl.create_default_context
 
@@ -208,82 +210,84 @@ def test_ca_takes_what_curl_takes_on_every_python(
         connect(Connection(proxy.url, ca=str(ca))).close()
 
 
-def test_a_ca_of_the_same_name_with_another_key_is_told(
-    opensearch_url: str, certificates: Certificates, tmp_path: Path, failing
+def test_a_ca_of_the_same_name_with_another_key_is_reported(
+    opensearch_url: str, certificates: Certificates, tmp_path: Path, failed_load
 ) -> None:
     twin = Authority(tmp_path, "ours")
     with secure_proxy(opensearch_url, certificate=certificates.server) as proxy:
-        sentence = failing(proxy, "--ca", twin.pair.cert)
-        assert f"Its certificate was signed by a CA that is not in {twin.pair.cert}" in sentence
+        message = failed_load(proxy, "--ca", twin.pair.cert)
+        assert f"Its certificate was signed by a CA that is not in {twin.pair.cert}" in message
 
 
-def test_a_ca_that_has_expired_is_told(opensearch_url: str, tmp_path: Path, failing) -> None:
+def test_an_expired_ca_is_reported(opensearch_url: str, tmp_path: Path, failed_load) -> None:
     gone = Authority(tmp_path, "long-gone", days=-1)
     with secure_proxy(opensearch_url, certificate=gone.sign("still-valid")) as proxy:
-        sentence = failing(proxy, "--ca", gone.pair.cert)
-        assert f"{gone.pair.cert} contains a CA that has expired (long-gone)" in sentence
-        assert "--ca" not in sentence
+        message = failed_load(proxy, "--ca", gone.pair.cert)
+        assert f"{gone.pair.cert} contains a CA that has expired (long-gone)" in message
+        assert "--ca" not in message
 
 
-def test_a_certificate_for_another_name_is_told(opensearch_url: str, certificates: Certificates, failing) -> None:
+def test_a_certificate_for_another_name_is_reported(
+    opensearch_url: str, certificates: Certificates, failed_load
+) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.elsewhere) as proxy:
-        sentence = failing(proxy, "--ca", certificates.ca)
-        assert "certificate is not valid for 'localhost'. Write the name that its certificate is for" in sentence
-        sentence = failing(proxy, "--ca", certificates.ca, url=proxy.url.replace("localhost", "127.0.0.1"))
-        assert "certificate is not valid for '127.0.0.1'" in sentence
+        message = failed_load(proxy, "--ca", certificates.ca)
+        assert "certificate is not valid for 'localhost'. Write the name that its certificate is for" in message
+        message = failed_load(proxy, "--ca", certificates.ca, url=proxy.url.replace("localhost", "127.0.0.1"))
+        assert "certificate is not valid for '127.0.0.1'" in message
 
 
-def test_an_expired_certificate_is_told(opensearch_url: str, certificates: Certificates, failing) -> None:
+def test_an_expired_certificate_is_reported(opensearch_url: str, certificates: Certificates, failed_load) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.expired) as proxy:
-        sentence = failing(proxy, "--ca", certificates.ca)
-        assert "certificate has expired. Renew its certificate" in sentence
-        assert "--ca" not in sentence
+        message = failed_load(proxy, "--ca", certificates.ca)
+        assert "certificate has expired. Renew its certificate" in message
+        assert "--ca" not in message
 
 
-def test_a_client_certificate_that_is_missing_or_unknown_is_told(
-    opensearch_url: str, certificates: Certificates, failing
+def test_a_missing_or_unknown_client_certificate_is_reported(
+    opensearch_url: str, certificates: Certificates, failed_load
 ) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.server, client_ca=certificates.ca) as proxy:
-        assert "it asks for a client certificate" in failing(proxy, "--ca", certificates.ca)
+        assert "it asks for a client certificate" in failed_load(proxy, "--ca", certificates.ca)
         cert, key = certificates.stranger
-        sentence = failing(proxy, "--ca", certificates.ca, "--client-cert", cert, "--client-key", key)
-        assert "it does not accept the client certificate" in sentence
+        message = failed_load(proxy, "--ca", certificates.ca, "--client-cert", cert, "--client-key", key)
+        assert "it does not accept the client certificate" in message
         assert proxy.asked == []
 
 
-def test_files_that_cannot_be_used_are_named(opensearch_url: str, certificates: Certificates, failing) -> None:
+def test_unusable_certificate_files_are_reported(opensearch_url: str, certificates: Certificates, failed_load) -> None:
     cert, key = certificates.client
     with secure_proxy(opensearch_url, certificate=certificates.server) as proxy:
-        sentence = failing(proxy, "--ca", key)
-        assert f"--ca {key} cannot be used" in sentence
-        assert "expected a PEM file of CA certificates" in sentence
+        message = failed_load(proxy, "--ca", key)
+        assert f"--ca {key} cannot be used" in message
+        assert "expected a PEM file of CA certificates" in message
         for arguments in (("--client-cert", cert), ("--client-cert", cert, "--client-key", certificates.server.key)):
-            assert f"--client-cert {cert}" in failing(proxy, *arguments)
-        sentence = failing(proxy, "--client-cert", cert, "--client-key", certificates.locked_client.key)
-        assert "--client-key is protected by a passphrase" in sentence
+            assert f"--client-cert {cert}" in failed_load(proxy, *arguments)
+        message = failed_load(proxy, "--client-cert", cert, "--client-key", certificates.locked_client.key)
+        assert "--client-key is protected by a passphrase" in message
         assert proxy.asked == []
 
 
-def test_tls_where_http_is_written_is_told(opensearch_url: str, certificates: Certificates, failing) -> None:
+def test_http_to_a_tls_server_is_reported(opensearch_url: str, certificates: Certificates, failed_load) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.server) as proxy:
-        assert "write https:// in --url" in failing(proxy, url=proxy.url.replace("https", "http"))
+        assert "write https:// in --url" in failed_load(proxy, url=proxy.url.replace("https", "http"))
 
 
-def test_options_that_exclude_each_other_are_told(opensearch_url: str, certificates: Certificates, failing) -> None:
+def test_conflicting_options_are_reported(opensearch_url: str, certificates: Certificates, failed_load) -> None:
     user = ("--user", USER, "--password", PASSWORD)
     signed = ("--aws-service", "es", "--aws-region", "eu-west-1")
     with secure_proxy(opensearch_url) as proxy:
-        assert "--password (or SPARSE_INGEST_PASSWORD) needs --user" in failing(proxy, *user[2:], code=2)
-        assert "User 'loader' has no password" in failing(proxy, *user[:2], code=2)
-        assert "--aws-service signs requests, so user 'loader'" in failing(proxy, *user, *signed, code=2)
-        assert "--ca is for TLS, but --url begins with http://" in failing(proxy, "--ca", certificates.ca, code=2)
+        assert "A password needs a user: pass --user" in failed_load(proxy, *user[2:], code=2)
+        assert "User 'loader' has no password" in failed_load(proxy, *user[:2], code=2)
+        assert "--aws-service signs requests, so user 'loader'" in failed_load(proxy, *user, *signed, code=2)
+        assert "--ca is for TLS, but --url begins with http://" in failed_load(proxy, "--ca", certificates.ca, code=2)
         cert, key = certificates.client
-        assert "--client-cert is for TLS" in failing(proxy, "--client-cert", cert, code=2)
-        assert "--client-key needs --client-cert" in failing(proxy, "--client-key", key, code=2)
+        assert "--client-cert is for TLS" in failed_load(proxy, "--client-cert", cert, code=2)
+        assert "--client-key needs --client-cert" in failed_load(proxy, "--client-key", key, code=2)
         assert proxy.asked == []
 
 
-def test_help_shows_the_variables_and_not_what_they_hold() -> None:
+def test_help_shows_the_names_of_variables_and_not_their_values() -> None:
     variables = {
         "SPARSE_INGEST_URL": f"https://me:{PASSWORD}@host",
         "SPARSE_INGEST_USER": USER,

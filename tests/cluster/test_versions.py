@@ -1,4 +1,4 @@
-"""The version of a cluster that hides it: compatibility mode is seen through, Elasticsearch is refused as before."""
+"""The version of a cluster in compatibility mode is read from its nodes; Elasticsearch is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NODES, CAT = "/_nodes", "/_cat/nodes"
 
 @contextmanager
 def answering(answers: Mapping[str, tuple[int, Any]]) -> Iterator[str]:
-    """A server that answers by path, and anything else with 403."""
+    """A server with a response per path, and 403 for any other."""
 
     class Handler(AnsweringHandler):
         def do_GET(self) -> None:
@@ -56,18 +56,18 @@ def of_nodes(*versions: str) -> tuple[int, Any]:
         ({NODES: (200, {}), CAT: (200, [{"version": "3.6.0"}])}, (3, 6, 0)),
     ],
 )
-def test_the_nodes_tell_the_version_that_compatibility_mode_hides(more: Any, version: object) -> None:
+def test_in_compatibility_mode_the_version_is_read_from_the_nodes(more: Any, version: object) -> None:
     with answering({"/": (200, HIDDEN)} | more) as url, closing(connect(Connection(url))) as client:
         assert client.version == version
 
 
-def test_the_lowest_version_decides_whether_it_is_too_old() -> None:
+def test_the_oldest_node_decides_if_the_version_is_too_old() -> None:
     with answering({"/": (200, HIDDEN), NODES: of_nodes("2.19.1", "2.9.0")}) as url:
         with pytest.raises(ClusterError, match="is OpenSearch 2.9.0; sparse-ingest needs 2.11 or newer"):
             connect(Connection(url))
 
 
-def test_who_may_not_ask_the_nodes_hears_of_the_setting() -> None:
+def test_without_permission_for_nodes_the_message_names_the_setting() -> None:
     with answering({"/": (200, HIDDEN)}) as url, pytest.raises(ClusterError) as caught:
         connect(Connection(url, user="me", password="secret"))
     for part in ("compatibility.override_main_response_version", "user 'me'", "cluster:monitor/nodes/info", "false"):
@@ -75,16 +75,14 @@ def test_who_may_not_ask_the_nodes_hears_of_the_setting() -> None:
 
 
 @pytest.mark.parametrize("flavor", [{"build_flavor": "default"}, {"build_flavor": "oss"}, {}])
-def test_elasticsearch_of_that_version_is_refused(flavor: dict[str, str]) -> None:
+def test_elasticsearch_7_10_2_is_refused(flavor: dict[str, str]) -> None:
     root = {"cluster_uuid": "C", "version": {"number": "7.10.2", **flavor}, "tagline": "You Know, for Search"}
     with answering({"/": (200, root), NODES: of_nodes("7.10.2")}) as url:
         with pytest.raises(ClusterError, match="7.10.2"):
             connect(Connection(url))
 
 
-def test_a_cluster_in_compatibility_mode_is_loaded_and_verified(
-    opensearch_url: str, index_name: str, tmp_path: Path
-) -> None:
+def test_load_and_verify_work_in_compatibility_mode(opensearch_url: str, index_name: str, tmp_path: Path) -> None:
     with closing(connect(Connection(opensearch_url))) as client:
         version, cluster_uuid = client.version, client.cluster_uuid
 

@@ -1,4 +1,4 @@
-"""Waiting for an answer that does not come: it is said, it ends on a stop request, and healthy requests finish."""
+"""Waits for a missing response are reported and end on a stop request; other requests finish."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ class Stopped(Recorder):
 
 @pytest.fixture
 def hung():
-    """A request that is answered when the test ends."""
     ended = threading.Event()
     yield lambda: ended.wait(30)
     ended.set()
 
 
-def test_an_answer_that_does_not_come_is_said_and_a_stop_request_ends_the_wait(hung) -> None:
+def test_a_missing_response_is_reported_and_a_stop_request_ends_the_wait(hung) -> None:
     started = time.monotonic()
     with pytest.raises(Interrupted, match="cluster has not answered POST /x/_bulk"):
         Waiting("cluster", Stopped()).answer("POST /x/_bulk", hung)
     assert time.monotonic() - started < 6
 
 
-def test_it_is_said_again_and_again(hung, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_is_reported_repeatedly(hung, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "SAY_S", 0.3)
     recorder = Recorder()
     with pytest.raises(TimeoutError):
@@ -42,11 +41,11 @@ def test_it_is_said_again_and_again(hung, monkeypatch: pytest.MonkeyPatch) -> No
     assert recorder.notes[0].startswith("cluster has not answered GET /x for 0 s")
 
 
-def test_a_request_that_is_answered_soon_is_not_given_up_by_a_stop_request() -> None:
+def test_a_stop_request_lets_a_quick_request_finish() -> None:
     assert Waiting("cluster", Stopped()).answer("GET /", lambda: time.sleep(0.5) or "here") == "here"
 
 
-def test_errors_are_those_of_the_request() -> None:
+def test_errors_of_the_request_are_raised() -> None:
     def fail() -> None:
         raise TimeoutError("of the request's own")
 
@@ -54,7 +53,7 @@ def test_errors_are_those_of_the_request() -> None:
         Waiting("cluster", Recorder()).answer("GET /", fail)
 
 
-def test_causes_that_differ_in_numbers_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_causes_that_differ_only_in_numbers_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     one = Waiting("cluster", recorder)
     for queue in range(5):

@@ -1,4 +1,4 @@
-"""More than 200 broken files over all forms: each gives one sentence with its place, and loses nothing silently."""
+"""More than 200 broken files in all formats: each gives one message with its place, and no row is lost silently."""
 
 import bz2
 import io
@@ -22,14 +22,15 @@ from sparse_ingest.corpora.sources import bad_document
 from sparse_ingest.errors import CorpusError
 
 ROWS = [{"_id": f"d{number}", "text": f"the text {number}, {number * 7919 % 1000}"} for number in range(40)]
-BAD = 25  # the row that is broken
+BAD = 25  # index of the broken row
 ANY = -1
 
 
 class Case(NamedTuple):
-    """A broken file: the line that is named (None: the file alone), and how many rows are good where others are bad.
+    """A broken file.
 
-    `good` is None where the file itself is refused.
+    `line` is the line in the message: None if it names only the file, ANY for any line. `good` is the number of good
+    rows beside one bad row, or None if the file itself is an error.
     """
 
     name: str
@@ -91,7 +92,7 @@ def text_cases() -> Iterator[Case]:
                 content = lines_with(plain, BAD + 2, line.replace(b",", separator))
                 yield Case(f"{what}{form}", packed(form, content), BAD + 2, len(ROWS) - 1)
             open_quote = lines_with(plain, BAD + 2, b'"d25"' + separator + b'"a')
-            # The next quote closes it, which takes a row along.
+            # The quote of the next row closes it, so that row is lost too.
             yield Case(f"open-quote{form}", packed(form, open_quote), BAD + 2, len(ROWS) - 2)
             last = lines_with(plain, len(ROWS) + 1, b'"d39"' + separator + b'"a')
             yield Case(f"open-quote-last{form}", packed(form, last), len(ROWS) + 1)
@@ -109,14 +110,14 @@ def text_cases() -> Iterator[Case]:
 
 def packed_cases() -> Iterator[Case]:
     for form in PACKED:
-        whole = content_of(form, ROWS)
+        complete = content_of(form, ROWS)
         yield Case(f"empty{form}", b"", ANY)
-        yield Case(f"half{form}", whole[: len(whole) // 2], ANY)
-        yield Case(f"end{form}", whole[:-1], ANY)
-        yield Case(f"magic{form}", b"\0\0" + whole[2:], ANY)
-        yield Case(f"more{form}", whole + b"more", ANY)
+        yield Case(f"half{form}", complete[: len(complete) // 2], ANY)
+        yield Case(f"end{form}", complete[:-1], ANY)
+        yield Case(f"magic{form}", b"\0\0" + complete[2:], ANY)
+        yield Case(f"more{form}", complete + b"more", ANY)
         if form.endswith(".gz"):
-            yield Case(f"checksum{form}", whole[:-8] + b"\1\2\3\4" + whole[-4:], ANY)
+            yield Case(f"checksum{form}", complete[:-8] + b"\1\2\3\4" + complete[-4:], ANY)
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -147,14 +148,14 @@ def column_cases() -> Iterator[Case]:
     raw = with_bad([text.encode() for text in texts], b"caf\xe9")
     not_utf8 = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     good_ids, good_texts = pa.array(ids), pa.array(texts)
-    of_rows = {
+    bad_rows = {
         "null-id": (with_bad(ids, None), good_texts),
         "empty-id": (with_bad(ids, ""), good_texts),
         "long-id": (with_bad(ids, "é" * 300), good_texts),
         "null-text": (good_ids, with_bad(texts, None)),
         "latin-1": (good_ids, not_utf8),
     }
-    of_files = {
+    bad_files = {
         "list-text": (good_ids, pa.array([[text] for text in texts])),
         "binary-text": (good_ids, raw),
         "number-text": (good_ids, pa.array(range(40))),
@@ -162,62 +163,64 @@ def column_cases() -> Iterator[Case]:
         "bool-id": (pa.array([True] * 40), good_texts),
     }
     for form, write in COLUMN_FORMS.items():
-        for what, columns in of_rows.items():
+        for what, columns in bad_rows.items():
             yield Case(f"{what}{form}", write(pa.table(columns, names=["_id", "text"])), BAD + 1, len(ROWS) - 1)
-        for what, columns in of_files.items():
+        for what, columns in bad_files.items():
             yield Case(f"{what}{form}", write(pa.table(columns, names=["_id", "text"])), None)
         yield Case(f"no-text{form}", write(pa.table([good_ids, good_texts], names=["_id", "body"])), None)
         yield Case(f"no-id{form}", write(pa.table([good_ids, good_texts], names=["x", "text"])), None)
-        whole = write(pa.table([good_ids, good_texts], names=["_id", "text"]))
+        complete = write(pa.table([good_ids, good_texts], names=["_id", "text"]))
         yield Case(f"empty{form}", b"", ANY)
-        yield Case(f"half{form}", whole[: len(whole) // 2], ANY)
-        # A stream may end with a mark of 8 bytes, and it may do without.
-        yield Case(f"end{form}", whole[:-13], ANY)
-        yield Case(f"zeros{form}", bytes(len(whole)), ANY)
+        yield Case(f"half{form}", complete[: len(complete) // 2], ANY)
+        # The end marker of a stream, 8 bytes, is optional. Cut more than that.
+        yield Case(f"end{form}", complete[:-13], ANY)
+        yield Case(f"zeros{form}", bytes(len(complete)), ANY)
 
 
 CASES = {case.name: case for case in (*text_cases(), *packed_cases(), *column_cases())}
 
 
-def test_there_are_more_than_200_and_every_form_is_among_them() -> None:
+def test_there_are_more_than_200_cases_and_some_of_every_format() -> None:
     assert len(CASES) > 200
     for suffix in STREAMED:
         assert sum(suffix in name for name in CASES) > 15
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_broken_file_gives_one_sentence_with_its_place(tmp_path: Path, name: str) -> None:
+def test_a_broken_file_gives_one_message_with_its_place(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     (tmp_path / name).write_bytes(case.content)
-    rows, said = [], None
+    rows, message = [], None
     try:
         for row, _ in open_corpus([str(tmp_path / name)], fields=FieldNames()).rows():
             rows.append(row)
     except CorpusError as error:
-        said = str(error)
+        message = str(error)
     bad = [row for row in rows if row.document is None]
     if case.good is None:
-        assert said is not None and not bad
+        assert message is not None and not bad
     else:
-        assert said is None and (len(bad), len(rows) - len(bad)) == (1, case.good)
-        said = str(bad_document(bad[0]))
-    assert "\n" not in said and 20 < len(said) < 500, said
-    assert not re.search(r"Traceback|Exception|<class|object at 0x", said), said
+        assert message is None and (len(bad), len(rows) - len(bad)) == (1, case.good)
+        message = str(bad_document(bad[0]))
+    assert "\n" not in message and 20 < len(message) < 500, message
+    assert not re.search(r"Traceback|Exception|<class|object at 0x", message), message
     if case.line is None:
-        assert said.startswith(f"{name}: "), said
+        assert message.startswith(f"{name}: "), message
     elif case.line == ANY:
-        assert re.match(rf"{re.escape(str(tmp_path / name))} is damaged or cut off after (line|row) \d+: .", said), said
+        assert re.match(rf"{re.escape(str(tmp_path / name))} is damaged or cut off after (line|row) \d+: .", message), (
+            message
+        )
     else:
-        unit = "row" if name.endswith((".parquet", ".feather", ".arrows")) else "line"
-        assert said.startswith(f"{name} {unit} {case.line}: "), said
+        number = f" row {case.line}" if name.endswith((".parquet", ".feather", ".arrows")) else case.line
+        assert message.startswith(f"{name}:{number}: "), message
 
 
-def test_the_good_rows_before_the_damage_are_those_of_the_whole_file(tmp_path: Path) -> None:
+def test_the_rows_before_the_damage_are_read(tmp_path: Path) -> None:
     for form in (".jsonl.gz", ".csv.zst", ".arrows"):
         rows = [{"_id": str(number), "text": json.dumps(number * 7919)} for number in range(30_000)]
         path = tmp_path / f"c{form}"
-        whole = content_of(form, rows)
-        path.write_bytes(whole[: len(whole) * 3 // 4])
+        complete = content_of(form, rows)
+        path.write_bytes(complete[: len(complete) * 3 // 4])
         found = []
         with pytest.raises(CorpusError, match=r"after (line|row) \d+"):
             for row, _ in open_corpus([str(path)], fields=FieldNames()).rows():
@@ -231,7 +234,7 @@ TABLE = _parquet(pa.table({"_id": ["1"], "text": ["a"]}))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("c.jsonl.gz", LINES, "is plain text, not gzip. Rename it without .gz, or compress it."),
         ("c.csv.zst", b"id,text\n1,caf\xe9\n", "is plain text, not zstd. Rename it without .zst, or compress it."),
@@ -250,16 +253,16 @@ TABLE = _parquet(pa.table({"_id": ["1"], "text": ["a"]}))
         ("c.jsonl", b"<!DOCTYPE html>\n<p>", "is a web page, not plain text. Download the file itself."),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_named_as_what_it_is(
-    tmp_path: Path, name: str, content: bytes, said: str
+def test_a_file_whose_content_does_not_match_its_name_is_reported(
+    tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CorpusError, match=re.escape(said)) as raised:
+    with pytest.raises(CorpusError, match=re.escape(message)) as raised:
         list(open_corpus([str(tmp_path / name)], fields=FieldNames()).rows())
     assert "damaged" not in str(raised.value)
 
 
-def test_compressed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compressed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(packed(".gz", LINES)))))
     with pytest.raises(CorpusError, match="Standard input is gzip, not plain text. Decompress it first"):
         list(open_corpus(["-"], fields=FieldNames()).rows())

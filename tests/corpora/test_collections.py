@@ -1,4 +1,4 @@
-"""Queries and judgments: every layout, and errors with file, line and reason."""
+"""Queries and relevance judgments: every layout, and errors with file, line and reason."""
 
 import gzip
 from pathlib import Path
@@ -14,7 +14,7 @@ from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Query
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-in_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder shared/data is not there")
+in_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data does not exist")
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -29,16 +29,16 @@ JSON_QRELS = '{"query-id": "q 1", "corpus-id": 7, "score": 2}\n{"query-id": "q 1
 
 
 @pytest.mark.parametrize("name", ["queries.jsonl", "queries.jsonl.gz", "any.ndjson"])
-def test_queries_are_json_lines(tmp_path, name):
+def test_queries_are_read_from_json_lines(tmp_path, name):
     assert list(read_queries(write(tmp_path / name, JSON_QUERIES))) == [Query("1", "a b"), Query("2", "")]
 
 
-def test_queries_are_lines_of_id_tab_text(tmp_path):
+def test_queries_are_read_from_tsv_without_header(tmp_path):
     path = write(tmp_path / "q.tsv", "\ufeff1\ta b\r\n\n2\tc\td\n")
     assert list(read_queries(path)) == [Query("1", "a b"), Query("2", "c\td")]
 
 
-def test_a_folder_stands_for_its_queries(tmp_path):
+def test_queries_of_a_folder_are_found(tmp_path):
     write(tmp_path / "queries.jsonl", JSON_QUERIES)
     assert len(list(read_queries(tmp_path))) == 2
 
@@ -47,18 +47,10 @@ def test_a_folder_stands_for_its_queries(tmp_path):
     ("name", "content", "reason"),
     [
         ("q.jsonl", '{"_id": "1", "text": "a"}\n{', "broken JSON"),
-        (
-            "q.jsonl",
-            '{"_id": "1", "text": "a"}\n{"text": "a"}',
-            'no column "id" for the id; the columns there are "text"',
-        ),
-        (
-            "q.jsonl",
-            '{"_id": "1", "text": "a"}\n{"_id": "2"}',
-            'no column "text" for the text; the columns there are "_id"',
-        ),
-        ("q.jsonl", '{"_id": "1", "text": "a"}\n{"_id": 1, "text": ""}', 'duplicate query id "1": first at line 1'),
-        ("q.tsv", "1\ta\n2 b\n", 'two columns with a tab between them were expected, found "2 b"'),
+        ("q.jsonl", '{"_id": "1", "text": "a"}\n{"text": "a"}', 'no column "id" for the id; the columns are "text"'),
+        ("q.jsonl", '{"_id": "1", "text": "a"}\n{"_id": "2"}', 'no column "text" for the text; the columns are "_id"'),
+        ("q.jsonl", '{"_id": "1", "text": "a"}\n{"_id": 1, "text": ""}', 'duplicate query id "1" (first seen at '),
+        ("q.tsv", "1\ta\n2 b\n", 'expected two columns with a tab between them, found "2 b"'),
         ("q.tsv", b"1\ta\n2\t\xff\n", "not UTF-8: byte 0xff"),
         ("q.tsv", "1\ta\n\tb\n", 'the id in "id" is ""'),
     ],
@@ -67,7 +59,7 @@ def test_a_bad_query_is_an_error_with_file_and_line(tmp_path, name, content, rea
     path = write(tmp_path / name, content)
     with pytest.raises(CorpusError) as error:
         list(read_queries(path))
-    assert str(error.value).startswith(f"{path} line 2: ") and reason in str(error.value)
+    assert str(error.value).startswith(f"{path}:2: ") and reason in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +77,12 @@ def test_judgments_are_read_in_every_layout(tmp_path, name, content):
     assert read_qrels(write(tmp_path / name, content)) == {"q 1": {"7": 2, "8": 0}}
 
 
-def test_trec_columns_may_be_parted_by_blanks(tmp_path):
+def test_trec_columns_may_be_separated_by_spaces(tmp_path):
     assert read_qrels(write(tmp_path / "qrels.txt", "1 0  d1 3\n1 0 d2 -1\n")) == {"1": {"d1": 3, "d2": -1}}
 
 
 @pytest.mark.parametrize(("name", "content"), [("qrels/test.tsv", "q 1\t7\t2\n"), ("qrels.jsonl", JSON_QRELS)])
-def test_a_folder_stands_for_its_judgments(tmp_path, name, content):
+def test_judgments_of_a_folder_are_found(tmp_path, name, content):
     write(tmp_path / name, content)
     assert read_qrels(tmp_path)["q 1"]["7"] == 2
 
@@ -98,7 +90,7 @@ def test_a_folder_stands_for_its_judgments(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("q.tsv", "1\t7\t2\n1\t8\tx\n", 'the score is "x"; a whole number was expected'),
+        ("q.tsv", "1\t7\t2\n1\t8\tx\n", 'the score is "x"; expected an integer'),
         ("q.tsv", "1\t7\t2\n1\t8\t1.5\n", 'the score is "1.5"'),
         ("q.tsv", "1\t7\t2\n1\t7\t1\n", 'query "1" and document "7" have the score 1 here and 2 before'),
         ("q.tsv", "1\t7\t2\nquery-id\tcorpus-id\tscore\n", 'the score is "score"'),
@@ -117,14 +109,14 @@ def test_a_bad_judgment_is_an_error_with_file_and_line(tmp_path, name, content, 
     path = write(tmp_path / name, content)
     with pytest.raises(CorpusError) as error:
         read_qrels(path)
-    assert str(error.value).startswith(f"{path} line 2: ") and reason in str(error.value)
+    assert str(error.value).startswith(f"{path}:2: ") and reason in str(error.value)
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     there = "queries.jsonl, queries.jsonl.gz, queries.jsonl.zst, queries.tsv"
-    with pytest.raises(CorpusError, match=f"holds none of {there}"):
+    with pytest.raises(CorpusError, match=f"has none of {there}"):
         list(read_queries(tmp_path))
-    with pytest.raises(CorpusError, match="holds none of qrels/test.tsv"):
+    with pytest.raises(CorpusError, match="has none of qrels/test.tsv"):
         read_qrels(tmp_path)
     with pytest.raises(CorpusError, match=r'There is no file or folder ".*nope.tsv"'):
         read_qrels(tmp_path / "nope.tsv")
@@ -132,12 +124,12 @@ def test_what_is_not_there_is_named(tmp_path):
 
 @in_shared
 @pytest.mark.parametrize(("name", "queries", "judgments"), [("cranfield", 225, 1837), ("limit-small", 1000, 2000)])
-def test_shared_collections_are_read_whole(name, queries, judgments):
+def test_shared_collections_are_read_completely(name, queries, judgments):
     assert len(list(read_queries(SHARED / name))) == queries
     assert sum(map(len, read_qrels(SHARED / name).values())) == judgments
 
 
-# Tables in columns, and MTEB's folders
+# Parquet, and folders of MTEB
 
 
 def write_table(path: Path, columns: dict[str, list]) -> Path:
@@ -167,16 +159,16 @@ def test_queries_and_judgments_may_be_csv(tmp_path):
     assert read_qrels(write(tmp_path / "j.csv", "query-id,corpus-id,score\n01,d,1\n")) == {"01": {"d": 1}}
 
 
-def test_a_table_without_a_column_lists_those_there(tmp_path):
+def test_a_missing_column_is_an_error_that_lists_the_others(tmp_path):
     path = write_table(tmp_path / "q.parquet", {"_id": ["1"], "query": ["a"]})
-    with pytest.raises(CorpusError, match='no column "text" for the text; the columns there are "_id", "query"'):
+    with pytest.raises(CorpusError, match='no column "text" for the text; the columns are "_id", "query"'):
         list(read_queries(path))
     path = write_table(tmp_path / "j.parquet", {"query-id": ["1"], "corpus-id": ["d"], "relevance": [1]})
-    with pytest.raises(CorpusError, match='no column "score"; the columns there are "query-id", "corpus-id", "rel'):
+    with pytest.raises(CorpusError, match='no column "score"; the columns are "query-id", "corpus-id", "rel'):
         read_qrels(path)
 
 
-# TREC's topics
+# TREC topics
 
 TOPICS = """
 <top>
@@ -198,7 +190,7 @@ Identify organizations.
 """
 
 
-def test_topics_give_number_and_title(tmp_path):
+def test_trec_topics_give_number_and_title(tmp_path):
     for name in ("topics.301-450.txt", "topics.gz"):
         found = list(read_queries(write(tmp_path / name, TOPICS)))
         assert found == [
@@ -213,26 +205,26 @@ def test_topics_give_number_and_title(tmp_path):
     [
         ("<top>\n<num> 1\n<title> a\n", 2, "the topic has no </top>; is the file cut off?"),
         ("<top>\n<num> 1\n<title> a\n<top>\n<num> 2", 2, "the topic has no </top>"),
-        ("<top>\n<num> 1\n<desc> a\n</top>", 2, "the topic has no <title>, which was expected"),
+        ("<top>\n<num> 1\n<desc> a\n</top>", 2, "the topic has no <title>"),
         ("<top>\n<title> a\n</top>", 2, "the topic has no <num>"),
         ("<top>\n<num> 1\n<title>\n<desc> a\n</top>", 2, "the topic has no <title>"),
         ("<top>\n<num> 1\n<num> 2\n<title> a\n</top>", 2, "the topic has two <num>"),
         ("<top><num>1<title>a</top> b", 2, 'something follows </top>: "b"'),
-        ("<top><num>1<title>a</top>\n2\tb", 3, '<top> was expected, found "2\\tb"'),
-        ("<top><num>1<title>a</top>\n<top><num>1<title>b</top>", 3, 'duplicate query id "1": first at line 2'),
+        ("<top><num>1<title>a</top>\n2\tb", 3, 'expected <top>, found "2\\tb"'),
+        ("<top><num>1<title>a</top>\n<top><num>1<title>b</top>", 3, 'duplicate query id "1" (first seen at '),
     ],
 )
 def test_a_bad_topic_is_an_error_with_file_and_line(tmp_path, topics, line, reason):
     path = write(tmp_path / "topics.txt", "\n" + topics)
     with pytest.raises(CorpusError) as error:
         list(read_queries(path))
-    assert str(error.value).startswith(f"{path} line {line}: ") and reason in str(error.value)
+    assert str(error.value).startswith(f"{path}:{line}: ") and reason in str(error.value)
 
 
-def test_an_id_that_repeats_in_another_file_of_a_folder_names_both(tmp_path):
+def test_a_duplicate_id_in_another_file_is_reported_with_both_places(tmp_path):
     for name in ("a", "b"):
         write_table(tmp_path / "queries" / f"{name}.parquet", {"_id": ["1"], "text": ["x"]})
-    with pytest.raises(CorpusError, match=r"b.parquet row 1: duplicate query id \"1\": first at .*a.parquet row 1"):
+    with pytest.raises(CorpusError, match=r"b.parquet: row 1: duplicate .* \(first seen at .*a.parquet: row 1\)"):
         list(read_queries(tmp_path))
 
 
@@ -240,7 +232,7 @@ def test_a_lone_quote_in_csv_queries_is_logged_and_quoting_none_reads_every_line
     path = write(tmp_path / "q.csv", 'id,text\n1,"a\n2,b"\n3,c\n')
     for _ in range(2):
         assert [query.id for query in read_queries(path)] == ["1", "3"]
-    assert [record.message.partition(": ")[0] for record in caplog.records] == [f"{path} line 2"]
+    assert [record.message.partition(": ")[0] for record in caplog.records] == [f"{path}:2"]
     assert list(read_queries(path, "none")) == [Query("1", '"a'), Query("2", 'b"'), Query("3", "c")]
     qrels = write(tmp_path / "qrels.tsv", "query-id\tcorpus-id\tscore\n1\td\t1\n")
     assert read_qrels(qrels, "none") == {"1": {"d": 1}}

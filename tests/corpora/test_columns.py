@@ -1,4 +1,4 @@
-"""Parquet and Arrow: types, values that are not there, row groups and damage."""
+"""Parquet and Arrow: types, nulls, row groups and damage."""
 
 import io
 import json
@@ -49,14 +49,14 @@ def test_texts_may_be_a_dictionary(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_null_is_named_with_its_row_and_the_rows_around_it_stay(tmp_path, form):
+def test_a_null_is_a_bad_row_and_other_rows_are_read(tmp_path, form):
     columns = {"_id": pa.array(["1", "2", None, "4"]), "text": pa.array(["a", None, "c", "d"])}
     rows = read(write(tmp_path / f"c{form}", columns))
     assert [row.line for row in rows] == [1, 2, 3, 4]
     assert [row.reason for row in rows] == [
         None,
         'the text in "text" is null; a string was expected',
-        'the id in "_id" is null; a non-empty string or a whole number was expected',
+        'the id in "_id" is null; expected a non-empty string or an integer',
         None,
     ]
 
@@ -65,32 +65,30 @@ def test_a_null_is_named_with_its_row_and_the_rows_around_it_stay(tmp_path, form
 @pytest.mark.parametrize(
     ("column", "values", "reason"),
     [
-        ("text", pa.array([["a"]]), r'the text in "text" is of type list<\w+: string>; strings were expected'),
-        ("text", pa.array([{"a": 1}]), r'the text in "text" is of type struct<a: int64>; strings were expected'),
-        ("text", pa.array([b"a"]), 'the text in "text" is of type binary; strings'),
-        ("title", pa.array([1]), 'the title in "title" is of type int64; strings'),
-        ("_id", pa.array([1.0]), 'the id in "_id" is of type double; strings or whole numbers were expected'),
+        ("text", pa.array([["a"]]), r'the text in "text" is of type list<\w+: string>; expected strings'),
+        ("text", pa.array([{"a": 1}]), r'the text in "text" is of type struct<a: int64>; expected strings'),
+        ("text", pa.array([b"a"]), 'the text in "text" is of type binary; expected strings'),
+        ("title", pa.array([1]), 'the title in "title" is of type int64; expected strings'),
+        ("_id", pa.array([1.0]), 'the id in "_id" is of type double; expected strings or integers'),
     ],
 )
-def test_a_column_of_the_wrong_type_is_an_error_that_names_it(tmp_path, form, column, values, reason):
+def test_a_column_of_the_wrong_type_is_an_error(tmp_path, form, column, values, reason):
     columns = {"_id": pa.array(["1"]), "text": pa.array(["a"]), "kept": pa.array([1]), column: values}
     with pytest.raises(CorpusError, match=f"^c{form}: {reason}"):
         read(write(tmp_path / f"c{form}", columns), keep=("kept",))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_missing_column_lists_those_there(tmp_path, form):
+def test_a_missing_column_is_an_error_that_lists_the_others(tmp_path, form):
     path = write(tmp_path / f"c{form}", {"_id": pa.array(["1"]), "body": pa.array(["a"])})
-    with pytest.raises(
-        CorpusError, match=f'^c{form}: no column "text" for the text; the columns there are "_id", "body"'
-    ):
+    with pytest.raises(CorpusError, match=f'^c{form}: no column "text" for the text; the columns are "_id", "body"'):
         read(path)
-    with pytest.raises(CorpusError, match='no column "year" to keep; the columns there are "_id", "body"'):
+    with pytest.raises(CorpusError, match='no column "year" to keep; the columns are "_id", "body"'):
         read(path, text="body", keep=("year",))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path, form):
+def test_a_duplicate_column_is_refused_if_it_is_read(tmp_path, form):
     table = pa.Table.from_arrays([pa.array(["1"])] * 4, names=["_id", "text", "x", "x"])
     path, stream = tmp_path / f"c{form}", io.BytesIO()
     if form == ".parquet":
@@ -100,12 +98,12 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path, form):
             writer.write_table(table)
     path.write_bytes(stream.getvalue())
     assert len(read(path)) == 1
-    with pytest.raises(CorpusError, match='the column "x" occurs 2 times'):
+    with pytest.raises(CorpusError, match='2 columns are named "x"'):
         read(path, keep=("x",))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_kept_fields_of_every_json_type_are_written_as_jsonl_writes_them(tmp_path, form):
+def test_kept_fields_are_the_same_as_from_json_lines(tmp_path, form):
     kept = {"n": None, "list": [1, None, 2], "of": {"a": ["é", "b"], "c": 1.5}, "flag": True, "number": -3}
     table = pa.Table.from_pylist([{"_id": "1", "text": "a", **kept}])
     path = write(tmp_path / f"c{form}", {name: table[name] for name in table.column_names})
@@ -124,32 +122,24 @@ def test_a_value_that_is_not_utf8_is_one_bad_row(tmp_path, form):
     assert bad.reason == "not UTF-8: byte 0xe9 at byte 4 of a value"
 
 
-def test_offsets_outside_of_their_buffer_are_damage_and_not_read(tmp_path):
+def test_offsets_outside_their_buffer_are_reported_as_damage(tmp_path):
     offsets = pa.array([0, 1 << 30, 2], pa.int32()).buffers()[1]
     texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab")])
     path = write(tmp_path / "c.arrows", {"_id": pa.array(["1", "2"]), "text": texts})
-    with pytest.raises(CorpusError, match=r"c.arrows is damaged or cut off after row 0: .*Get it again"):
-        read(path)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_file_that_is_cut_off_is_an_error(tmp_path, form):
-    path = write(tmp_path / f"c{form}", {"_id": pa.array(range(1000)), "text": pa.array(["a"] * 1000)})
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CorpusError, match=rf"c{form} is damaged or cut off after row \d+: "):
+    with pytest.raises(CorpusError, match=r"c.arrows is damaged or cut off after row 0: .*Download or copy it again"):
         read(path)
 
 
 @pytest.mark.parametrize("form", [".arrows", ".arrows.gz", ".arrows.zst"])
-def test_what_follows_the_end_of_a_stream_is_not_left_out_silently(tmp_path, form):
+def test_data_after_the_end_of_a_stream_is_an_error(tmp_path, form):
     path = write(tmp_path / "c.arrows", {"_id": pa.array([1]), "text": pa.array(["a"])})
-    twice = tmp_path / f"d{form}"
-    twice.write_bytes(packed(form, path.read_bytes() * 2))
+    doubled = tmp_path / f"d{form}"
+    doubled.write_bytes(packed(form, path.read_bytes() * 2))
     with pytest.raises(CorpusError, match="after row 1: something follows the end of the stream"):
-        read(twice)
+        read(doubled)
 
 
-def test_a_damaged_page_of_parquet_is_an_error_where_it_has_checksums(tmp_path):
+def test_a_damaged_parquet_page_with_checksum_is_an_error(tmp_path):
     columns = {"_id": pa.array(range(100)), "text": pa.array(["stone " * 5] * 100)}
     path = write(tmp_path / "c.parquet", columns, write_page_checksum=True, compression="none", use_dictionary=False)
     path.write_bytes(path.read_bytes().replace(b"stone", b"stane", 20))
@@ -158,14 +148,14 @@ def test_a_damaged_page_of_parquet_is_an_error_where_it_has_checksums(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["c.parquet.gz", "c.feather.gz", "c.feather.zst"])
-def test_a_form_with_its_index_at_the_end_is_not_read_compressed(tmp_path, name):
+def test_a_compressed_file_with_a_footer_is_refused(tmp_path, name):
     path = write(tmp_path / name.rpartition(".")[0], {"_id": pa.array([1]), "text": pa.array(["a"])})
     (tmp_path / name).write_bytes(packed(name, path.read_bytes()))
     with pytest.raises(CorpusError, match="cannot be read .*from a pipe or"):
         read(tmp_path / name)
 
 
-def test_only_the_columns_that_are_needed_are_read(tmp_path):
+def test_only_needed_columns_are_read(tmp_path):
     columns = {"_id": pa.array(["1"]), "text": pa.array(["a"]), "when": pa.array([0]).cast(pa.timestamp("ms"))}
     for form in FORMS:
         assert read(write(tmp_path / f"c{form}", columns))[0].document == ("1", "a", '{"text":"a"}')

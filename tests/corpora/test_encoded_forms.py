@@ -1,4 +1,4 @@
-"""Every form of a file makes the same shards, through `encode`, also after an interruption."""
+"""`encode` writes the same shards from every file format, also after an interruption."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def compare(model: Path, folder: Path, forms: tuple[str, ...], rows: int, shard_
         assert found == expected, form
 
 
-def test_three_forms_make_the_same_shards(model: Path, tmp_path: Path) -> None:
+def test_three_formats_give_the_same_shards(model: Path, tmp_path: Path) -> None:
     compare(model, tmp_path, (".jsonl", ".csv.gz", ".parquet"), rows=40, shard_rows=16)
 
 
 @pytest.mark.slow
-def test_a_thousand_documents_make_the_same_shards_in_every_form(model: Path, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_shards_of_1000_documents(model: Path, tmp_path: Path) -> None:
     compare(model, tmp_path, FORMS, rows=1000, shard_rows=300)
 
 
 @pytest.mark.parametrize("form", [".tsv", ".feather"])
-def test_a_run_that_was_interrupted_goes_on_in_the_middle(model: Path, tmp_path: Path, form: str) -> None:
+def test_an_interrupted_run_continues_in_the_middle_of_a_file(model: Path, tmp_path: Path, form: str) -> None:
     corpus = write_form(tmp_path, form, rows_of(40))
     encode(model, corpus, tmp_path / "whole", "--shard-rows", 16)
     encode(model, corpus, tmp_path / "run", "--shard-rows", 16)

@@ -1,4 +1,4 @@
-"""Every form of a file gives the same documents, and goes on from any row."""
+"""Every file format gives the same documents and can be resumed at any row."""
 
 import io
 import json
@@ -10,11 +10,11 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.forms import FORMS, INDEXED, STREAMED, write_form
+from support.forms import FORMS, INDEXED, STREAMED, rows_of, write_form
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.corpora.sources import START, Corpus, Position
+from sparse_ingest.corpora.sources import Corpus, Position
 from sparse_ingest.corpora.stored import FoundFile
 from sparse_ingest.encoding.counts import RowHash
 from sparse_ingest.errors import CorpusError
@@ -32,11 +32,6 @@ ROWS = [
 
 def corpus_of(path: Path, **options) -> Corpus:
     return open_corpus([str(path)], fields=FieldNames(keep=("kept",)), **options)
-
-
-def rows_of(corpus: Corpus, start: Position = START) -> list:
-    """Of each row what does not depend on the form."""
-    return [(row.row, row.document, row.reason) for row, _ in corpus.rows(start)]
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +52,20 @@ def expected(folder: Path) -> list:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_thousand_documents_are_the_same_in_every_form(folder: Path, expected: list, form: str) -> None:
+def test_every_format_gives_the_same_1000_documents(folder: Path, expected: list, form: str) -> None:
     corpus = corpus_of(folder / f"corpus{form}")
     assert rows_of(corpus) == expected
     digests = []
-    for each in (corpus, corpus_of(folder / "corpus.jsonl")):
+    for one_corpus in (corpus, corpus_of(folder / "corpus.jsonl")):
         digest = RowHash()
-        for row, _ in each.rows():
+        for row, _ in one_corpus.rows():
             digest.add(row)
         digests.append(digest.hexdigest())
     assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reading_goes_on_from_any_row(folder: Path, form: str) -> None:
+def test_reading_resumes_at_any_row(folder: Path, form: str) -> None:
     corpus = corpus_of(folder / f"corpus{form}")
     rows = list(corpus.rows())
     for place in (0, 1, 129, 130, 169, 170, 299, 300, 301, 640, 998, 999):
@@ -79,20 +74,20 @@ def test_reading_goes_on_from_any_row(folder: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_share_that_was_read_grows_to_one(folder: Path, form: str) -> None:
+def test_the_share_read_increases_to_one(folder: Path, form: str) -> None:
     corpus = corpus_of(folder / f"corpus{form}")
     shares = [corpus.share(position) for _, position in corpus.rows()]
     assert shares == sorted(shares) and 0 <= shares[0] <= shares[-1] <= 1
-    assert corpus.share(position_after(corpus)) == 1
+    assert corpus.share(last_position(corpus)) == 1
 
 
-def position_after(corpus: Corpus) -> Position:
+def last_position(corpus: Corpus) -> Position:
     return [position for _, position in corpus.rows()][-1]
 
 
 @dataclass(frozen=True)
 class CountedFile:
-    """A local file that counts the bytes that are read of it."""
+    """A local file that records the number of bytes of each read."""
 
     file: FoundFile
     counted: list[int]
@@ -117,21 +112,23 @@ class CountedFile:
 
 
 @pytest.mark.parametrize("form", [".jsonl", ".csv", ".tsv", ".parquet", ".feather"])
-def test_going_on_near_the_end_reads_little_of_the_file(tmp_path: Path, monkeypatch, form: str) -> None:
+def test_resuming_near_the_end_reads_less_than_a_fifth_of_the_file(tmp_path: Path, monkeypatch, form: str) -> None:
     counted: list[int] = []
     monkeypatch.setattr(FoundFile, "found", lambda path: CountedFile(FoundFile(path, path.stat().st_size), counted))
     texts = [Random(number).randbytes(300).hex() for number in range(3000)]
     rows = [{"_id": str(number), "text": text, "kept": ""} for number, text in enumerate(texts)]
     corpus = corpus_of(write_form(tmp_path, form, rows))
     positions = [position for _, position in corpus.rows()]
-    whole = sum(counted)
+    total = sum(counted)
     counted.clear()
     assert len(rows_of(corpus, positions[2979])) == 20
-    assert sum(counted) < whole / 5  # a row group has 300 rows, a record batch 170
+    assert sum(counted) < total / 5  # row groups have 300 rows, record batches 170
 
 
 @pytest.mark.parametrize("form", STREAMED)
-def test_standard_input_takes_every_form_that_streams(folder: Path, expected: list, monkeypatch, form: str) -> None:
+def test_every_streamable_format_is_read_from_standard_input(
+    folder: Path, expected: list, monkeypatch, form: str
+) -> None:
     content = (folder / f"corpus{form}").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
     corpus = open_corpus(["-"], fields=FieldNames(keep=("kept",)), format=form.strip(".").removesuffix("s"))
@@ -142,7 +139,7 @@ def test_standard_input_takes_every_form_that_streams(folder: Path, expected: li
 
 
 @pytest.mark.parametrize("form", INDEXED)
-def test_standard_input_cannot_be_a_form_with_an_index_at_its_end(folder: Path, monkeypatch, form: str) -> None:
+def test_formats_with_a_footer_are_refused_on_standard_input(folder: Path, monkeypatch, form: str) -> None:
     content = (folder / f"corpus{form}").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
     with pytest.raises(CorpusError, match="cannot be read .*from a pipe or"):
@@ -150,17 +147,17 @@ def test_standard_input_cannot_be_a_form_with_an_index_at_its_end(folder: Path, 
         rows_of(open_corpus(["-"], fields=FieldNames(), format=format))
 
 
-def test_the_identity_names_format_and_columns(folder: Path) -> None:
+def test_the_identity_contains_format_and_columns(folder: Path) -> None:
     size = (folder / "corpus.csv").stat().st_size
     (entry,) = corpus_of(folder / "corpus.csv").identity()
     assert entry == {"name": "corpus.csv", "bytes": size, "format": "csv"}
     (entry,) = corpus_of(folder / "corpus.csv", columns=["_id", "title", "text", "kept"]).identity()
     assert entry["columns"] == ["_id", "title", "text", "kept"]
     (entry,) = corpus_of(folder / "corpus.jsonl").identity()
-    assert "format" not in entry  # as it was before there were others
+    assert "format" not in entry  # as written by releases that read only JSON lines
 
 
-# Any documents, through each form and back. NUL is no character of csv.
+# Round trips of arbitrary documents. csv cannot contain NUL.
 
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 texts = st.text(characters, max_size=30) | st.text("\",\n\r\t\\' a\ufeff\x85\u2028\x1c", max_size=12)
@@ -176,7 +173,7 @@ some_rows = st.lists(
 @pytest.mark.parametrize("form", FORMS)
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=some_rows)
-def test_any_document_survives_every_form(tmp_path: Path, form: str, rows: list) -> None:
+def test_any_document_round_trips_in_every_format(tmp_path: Path, form: str, rows: list) -> None:
     corpus = corpus_of(write_form(tmp_path, form, rows))
     for (number, document, reason), row in zip(rows_of(corpus), rows, strict=True):
         assert reason is None, (number, reason)
@@ -187,6 +184,6 @@ def test_any_document_survives_every_form(tmp_path: Path, form: str, rows: list)
 
 
 @pytest.mark.parametrize("form", [".jsonl", *INDEXED, ".arrows"])
-def test_nul_survives_where_the_form_has_it(tmp_path: Path, form: str) -> None:
+def test_nul_round_trips_in_formats_that_allow_it(tmp_path: Path, form: str) -> None:
     path = write_form(tmp_path, form, [{"_id": "1", "title": "", "text": "a\0b", "kept": "\0"}])
     assert rows_of(corpus_of(path))[0][1].text == "a\0b"

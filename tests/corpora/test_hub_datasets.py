@@ -1,4 +1,4 @@
-"""Hugging Face datasets as corpora: folders, saved ones, and those of a hub on loopback, by the real library."""
+"""Hugging Face datasets as corpora, read by the datasets library: folders, saved datasets, and a hub on loopback."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ configs:
   data_files: "queries.parquet"
 ---
 """
-# Prints what each source is, and its rows; or what is wrong.
+# Prints the identity and the rows of each source, or its error.
 PROGRAM = """
 import json, os, sys
 from sparse_ingest.corpora.documents import FieldNames
@@ -58,7 +58,7 @@ for spec, token in json.loads(sys.argv[1]):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders need no hub, and the library would ask it all the same."""
+    """Set HF_HUB_OFFLINE: otherwise the library calls the hub even for a local folder."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -68,7 +68,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A dataset of two configs; the split `old` has three files of 10 rows in groups of 4."""
+    """A dataset with two configs. The split `old` has three files of 10 rows, in row groups of 4."""
     root = tmp_path / "made"
     (root / "data").mkdir(parents=True)
     for part in range(3):
@@ -119,9 +119,9 @@ def test_a_folder_gives_the_documents_of_its_files(folder: Path, lines: Path, tm
 
 def test_a_saved_dataset_gives_its_documents(tmp_path: Path) -> None:
     expected = documents(corpus_of(jsonl(tmp_path / "all.jsonl", ROWS)))
-    made = datasets.Dataset.from_list(ROWS)
-    made.save_to_disk(tmp_path / "saved")
-    datasets.DatasetDict({"a": made.select(range(40)), "b": made.select(range(59, 39, -1))}).save_to_disk(
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"a": dataset.select(range(40)), "b": dataset.select(range(59, 39, -1))}).save_to_disk(
         tmp_path / "two"
     )
     assert documents(corpus_of(f"hf:{tmp_path}/saved")) == expected
@@ -131,11 +131,11 @@ def test_a_saved_dataset_gives_its_documents(tmp_path: Path) -> None:
     ]
     position = [position for _, position in two.rows()][24]
     assert documents(two, position) == documents(two)[25:]
-    with pytest.raises(CorpusError, match="the splits there are: a, b"):
+    with pytest.raises(CorpusError, match="available splits: a, b"):
         corpus_of(f"hf:{tmp_path}/two")
 
 
-def test_it_goes_on_at_every_row(folder: Path, lines: Path) -> None:
+def test_reading_resumes_at_any_row(folder: Path, lines: Path) -> None:
     corpus = corpus_of(f"hf:{folder}:corpus:old", f"hf:{lines}")
     rows = list(corpus.rows())
     shares = [corpus.share(position) for _, position in rows]
@@ -144,7 +144,7 @@ def test_it_goes_on_at_every_row(folder: Path, lines: Path) -> None:
     assert shares == sorted(shares) and 0.2 < shares[15] < 0.6
 
 
-def test_going_on_reads_nothing_before_the_row_group(folder: Path) -> None:
+def test_resuming_reads_nothing_before_the_row_group(folder: Path) -> None:
     corpus = corpus_of(f"hf:{folder}:corpus:old")
     rows = list(corpus.rows())
     (folder / "data" / "0.parquet").unlink()
@@ -152,53 +152,53 @@ def test_going_on_reads_nothing_before_the_row_group(folder: Path) -> None:
     groups = pq.ParquetFile(folder / "data" / "1.parquet").metadata
     end = groups.row_group(1).column(0).data_page_offset
     (folder / "data" / "1.parquet").write_bytes(b"PAR1" + b"\xff" * (end - 4) + second[end:])
-    following = corpus.rows(rows[14][1])  # in the second group of the second file
+    following = corpus.rows(rows[14][1])  # in the second row group of the second file
     assert [next(following) for _ in range(15)] == rows[15:30]
     with pytest.raises(CorpusError, match="changed while it was read"):
         next(following)
 
 
 @pytest.mark.parametrize(
-    ("spec", "fields", "said"),
+    ("spec", "fields", "message"),
     [
-        ("made", {}, "has 2 configs, and none was named; the configs there are: corpus, queries"),
-        ("made:nope", {}, 'has no config "nope"; the configs there are: corpus, queries'),
-        ("made:corpus", {}, "has 2 splits, and none was named; the splits there are: old, one"),
-        ("made:corpus:test", {}, 'has no split "test"; the splits there are: old, one'),
-        ("made:corpus:old", {"text": "body"}, 'no column "body" for the text; the columns there are "_id"'),
+        ("made", {}, "has 2 configs, and none was named; available configs: corpus, queries"),
+        ("made:nope", {}, 'has no config "nope"; available configs: corpus, queries'),
+        ("made:corpus", {}, "has 2 splits, and none was named; available splits: old, one"),
+        ("made:corpus:test", {}, 'has no split "test"; available splits: old, one'),
+        ("made:corpus:old", {"text": "body"}, 'no column "body" for the text; the columns are "_id"'),
         ("made:corpus:one", {"id": "year", "text": "year"}, 'the text in "year" is of type int64'),
         ("empty", {}, "has no data files that can be read"),
         ("script", {}, "is built by a Python script, which is never run"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_sentence(spec: str, fields: dict, said: str, folder: Path, tmp_path: Path) -> None:
+def test_each_error_is_one_message(spec: str, fields: dict, message: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "script").mkdir()
     (tmp_path / "script" / "script.py").write_text("raise SystemExit('it was run')")
     with pytest.raises(CorpusError) as raised:
         list(corpus_of(f"hf:{tmp_path}/{spec}", keep=(), **fields).rows())
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("path", ["{}/else.jsonl", "../else.jsonl", "file://{}/else.jsonl", "{url}/else.jsonl"])
-def test_a_folder_names_no_data_files_elsewhere(path: str, tmp_path: Path) -> None:
+def test_data_files_outside_the_folder_are_refused(path: str, tmp_path: Path) -> None:
     (tmp_path / "else.jsonl").write_text('{"_id": "1", "text": "of another folder"}\n')
     folder = tmp_path / "dataset"
     folder.mkdir()
-    with web_server(tmp_path) as url, pytest.raises(CorpusError, match="names the data file .*, which is outside"):
+    with web_server(tmp_path) as url, pytest.raises(CorpusError, match="names a data file outside of it"):
         files = json.dumps([{"split": "train", "path": path.format(tmp_path, url=url)}])
         (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n")
         open_corpus([f"hf:{folder}"], fields=FieldNames())
 
 
-def test_a_broken_line_is_a_bad_row_that_names_its_file(lines: Path) -> None:
+def test_a_broken_line_is_a_bad_row_with_its_file_name(lines: Path) -> None:
     (lines / "1.jsonl").write_text('{"_id": "x", "text": "good", "year": 3}\n{"_id": "y", "te')
     *good, bad = [row for row, _ in corpus_of(f"hf:{lines}").rows()]
-    assert (len(good), bad.place) == (16, "hf:lines:default:train row 17")
+    assert (len(good), bad.place) == (16, "hf:lines:default:train: row 17")
     assert bad.reason.startswith("broken JSON at column 14: ") and bad.reason.endswith(" (in 1.jsonl)")
 
 
-# The same rows as files and through hf:
+# The same rows, read as files and with hf:
 
 TRICKY = [
     {"id": "007", "title": "NA", "text": "null", "kept": "2020-01-02"},
@@ -235,7 +235,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_same_rows_give_the_same_documents_as_files_and_through_hf(tmp_path: Path, name: str) -> None:
+def test_files_and_hf_give_the_same_documents(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "made"
     folder.mkdir()
     WRITERS[name](folder / name)
@@ -247,7 +247,7 @@ def test_the_same_rows_give_the_same_documents_as_files_and_through_hf(tmp_path:
     assert documents(open_corpus([str(folder / name)], fields=FieldNames(**keep), format=format)) == expected
 
 
-# What only the library reads: settings of the dataset, archives, and JSON that is not one object a line.
+# Read only by the library: dataset settings, archives, and JSON that is not one object per line.
 
 
 def archive(path: Path) -> None:
@@ -264,7 +264,7 @@ def archive(path: Path) -> None:
         ("c.json", lambda path: path.write_text(json.dumps(TRICKY, indent=1)), ""),
     ],
 )
-def test_values_stay_as_written_in_other_forms(tmp_path: Path, name: str, write, settings: str) -> None:
+def test_values_are_not_converted_in_other_formats(tmp_path: Path, name: str, write, settings: str) -> None:
     folder = tmp_path / "made"
     folder.mkdir()
     write(folder / name)
@@ -276,7 +276,7 @@ def test_values_stay_as_written_in_other_forms(tmp_path: Path, name: str, write,
     assert documents(corpus, positions[1]) == expected[2:]
 
 
-def test_ids_and_fields_of_several_types_in_json_lines_stay(tmp_path: Path) -> None:
+def test_ids_and_fields_of_mixed_types_in_json_lines_are_kept(tmp_path: Path) -> None:
     rows = [{"_id": 1, "text": "a", "kept": {"x": 1}}, {"_id": "2", "text": "b", "kept": {"y": "s"}}]
     rows += [{"_id": "3", "text": "c", "kept": "2020-01-02T00:00:00"}, {"_id": "4", "text": "d"}]
     (tmp_path / "made").mkdir()
@@ -287,7 +287,7 @@ def test_ids_and_fields_of_several_types_in_json_lines_stay(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
-def test_files_that_differ_in_columns_are_named_with_their_columns(tmp_path: Path, suffix: str) -> None:
+def test_files_with_different_columns_are_reported_with_their_columns(tmp_path: Path, suffix: str) -> None:
     tables = {"a": {"id": "1", "text": "x"}, "b": {"id": "2", "title": "y", "body": "z"}}
     write = {
         ".csv": lambda path, row: path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n"),
@@ -297,24 +297,24 @@ def test_files_that_differ_in_columns_are_named_with_their_columns(tmp_path: Pat
     for name, row in tables.items():
         write(tmp_path / f"{name}{suffix}", row)
     corpus = corpus_of(f"hf:{tmp_path}", keep=())
-    missing = 'no column "text" for the text; the columns there are "id", "title", "body"; --text-field names another'
-    if suffix == ".jsonl":  # whose rows may differ in any file
+    missing = 'no column "text" for the text; the columns are "id", "title", "body"; name another with --text-field'
+    if suffix == ".jsonl":  # rows of JSON lines may differ in columns
         assert [row.reason for row, _ in corpus.rows()] == [None, f"{missing} (in b.jsonl)"]
         return
     with pytest.raises(CorpusError) as raised:
         list(corpus.rows())
     assert f"(b{suffix})" in str(raised.value)
     advice = "name files, or a config of the dataset, that have the same columns"
-    assert str(raised.value).endswith(f'{missing}. In a{suffix} the columns there are "id", "text": {advice}')
+    assert str(raised.value).endswith(f'{missing}. In a{suffix} the columns are "id", "text": {advice}')
 
 
-def test_lone_quotes_are_reported_and_quoting_none_applies_to_csv_and_tsv_alone(tmp_path: Path, lines: Path) -> None:
+def test_lone_quotes_are_reported_and_quoting_none_is_only_for_csv_and_tsv(tmp_path: Path, lines: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "c.tsv").write_text('id\ttext\n1\t"a\n2\tb"\n3\tc\n')
     corpus = corpus_of(f"hf:{tmp_path / 'made'}", keep=())
     assert [row.document.id for row, _ in corpus.rows()] == ["1", "3"]
     (message,) = corpus.merged()
-    assert message.startswith("hf:made:default:train (c.tsv) line 2: a quoted value spans 2 lines")
+    assert message.startswith("hf:made:default:train (c.tsv):2: a quoted value spans 2 lines")
     plain = open_corpus([f"hf:{tmp_path / 'made'}"], fields=FieldNames(), quoting="none")
     assert [row.document.id for row, _ in plain.rows()] == ["1", "2", "3"]
     assert {**plain.identity()[0], "quoting": None} == {**corpus.identity()[0], "quoting": None} != plain.identity()[0]
@@ -322,7 +322,7 @@ def test_lone_quotes_are_reported_and_quoting_none_applies_to_csv_and_tsv_alone(
         open_corpus([f"hf:{lines}"], fields=FieldNames(), quoting="none")
 
 
-def test_names_of_datasets(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_dataset_names_are_parsed(folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:b@c").mkdir()
     for spec, expected in (
@@ -335,33 +335,33 @@ def test_names_of_datasets(folder: Path, tmp_path: Path, monkeypatch) -> None:
     ):
         assert parse(spec) == expected
     for spec in ("hf:", "hf:a@", "hf:a:b:c:d", "hf:/not/there", "hf:./x"):
-        with pytest.raises(UsageError, match=r"names no dataset: .*expected hf:NAME"):
+        with pytest.raises(UsageError, match=r"is not a dataset: .*expected hf:NAME"):
             parse(spec)
     with pytest.raises(UsageError, match="--format and --columns are for files"):
         open_corpus(["hf:x"], fields=FieldNames(), format="jsonl")
 
 
-def test_a_hub_is_asked_and_each_refusal_is_a_sentence(folder: Path, tmp_path: Path) -> None:
+def test_datasets_are_read_from_a_hub_and_each_refusal_is_one_message(folder: Path, tmp_path: Path) -> None:
     expected = [list(document) for _, document in documents(corpus_of(f"hf:{folder}:corpus:old")) if document]
     cases = [
         ("o/made:corpus:old", None, ""),
         ("o/gated@main:corpus:old", TOKEN, ""),
-        ("o/made:corpus:x", None, "the splits there are: old, one"),
+        ("o/made:corpus:x", None, "available splits: old, one"),
         ("o/made@v9:corpus", None, "has no revision 'v9'"),
         ("o/none", None, "No dataset 'o/none'"),
         ("o/gated:corpus:old", None, "is gated, and no token was sent"),
         ("o/made:corpus:old", "hf_wrong", "refuses the token that was sent"),
     ]
-    asked = json.dumps([[spec, token] for spec, token, _ in cases])
+    arguments = json.dumps([[spec, token] for spec, token, _ in cases])
     with loopback_hub() as hub:
         commits = {name: hub.add(name, folder, dataset=True, gated=name == "o/gated") for name in ("o/made", "o/gated")}
         home = tmp_path / "home"
-        _, out, err = ended(begin(PROGRAM, asked, endpoint=hub.url, home=home))
+        _, out, err = ended(begin(PROGRAM, arguments, endpoint=hub.url, home=home))
     answers = out.splitlines()
     assert len(answers) == len(cases) and "hf_wrong" not in out + err and "Traceback" not in err, err
-    for (spec, _, said), answer in zip(cases, answers, strict=True):
-        if said:
-            assert answer.startswith("Error: ") and said in answer, answer
+    for (spec, _, message), answer in zip(cases, answers, strict=True):
+        if message:
+            assert answer.startswith("Error: ") and message in answer, answer
             continue
         identity, rows, middle, rest = json.loads(answer)
         name = spec.partition("@")[0].partition(":")[0]
@@ -370,7 +370,7 @@ def test_a_hub_is_asked_and_each_refusal_is_a_sentence(folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["1.jsonl", "1.csv", "1.csv.gz"])
-def test_text_files_of_a_hub_give_the_documents_of_a_folder(name: str, tmp_path: Path) -> None:
+def test_text_files_on_a_hub_give_the_documents_of_a_folder(name: str, tmp_path: Path) -> None:
     rows = [{"_id": f"00{number}", "text": "NA", "year": "null"} for number in range(20)]
     (tmp_path / "made").mkdir()
     content = "".join(f"{json.dumps(row)}\n" for row in rows)
@@ -386,14 +386,14 @@ def test_text_files_of_a_hub_give_the_documents_of_a_folder(name: str, tmp_path:
     assert rest == found[middle[3] :]
 
 
-def test_offline_no_hub_is_asked() -> None:
+def test_offline_no_hub_is_called() -> None:
     with pytest.raises(
         CorpusError, match=r"No folder 'o/none' here, and the hub is not asked \(HF_HUB_OFFLINE is set\)"
     ):
         corpus_of("hf:o/none")
 
 
-def test_a_hub_out_of_reach_is_named_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with pytest.raises(CorpusError, match="No folder 'o/none' here, and the hub .* cannot be reached") as found:
@@ -403,13 +403,13 @@ def test_a_hub_out_of_reach_is_named_without_secrets(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("path", ["/made/up/file", None])
-def test_a_full_disk_under_the_cache_is_named_with_its_path(path: str | None) -> None:
+def test_a_full_disk_is_reported_with_the_path_of_the_cache(path: str | None) -> None:
     place = path or datasets.config.HF_CACHE_HOME
     with pytest.raises(CorpusError, match=f"^{place} cannot be written: No space left on device. .*HF_HOME"):
         with finding(parse("hf:o/none")):
             raise OSError(errno.ENOSPC, "No space left on device", *([path] if path else []))
 
 
-def test_a_dot_is_the_folder_it_stands_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dot_is_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert corpus_of("hf:.:corpus:old").identity() == corpus_of(f"hf:{folder}:corpus:old").identity()

@@ -1,4 +1,4 @@
-"""Rows in memory: the documents are those of the same rows as JSON lines, whatever container they came in."""
+"""Rows in memory: every container gives the documents of the same rows as JSON lines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
+from support.forms import rows_of
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
@@ -37,7 +38,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 class Stream:
-    """An object that is known by Arrow's protocol alone."""
+    """An object that has only Arrow's stream protocol."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -84,11 +85,6 @@ def json_lines(folder: Path, rows: list) -> Path:
     return path
 
 
-def rows_of(corpus: Corpus) -> list:
-    """Of each row what does not depend on the source."""
-    return [(row.row, row.document, row.reason) for row, _ in corpus.rows()]
-
-
 def hash_of(corpus: Corpus) -> str:
     digest = RowHash()
     for row, _ in corpus.rows():
@@ -101,7 +97,7 @@ def reasons(rows: object, fields: FieldNames = FIELDS) -> list[str | None]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_container_gives_the_documents_and_the_identity_of_the_same_rows(tmp_path: Path, kind: str) -> None:
+def test_every_container_gives_the_same_documents_and_identity(tmp_path: Path, kind: str) -> None:
     expected = open_corpus([str(json_lines(tmp_path, ROWS))], fields=FIELDS)
     corpus = corpus_of(KINDS[kind](ROWS), fields=FIELDS)
     assert rows_of(corpus) == rows_of(expected)
@@ -109,7 +105,7 @@ def test_every_container_gives_the_documents_and_the_identity_of_the_same_rows(t
     assert corpus.identity() == memory_corpus(ROWS, fields=FIELDS).identity()
 
 
-def test_the_identity_is_a_name_a_count_and_a_hash_that_stays() -> None:
+def test_the_identity_is_name_count_and_a_stable_hash() -> None:
     rows = [{"_id": "1", "text": "é", "price": 1e16}, "no row", {"_id": "2", "text": "b", "price": None}]
     assert memory_corpus(rows, fields=FieldNames(keep=("price",))).identity() == [
         # printf '%s\n' '{"_id":"1","price":1e+16,"text":"é"}' null '{"_id":"2","price":null,"text":"b"}' | sha256sum
@@ -132,7 +128,7 @@ def test_other_rows_have_another_identity(other: list) -> None:
     assert memory_corpus(other, fields=FIELDS).identity() != memory_corpus(ROWS, fields=FIELDS).identity()
 
 
-def test_columns_that_documents_do_not_use_are_not_read() -> None:
+def test_unused_columns_are_not_read() -> None:
     fields = FieldNames(keep=("year",))
     plain = [{"_id": "1", "text": "a", "year": 1}]
     for rows in (
@@ -145,7 +141,7 @@ def test_columns_that_documents_do_not_use_are_not_read() -> None:
         assert corpus.identity() == memory_corpus(plain, fields=fields).identity()
 
 
-def test_columns_are_found_and_named_as_in_a_file() -> None:
+def test_columns_are_found_by_default_and_given_names() -> None:
     (row, _), *_ = memory_corpus(pd.DataFrame({"id": [7], "text": ["a"]}), fields=FieldNames()).rows()
     assert row.document == ("7", "a", '{"text":"a"}')
     fields = FieldNames(id="key", text="body", title="head")
@@ -166,7 +162,7 @@ def test_ids_of_an_object_column_keep_their_types() -> None:
     assert [row.document.id for row, _ in memory_corpus(frame, fields=FieldNames()).rows()] == ["7", "007", str(2**70)]
 
 
-def test_a_dataset_with_a_transform_gives_what_the_transform_makes() -> None:
+def test_a_dataset_with_a_transform_gives_the_transformed_rows() -> None:
     dataset = datasets.Dataset.from_list([{"_id": "1", "raw": "a"}])
     transformed = dataset.with_transform(
         lambda batch: {"_id": batch["_id"], "text": [f"<{raw}>" for raw in batch["raw"]]}
@@ -177,7 +173,7 @@ def test_a_dataset_with_a_transform_gives_what_the_transform_makes() -> None:
 # Bad rows
 
 
-def test_a_bad_row_is_named_by_its_position() -> None:
+def test_a_bad_row_is_reported_with_its_position() -> None:
     rows = [
         {"_id": "1", "text": "a"},
         {"_id": "2"},
@@ -187,29 +183,29 @@ def test_a_bad_row_is_named_by_its_position() -> None:
         {"_id": "4", "text": ""},
     ]
     read = [row for row, _ in memory_corpus(rows, fields=FieldNames()).rows()]
-    assert [row.place for row in read if row.document is None] == [f"memory row {number}" for number in (2, 3, 4, 5)]
+    assert [row.place for row in read if row.document is None] == [f"memory: row {number}" for number in (2, 3, 4, 5)]
     assert [row.reason for row in read] == [
         None,
-        'no column "text" for the text; the columns there are "_id"; --text-field names another',
-        'the column "text" holds a value of type bytes, which JSON does not have; make it a string or a number',
-        'a mapping of columns to values was expected, found a value of type str: "a.jsonl"',
-        "a mapping of columns to values was expected, found a value of type NoneType",
+        'no column "text" for the text; the columns are "_id"; name another with --text-field',
+        'column "text": JSON has no values of type bytes; convert it to a string or a number',
+        'expected a mapping of columns to values, found a value of type str: "a.jsonl"',
+        "expected a mapping of columns to values, found a value of type NoneType",
         None,
     ]
 
 
 @pytest.mark.parametrize("kind", ["list", "pandas", "polars", "table", "Dataset"])
-def test_a_column_that_is_missing_makes_every_row_bad(kind: str) -> None:
+def test_without_the_text_column_every_row_is_bad(kind: str) -> None:
     rows = [{"_id": str(number), "body": "a"} for number in range(3)]
     corpus = memory_corpus(KINDS[kind](rows), fields=FieldNames())
     assert len(rows_of(corpus)) == 3
     assert {row.reason for row, _ in corpus.rows()} == {
-        'no column "text" for the text; the columns there are "_id", "body"; --text-field names another'
+        'no column "text" for the text; the columns are "_id", "body"; name another with --text-field'
     }
 
 
 @pytest.mark.parametrize("text", [None, float("nan"), pd.NA])
-def test_a_missing_text_or_title_is_that_of_null(text: object) -> None:
+def test_a_missing_text_or_title_is_read_as_null(text: object) -> None:
     for rows in ([{"_id": "1", "text": text}], pd.DataFrame({"_id": ["1"], "text": [text]})):
         assert reasons(rows) == ['the text in "text" is null; a string was expected']
     (row, _), *_ = memory_corpus([{"_id": "1", "title": text, "text": "a"}], fields=FieldNames()).rows()
@@ -221,10 +217,10 @@ def test_a_column_with_a_duplicate_name_makes_bad_rows() -> None:
         pd.DataFrame([["1", "a", "b"]], columns=["_id", "text", "text"]),
         pa.table([["1"], ["a"], ["b"]], names=["_id", "text", "text"]),
     ):
-        assert reasons(table) == ['the column "text" is there 2 times']
+        assert reasons(table) == ['2 columns are named "text"']
 
 
-def test_a_bad_row_looks_the_same_to_a_resumed_run_as_one_of_a_file(tmp_path: Path) -> None:
+def test_bad_rows_have_the_hash_of_bad_rows_in_a_file(tmp_path: Path) -> None:
     rows = [{"_id": "1", "text": "a"}, {"_id": "2"}, {"_id": None, "text": "c"}, {"_id": "\ud800", "text": "\ud800"}]
     expected = open_corpus([str(json_lines(tmp_path, rows))], fields=FIELDS)
     corpus = memory_corpus(rows, fields=FIELDS)
@@ -235,23 +231,23 @@ def test_a_bad_row_looks_the_same_to_a_resumed_run_as_one_of_a_file(tmp_path: Pa
 def test_a_row_that_is_too_long_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparse_ingest.corpora.memory.MAX_LINE", 64)
     rows = [{"_id": "1", "text": "a"}, {"_id": "2", "text": "a" * 64}]
-    assert reasons(rows) == [None, "the row has 86 bytes as JSON; less than 64 were expected"]
+    assert reasons(rows) == [None, "the row has 86 bytes as JSON; expected less than 64"]
 
 
-def test_what_the_iterable_raises_reaches_the_caller() -> None:
+def test_an_exception_of_the_iterable_is_raised_unchanged() -> None:
     class OwnError(Exception):
         pass
 
-    def failing(error: Exception) -> Iterator[dict]:
+    def rows_then(error: Exception) -> Iterator[dict]:
         yield {"_id": "1", "text": "a"}
         raise error
 
     schema = pa.schema({"_id": pa.string(), "text": pa.string()})
     for error in (OwnError("mine"), OSError("mine")):
         with pytest.raises(type(error), match="mine") as raised:
-            memory_corpus(failing(error), fields=FIELDS)
+            memory_corpus(rows_then(error), fields=FIELDS)
         assert raised.value is error
-        batches = (pa.RecordBatch.from_pylist([row], schema) for row in failing(error))
+        batches = (pa.RecordBatch.from_pylist([row], schema) for row in rows_then(error))
         with pytest.raises(type(error), match="mine"):
             memory_corpus(pa.RecordBatchReader.from_batches(schema, batches), fields=FIELDS)
 
@@ -267,7 +263,7 @@ def test_strings_and_paths_name_files(tmp_path: Path, wrap: Callable) -> None:
     assert len(rows_of(corpus)) == 3
 
 
-def test_format_and_columns_reach_files_and_are_refused_for_rows(tmp_path: Path) -> None:
+def test_format_and_columns_are_for_files_and_refused_for_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_text("1,a\n")
     corpus = corpus_of(path, fields=FieldNames(), format="csv", columns=["_id", "text"])

@@ -1,4 +1,4 @@
-"""The spool of rows in memory: written once, read by any process, removed with its corpus."""
+"""The spool file of rows in memory: written once, read by any process, deleted with its corpus."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.forms import rows_of
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.memory import memory_corpus
-from sparse_ingest.corpora.sources import Corpus, Cursor, Position
+from sparse_ingest.corpora.sources import Cursor, Position
 from sparse_ingest.errors import CorpusError
 
 FIELDS = FieldNames(keep=("year",))
 ROWS = [{"_id": f"d{number}", "text": f"text é {number}", "year": 1900 + number} for number in range(1200)]
 
 
-def rows_of(corpus: Corpus) -> list:
-    return [(row.row, row.document, row.reason) for row, _ in corpus.rows()]
-
-
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files of the test's own."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     return tmp_path
@@ -86,7 +82,7 @@ def test_a_forked_child_leaves_the_spool_to_its_parent(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_a_full_disk_is_reported_with_what_to_do(temporary: Path) -> None:
+def test_a_full_disk_is_reported_with_the_variable_to_set(temporary: Path) -> None:
     done = run_program("full")
     assert done.stderr.startswith("CorpusError: ") and "rows.jsonl cannot be written: File too large" in done.stderr
     assert "TMPDIR" in done.stderr
@@ -94,23 +90,23 @@ def test_a_full_disk_is_reported_with_what_to_do(temporary: Path) -> None:
 
 
 def test_a_generator_is_consumed_once_in_flat_memory(temporary: Path) -> None:
-    taken = 0
+    produced = 0
 
     def rows() -> Iterator[dict]:
-        nonlocal taken
-        for taken in range(1, 200_001):  # noqa: B007
-            yield {"_id": str(taken), "text": "word " * 20}
+        nonlocal produced
+        for produced in range(1, 200_001):  # noqa: B007
+            yield {"_id": str(produced), "text": "word " * 20}
 
     tracemalloc.start()
     corpus = memory_corpus(rows(), fields=FieldNames())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert taken == 200_000
+    assert produced == 200_000
     assert corpus.sources[0].bytes > 20_000_000
     assert peak < 8_000_000
 
 
-def test_a_frame_is_converted_in_pieces() -> None:
+def test_a_data_frame_is_converted_in_batches() -> None:
     frame = pd.DataFrame({"_id": range(50_000), "text": "word"})
     tracemalloc.start()
     corpus = memory_corpus(frame, fields=FieldNames())
@@ -120,7 +116,7 @@ def test_a_frame_is_converted_in_pieces() -> None:
     assert peak < 4_000_000
 
 
-def test_reading_goes_on_from_any_row() -> None:
+def test_reading_resumes_at_any_row() -> None:
     corpus = memory_corpus([*ROWS, "bad", *ROWS[:5]], fields=FIELDS)
     rows = list(corpus.rows())
     for place in (0, 1, 500, 1198, 1199, 1200, 1201):
@@ -132,7 +128,7 @@ def test_reading_goes_on_from_any_row() -> None:
     expected = [row.place for row in cursor.rows()]
     cursor.jump(position)
     assert [row.place for row in cursor.rows()] == expected
-    assert expected[0] == "memory row 1001"
+    assert expected[0] == "memory: row 1001"
     assert corpus.share(cursor.position) == 1
     assert cursor.rereadable
 
@@ -148,10 +144,10 @@ def test_another_process_reads_a_pickled_corpus() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(corpus), capture_output=True, check=True)
     assert pickle.loads(done.stdout) == (expected, corpus.identity())
-    assert rows_of(corpus) == expected  # the file is still there
+    assert rows_of(corpus) == expected  # the spool was not deleted by the other process
 
 
-def test_a_spool_that_its_owner_removed_is_an_error_of_the_corpus() -> None:
+def test_a_spool_that_its_owner_deleted_is_an_error() -> None:
     copy = pickle.loads(pickle.dumps(memory_corpus(ROWS, fields=FIELDS)))
     with pytest.raises(CorpusError, match="rows.jsonl cannot be read"):
         rows_of(copy)

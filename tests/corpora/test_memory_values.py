@@ -1,4 +1,4 @@
-"""Values of rows in memory: JSON values stay, others are converted or make a bad row."""
+"""Values of rows in memory: JSON values are kept, others are converted or make a bad row."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.forms import rows_of
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
@@ -45,7 +46,7 @@ class Unit(enum.Enum):
 
 
 def kept(rows: object) -> list:
-    """The kept field of each row as JSON text; the reason of a bad row."""
+    """Return the kept field of each row as JSON text, or the reason of a bad row."""
     return kept_of(memory_corpus(rows, fields=FIELDS))
 
 
@@ -114,7 +115,7 @@ JULY = dt.datetime(2026, 7, 5, 1, 2, 3)
         (np.array([-np.inf]), "[null]"),
     ],
 )
-def test_a_value_that_json_lacks_is_converted(value: object, expected: str) -> None:
+def test_a_value_that_is_not_json_is_converted(value: object, expected: str) -> None:
     assert kept([row(value)]) == [expected]
     if not isinstance(value, (list, dict, tuple)):
         assert kept(pd.DataFrame({"_id": ["1"], "text": ["a"], "kept": pd.Series([value], dtype=object)})) == [expected]
@@ -123,50 +124,50 @@ def test_a_value_that_json_lacks_is_converted(value: object, expected: str) -> N
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        (b"raw", "a value of type bytes, which JSON does not have; make it a string or a number"),
-        (np.bytes_(b"raw"), "a value of type numpy.bytes_,"),
-        ([{"a": [b"raw"]}], "a value of type bytes,"),
-        ({1, 2}, "a value of type set,"),
-        (1j, "a value of type complex,"),
-        (np.array([(1, 2)], dtype="i4,i4"), "a value of type numpy.void,"),
-        (np.datetime64(10**15, "D"), "a value of type numpy.datetime64,"),
-        (pd.Period("2026"), "Period,"),
-        (Decimal("1E+999"), "the number 1E+999, which is beyond float64"),
-        (np.timedelta64(1, "M"), "a value of type numpy.timedelta64,"),
-        ({1: "a", "1": "b"}, 'an object with the key "1" twice'),
-        ({(1, 2): "a"}, "an object with a key of type tuple; strings or numbers were expected"),
-        (Decimal("7" * 5000), "a number that is too long: Exceeds the limit"),
-        ([10**5000], "a number that is too long: Exceeds the limit"),
-        (int.__lshift__, "which JSON does not have"),
+        (b"raw", "JSON has no values of type bytes; convert it to a string or a number"),
+        (np.bytes_(b"raw"), "JSON has no values of type numpy.bytes_;"),
+        ([{"a": [b"raw"]}], "JSON has no values of type bytes;"),
+        ({1, 2}, "JSON has no values of type set;"),
+        (1j, "JSON has no values of type complex;"),
+        (np.array([(1, 2)], dtype="i4,i4"), "JSON has no values of type numpy.void;"),
+        (np.datetime64(10**15, "D"), "JSON has no values of type numpy.datetime64;"),
+        (pd.Period("2026"), "Period;"),
+        (Decimal("1E+999"), "the number 1E+999 is beyond float64"),
+        (np.timedelta64(1, "M"), "JSON has no values of type numpy.timedelta64;"),
+        ({1: "a", "1": "b"}, 'an object has the duplicate key "1"'),
+        ({(1, 2): "a"}, "an object has a key of type tuple; expected a string or a number"),
+        (Decimal("7" * 5000), "a number has too many digits: Exceeds the limit"),
+        ([10**5000], "a number has too many digits: Exceeds the limit"),
+        (int.__lshift__, "JSON has no values of type"),
     ],
 )
-def test_a_value_that_cannot_be_converted_makes_a_bad_row_that_names_column_and_type(value: object, found: str) -> None:
+def test_a_value_that_cannot_be_converted_makes_a_bad_row(value: object, found: str) -> None:
     good = row("good")
     before, reason, after = kept([good, row(value), good])
     assert (before, after) == ('"good"', '"good"')
-    assert reason.startswith('the column "kept" holds ') and found in reason
+    assert reason.startswith('column "kept": ') and found in reason
 
 
 def test_a_list_that_contains_itself_makes_a_bad_row() -> None:
     value: list = []
     value.append(value)
-    assert kept([row(value)]) == ['the column "kept" holds a value that is nested too deeply']
+    assert kept([row(value)]) == ['column "kept": a value is nested too deeply']
 
 
-def test_an_id_may_be_a_whole_number_of_any_kind() -> None:
+def test_an_id_may_be_an_integer_of_any_type() -> None:
     rows = [{"_id": value, "text": "a"} for value in (7, np.int32(7), np.uint64(2**64 - 1), 2**70, True, 7.0, np.nan)]
     read = [
         (row.document and row.document.id, row.reason) for row, _ in memory_corpus(rows, fields=FieldNames()).rows()
     ]
     assert [doc_id for doc_id, _ in read] == ["7", "7", str(2**64 - 1), str(2**70), None, None, None]
-    assert read[5][1] == 'the id in "_id" is 7.0; a non-empty string or a whole number was expected'
+    assert read[5][1] == 'the id in "_id" is 7.0; expected a non-empty string or an integer'
 
 
 # Any JSON
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 numbers = st.integers(-(1 << 70), 1 << 70) | finite | st.sampled_from([-0.0, 1e16, 1e-7, 2**63, 2**64, -(2**63) - 1])
-strings = st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
+strings = st.text(st.characters(), max_size=8)  # includes lone surrogates
 values = st.recursive(
     st.none() | st.booleans() | numbers | strings,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(strings, inner, max_size=3),
@@ -180,24 +181,20 @@ json_rows = st.lists(
 )
 
 
-def all_rows(corpus: Corpus) -> list:
-    return [(row.row, row.document, row.reason) for row, _ in corpus.rows()]
-
-
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=json_rows)
-def test_json_values_give_the_documents_that_their_lines_give(tmp_path: Path, rows: list) -> None:
+def test_json_values_give_the_documents_of_the_same_json_lines(tmp_path: Path, rows: list) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    # Among several faults of a row either may be named.
-    expected = [document for _, document, _ in all_rows(open_corpus([str(path)], fields=FIELDS))]
-    assert [document for _, document, _ in all_rows(memory_corpus(rows, fields=FIELDS))] == expected
+    # The reasons may differ if a row has several faults.
+    expected = [document for _, document, _ in rows_of(open_corpus([str(path)], fields=FIELDS))]
+    assert [document for _, document, _ in rows_of(memory_corpus(rows, fields=FIELDS))] == expected
 
 
-# Types of columns
+# Column types
 
 
-def test_a_column_of_whole_numbers_with_gaps_is_what_pandas_holds() -> None:
+def test_an_integer_column_with_gaps_is_float_unless_it_is_nullable() -> None:
     frame = pd.DataFrame({"_id": ["1", "2"], "text": ["a", "b"], "kept": [1, None]})
     assert kept(frame) == ["1.0", "null"]
     assert kept(frame.astype({"kept": "Int64"})) == ["1", "null"]
@@ -229,11 +226,11 @@ TYPED = {
 
 
 @pytest.mark.parametrize("name", TYPED)
-def test_typed_columns_mean_the_same_in_every_container(name: str, tmp_path: Path) -> None:
+def test_typed_columns_have_the_same_values_in_every_container(name: str, tmp_path: Path) -> None:
     type_, content, expected = TYPED[name]
     table = pa.table({"_id": ["1", "2"], "text": ["a", "b"], "kept": pa.array(content, type_)})
     forms = [table, table.to_pandas(types_mapper=pd.ArrowDtype), datasets.Dataset(table), table.to_pylist()]
-    if name != "structs":  # which pandas holds as arrays
+    if name != "structs":  # pandas stores these as arrays
         forms.append(table.to_pandas())
     if find_spec("polars"):
         forms.append(import_module("polars").from_arrow(table))
@@ -244,7 +241,7 @@ def test_typed_columns_mean_the_same_in_every_container(name: str, tmp_path: Pat
 
 
 def saved(table: pa.Table, folder: Path) -> list[str]:
-    """A table as files, each with a spec that names it; the last two are read by `datasets`."""
+    """Save a table in four forms. Return their specs; the last two are read by `datasets`."""
     (folder / "hub").mkdir()
     pq.write_table(table, folder / "c.parquet")
     pq.write_table(table, folder / "hub" / "c.parquet")
@@ -255,7 +252,7 @@ def saved(table: pa.Table, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_json_in_columns_of_arrows_json_type_is_parsed(tmp_path: Path, nested: bool) -> None:
+def test_columns_of_the_arrow_json_type_are_parsed(tmp_path: Path, nested: bool) -> None:
     content = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": [1, 2.5]}', '"b"', "1", None, "null"]))
     expected = ['{"a":[1,2.5]}', '"b"', "1", "null", "null"]
     if nested:
@@ -267,24 +264,24 @@ def test_json_in_columns_of_arrows_json_type_is_parsed(tmp_path: Path, nested: b
     assert [kept_of(open_corpus([spec], fields=FIELDS)) for spec in saved(table, tmp_path)] == [expected] * 4
 
 
-def test_ids_of_arrows_json_type_are_strings_and_whole_numbers(tmp_path: Path) -> None:
+def test_ids_of_the_arrow_json_type_are_strings_and_integers(tmp_path: Path) -> None:
     ids = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["1", '"2"', "1.5"]))
     pq.write_table(pa.table({"_id": ids, "text": ["a", "b", "c"]}), tmp_path / "c.parquet")
     rows = [row for row, _ in open_corpus([str(tmp_path / "c.parquet")], fields=FieldNames()).rows()]
     assert [row.document and row.document.id for row in rows] == ["1", "2", None]
-    assert rows[2].reason == 'the id in "_id" is 1.5; a non-empty string or a whole number was expected'
+    assert rows[2].reason == 'the id in "_id" is 1.5; expected a non-empty string or an integer'
 
 
-def test_what_json_lacks_in_a_file_makes_a_bad_row_that_names_column_and_type(tmp_path: Path) -> None:
+def test_bytes_in_a_parquet_file_make_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"_id": ["1", "2"], "text": ["a", "b"], "kept": [None, b"raw"]}), path)
     assert kept_of(open_corpus([str(path)], fields=FIELDS)) == [
         "null",
-        'the column "kept" holds a value of type bytes, which JSON does not have; make it a string or a number',
+        'column "kept": JSON has no values of type bytes; convert it to a string or a number',
     ]
 
 
-def test_maps_of_arrow_are_objects() -> None:
+def test_arrow_maps_are_objects() -> None:
     inner = pa.map_(pa.string(), pa.list_(pa.int64()))
     type_ = pa.struct({"m": pa.list_(pa.map_(pa.int32(), inner))})
     content = [{"m": [[(7, [("a", [1]), ("b", None)])], []]}, {"m": None}, None]
@@ -295,31 +292,27 @@ def test_maps_of_arrow_are_objects() -> None:
 def test_a_map_that_cannot_be_an_object_makes_a_bad_row() -> None:
     for type_, content, found in [
         (pa.map_(pa.string(), pa.int64()), [[("a", 1), ("a", 2)]], "duplicate keys"),
-        (pa.map_(pa.binary(), pa.int64()), [[(b"a", 1)]], "a value of type bytes"),
-        (
-            pa.map_(pa.struct({"a": pa.int64()}), pa.int64()),
-            [[({"a": 1}, 1)]],
-            "that Python cannot read: unhashable type",
-        ),
+        (pa.map_(pa.binary(), pa.int64()), [[(b"a", 1)]], "JSON has no values of type bytes"),
+        (pa.map_(pa.struct({"a": pa.int64()}), pa.int64()), [[({"a": 1}, 1)]], ": unhashable type"),
     ]:
         table = pa.table({"_id": ["1"], "text": ["a"], "kept": pa.array(content, type_)})
         (reason,) = kept(table)
         assert found in reason
 
 
-def test_a_value_of_arrow_that_python_cannot_read_makes_a_bad_row() -> None:
+def test_an_arrow_value_that_python_cannot_read_makes_a_bad_row() -> None:
     moments = pa.array([0, 10**18, None], pa.timestamp("s"))
     table = pa.table({"_id": ["1", "2", "3"], "text": ["a", "b", "c"], "kept": moments})
     first, reason, last = kept(table)
     assert (first, last) == ('"1970-01-01T00:00:00"', "null")
-    assert reason.startswith('the column "kept" holds a value of type timestamp[s] that Python cannot read: ')
+    assert reason.startswith('column "kept": Python cannot read a value of type timestamp[s]: ')
     raw = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
     first, reason, last = kept(table.set_column(2, "kept", raw))
     assert (first, last) == ('"a"', '"c"')
     assert reason == "not UTF-8: byte 0xff at byte 1 of a value"
 
 
-def test_every_type_of_strings_is_read() -> None:
+def test_every_string_type_is_read() -> None:
     content = {
         "dictionary": pa.array(["x", "y", "x"]).dictionary_encode(),
         "view": pa.array(["x", "y", "x"], pa.string_view()),
@@ -330,23 +323,23 @@ def test_every_type_of_strings_is_read() -> None:
         assert kept(table) == ['"x"', '"y"', '"x"']
 
 
-def test_a_column_of_polars_that_arrow_lacks_is_refused() -> None:
+def test_a_polars_column_without_an_arrow_type_is_refused() -> None:
     polars = pytest.importorskip("polars")
     columns = {"_id": ["1"], "text": ["a"]}
     (reason,) = kept(polars.DataFrame({**columns, "kept": polars.Series([7], dtype=polars.Object)}))
-    assert reason.startswith('the column "kept" holds a value of type bytes')
+    assert reason.startswith('column "kept": JSON has no values of type bytes')
     with pytest.raises(UsageError, match="is not a table that Arrow can read"):
         kept(polars.DataFrame({**columns, "kept": polars.Series([2**100], dtype=polars.Int128)}))
 
 
-def test_bytes_of_polars_make_a_bad_row() -> None:
+def test_polars_bytes_make_a_bad_row() -> None:
     polars = pytest.importorskip("polars")
     assert kept(polars.DataFrame({"_id": ["1"], "text": ["a"], "kept": [b"raw"]}))[0].startswith(
-        'the column "kept" holds a value of type bytes'
+        'column "kept": JSON has no values of type bytes'
     )
 
 
-def test_a_json_feature_of_a_dataset_is_its_value() -> None:
+def test_a_json_feature_of_a_dataset_is_parsed() -> None:
     if not hasattr(datasets, "Json"):
         pytest.skip("this release of datasets has no Json feature")
     text = datasets.Value("string")
@@ -355,7 +348,7 @@ def test_a_json_feature_of_a_dataset_is_its_value() -> None:
     assert kept(datasets.Dataset.from_list(rows, features=features)) == ['{"a":1}', '[1,"b"]']
 
 
-def test_a_generated_dataset_may_hold_values_of_several_types() -> None:
+def test_a_generated_dataset_may_have_values_of_mixed_types() -> None:
     rows = [row(1), row("x"), row({"a": None}), {"_id": "4", "text": "d"}]
     generated = datasets.IterableDataset.from_generator(lambda: iter(rows))
     assert kept(generated) == ["1", '"x"', '{"a":null}', ""]
@@ -365,10 +358,10 @@ def test_a_generated_dataset_may_hold_values_of_several_types() -> None:
     ("container", "libraries"),
     [
         ("rows", {"pandas", "polars", "datasets", "torch"}),
-        ("pyarrow.Table.from_pylist(rows)", {"polars", "datasets", "torch"}),  # pyarrow imports pandas
+        ("pyarrow.Table.from_pylist(rows)", {"polars", "datasets", "torch"}),  # pyarrow itself imports pandas
     ],
 )
-def test_libraries_whose_containers_are_not_used_are_not_imported(container: str, libraries: set) -> None:
+def test_libraries_of_unused_containers_are_not_imported(container: str, libraries: set) -> None:
     program = (
         "import sys, pyarrow\n"
         "from sparse_ingest.corpora.documents import FieldNames\n"

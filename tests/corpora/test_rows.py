@@ -1,4 +1,4 @@
-"""Fast JSON: orjson takes and gives exactly what Python's own parser and writer do."""
+"""Fast JSON: orjson parses and writes exactly as Python's json module does."""
 
 import json
 from json.encoder import encode_basestring
@@ -20,7 +20,7 @@ numbers = st.one_of(
     st.sampled_from([(1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, -(1 << 63), -(1 << 63) - 1, 10**400]),
     st.floats(),
 )
-strings = st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
+strings = st.text(st.characters(), max_size=8)  # includes lone surrogates
 values = st.recursive(
     st.none() | st.booleans() | numbers | strings,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(strings, inner, max_size=3),
@@ -31,7 +31,7 @@ objects = st.builds(
     st.dictionaries(strings, values, max_size=3) | values,
     st.booleans(),
 )
-# Spellings that json.dumps does not have, and lines that are no JSON.
+# Spellings that json.dumps never writes, and invalid JSON.
 pieces = st.sampled_from(
     rb'{ } [ ] , : " \ a "a" "a":1 1 -0 -0.0 0.5e3 1e999 01 1. .5 NaN Infinity null true \n \u00e9 \ud800 \/ \x'.split()
     + [
@@ -59,8 +59,8 @@ lines = st.one_of(
 )
 
 
-def answer(parse, raw: bytes) -> str:
-    """The value in full, types and order included, or the reason."""
+def parsed(parse, raw: bytes) -> str:
+    """Return the repr of the value, or the reason."""
     try:
         return repr(parse(raw))
     except BadRow as bad:
@@ -69,8 +69,8 @@ def answer(parse, raw: bytes) -> str:
 
 @settings(deadline=None, max_examples=600)
 @given(lines)
-def test_every_line_is_read_as_pythons_parser_reads_it(raw: bytes) -> None:
-    assert answer(json_object, raw) == answer(documents._json_object, raw)
+def test_any_line_is_parsed_as_by_the_json_module(raw: bytes) -> None:
+    assert parsed(json_object, raw) == parsed(documents._json_object, raw)
 
 
 @pytest.mark.parametrize(
@@ -88,28 +88,28 @@ def test_every_line_is_read_as_pythons_parser_reads_it(raw: bytes) -> None:
         '{"a": ' + "[" * 5000 + "]" * 5000 + "}",
     ],
 )
-def test_what_parsers_differ_in_is_read_as_pythons_parser_reads_it(line: str) -> None:
-    assert answer(json_object, line.encode()) == answer(documents._json_object, line.encode())
+def test_known_differences_of_parsers_are_parsed_as_by_the_json_module(line: str) -> None:
+    assert parsed(json_object, line.encode()) == parsed(documents._json_object, line.encode())
 
 
-def test_every_character_is_written_as_pythons_writer_writes_it() -> None:
+def test_every_character_is_written_as_by_the_json_module() -> None:
     for start in range(0, 0x110000, 64):
         text = "x" + "".join(chr(code) for code in range(start, start + 64) if not 0xD800 <= code < 0xE000)
         document = document_of({"_id": "1", "title": text, "text": text}, FieldNames(), 0)
         assert document.fields == f'{{"title":{encode_basestring(text)},"text":{encode_basestring(text)}}}'
 
 
-# Columns of a table
+# Columns
 
 
-def test_needed_columns_are_those_of_documents_in_the_order_of_the_table() -> None:
+def test_needed_columns_are_in_the_order_of_the_table() -> None:
     names = ["vector", "title", "id", "year", "text", "_id"]
     found = needed_columns(names, FieldNames(keep=("year",)))
     assert list(found.items()) == [("title", "title"), ("year", "kept field"), ("text", "text"), ("_id", "id")]
     assert list(needed_columns(names, FieldNames(id=":row", text="year"))) == ["title", "year"]
 
 
-def test_a_row_number_is_the_id_also_where_a_column_has_that_name() -> None:
+def test_a_row_number_is_the_id_even_if_a_column_is_called_row() -> None:
     assert document_of({":row": "x", "text": "a"}, FieldNames(id=":row"), 7).id == "7"
 
 
@@ -117,24 +117,22 @@ def test_a_row_number_is_the_id_also_where_a_column_has_that_name() -> None:
 @pytest.mark.parametrize(
     "one", [("[", "", "]"), ('{"a":', "1", "}"), ('[{"a":', "1", "}]")], ids=["lists", "objects", "both"]
 )
-def test_a_row_that_is_nested_deeply_is_a_bad_row_with_its_line(
-    levels: int, one: tuple[str, str, str], tmp_path: Path
-) -> None:
+def test_a_deeply_nested_row_is_a_bad_row_with_its_line(levels: int, one: tuple[str, str, str], tmp_path: Path) -> None:
     begin, inner, end = one
     deep = begin * levels + inner + end * levels
     file = tmp_path / "corpus.jsonl"
     file.write_text(f'{{"_id": "1", "text": "x"}}\n{{"_id": "2", "text": "x", "kept": {deep}}}\n')
     (_, bad) = (row for row, _ in open_corpus([str(file)], fields=FieldNames(keep=("kept",))).rows())
-    assert bad.document is None and bad.place == "corpus.jsonl line 2" and "nested" in (bad.reason or "")
-    with pytest.raises(CorpusError, match="corpus.jsonl line 2.*nested"):
+    assert bad.document is None and bad.place == "corpus.jsonl:2" and "nested" in (bad.reason or "")
+    with pytest.raises(CorpusError, match="corpus.jsonl:2.*nested"):
         list(read_queries(file))
     file.write_text(f'{{"query-id": "1", "corpus-id": "1", "score": 1}}\n{{"query-id": {deep}}}\n')
-    with pytest.raises(CorpusError, match="corpus.jsonl line 2.*nested"):
+    with pytest.raises(CorpusError, match="corpus.jsonl:2.*nested"):
         read_qrels(file)
 
 
 @pytest.mark.parametrize("value", ["5", "null", "[]", "{}", "true", "1e400", "9" * 5_000], ids=lambda value: value[:9])
-def test_values_of_another_kind_are_errors_with_their_line(value: str, tmp_path: Path) -> None:
+def test_values_of_a_wrong_type_are_errors_with_their_line(value: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     for row, read in (
         (f'{{"_id": "1", "text": {value}}}', read_queries),
@@ -144,5 +142,5 @@ def test_values_of_another_kind_are_errors_with_their_line(value: str, tmp_path:
         (value, read_qrels),
     ):
         file.write_text(f"{row}\n")
-        with pytest.raises(CorpusError, match="rows.jsonl line 1"):
+        with pytest.raises(CorpusError, match="rows.jsonl:1"):
             list(read(file))

@@ -1,4 +1,4 @@
-"""csv and tsv: quotes, headers, columns, and what is wrong with a row or a file."""
+"""csv and tsv: quotes, headers, columns, bad rows and bad files."""
 
 from pathlib import Path
 
@@ -26,16 +26,16 @@ def documents(path: Path, **options) -> list[tuple[str, str]]:
     return [(row.document.id, row.document.text) for row in rows]
 
 
-def test_quoted_values_hold_separators_line_breaks_and_doubled_quotes(tmp_path):
+def test_quoted_values_may_contain_separators_line_breaks_and_doubled_quotes(tmp_path):
     path = write(tmp_path / "c.csv", 'id,text\r\n1,"a, ""b""\r\nc"\r\n"2",d"e\r\n')
     assert documents(path) == [("1", 'a, "b"\r\nc'), ("2", 'd"e')]
 
 
-def test_a_row_is_named_by_the_line_where_it_begins(tmp_path):
+def test_a_row_is_reported_with_its_first_line(tmp_path):
     path = write(tmp_path / "c.csv", 'id,text\n1,"a\n\nb"\n\n2\n3,c\n')
     good, bad, last = read(path)
     assert (good.line, bad.line, last.line) == (2, 6, 7)
-    assert bad.reason == 'the row has 1 column; 2 were expected: "id", "text"'
+    assert bad.reason == 'the row has 1 column; expected 2: "id", "text"'
 
 
 def test_a_value_that_looks_like_a_number_is_a_string(tmp_path):
@@ -44,31 +44,31 @@ def test_a_value_that_looks_like_a_number_is_a_string(tmp_path):
     assert row.document == ("007", "1.50", '{"text":"1.50","year":"1e3"}')
 
 
-def test_columns_name_those_of_a_file_without_a_header(tmp_path):
+def test_columns_are_the_names_of_a_file_without_a_header(tmp_path):
     path = write(tmp_path / "c.csv.zst", "1,x,a\n2,y,b\n")
     assert documents(path, columns=["id", "z", "text"]) == [("1", "a"), ("2", "b")]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path):
     assert documents(write(tmp_path / "c.csv", b'\xef\xbb\xbf"id",text\n1,a\n')) == [("1", "a")]
 
 
-def test_a_file_of_a_header_or_of_nothing_has_no_rows(tmp_path):
+def test_an_empty_file_and_one_of_only_a_header_have_no_rows(tmp_path):
     assert documents(write(tmp_path / "a.csv", "id,text\n")) == documents(write(tmp_path / "b.csv", "\n")) == []
 
 
-def test_collection_tsv_is_ms_marcos_where_quotes_mean_nothing(tmp_path):
+def test_collection_tsv_is_read_as_ms_marco_without_quoting(tmp_path):
     for name in ("collection.tsv", "Collection.tsv.gz"):
         path = write(tmp_path / name, '0\t"a" b\n1\t"c\r\n\n2\td "" e')
         assert documents(path) == [("0", '"a" b'), ("1", '"c'), ("2", 'd "" e')]
 
 
-def test_format_msmarco_takes_other_columns(tmp_path):
+def test_format_msmarco_accepts_other_columns(tmp_path):
     path = write(tmp_path / "docs.tsv", 'D1\thttps://a\tT"\tx\n')
     assert documents(path, format="msmarco", columns=["_id", "url", "title", "text"]) == [("D1", 'T" x')]
 
 
-def test_columns_are_for_tables_of_text_alone(tmp_path):
+def test_columns_are_only_for_text_tables_and_must_be_unique(tmp_path):
     path = write(tmp_path / "c.jsonl", "{}\n")
     with pytest.raises(UsageError, match=r"--columns is for csv, tsv, msmarco; .* is jsonl\. Omit"):
         read(path, columns=["a"])
@@ -80,66 +80,66 @@ def test_columns_are_for_tables_of_text_alone(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (b"2", 'the row has 1 column; 2 were expected: "id", "text"'),
-        (b"2,a,b", "the row has 3 columns; 2 were expected"),
-        (b'2,"a" b', "something follows a closing quote; a quote within a value is written twice"),
-        (b'2,"a\n"3"', "twice (the row ends in line 4)"),
+        (b"2", 'the row has 1 column; expected 2: "id", "text"'),
+        (b"2,a,b", "the row has 3 columns; expected 2"),
+        (b'2,"a" b', "something follows a closing quote; double a quote within a value"),
+        (b'2,"a\n"3"', "double a quote within a value (the row ends in line 4)"),
         (b"2,a\rb", "a carriage return is outside quotes"),
         (b"2,a\0", "the row has a NUL byte"),
         (b"2,caf\xe9", "not UTF-8: byte 0xe9 at byte 6 of the line"),
         (b'2,"a\ncaf\xe9"', "not UTF-8: byte 0xe9 at byte 4 of the line"),
-        (b",a", 'the id in "id" is ""; a non-empty string'),
+        (b",a", 'the id in "id" is ""; expected a non-empty string'),
     ],
 )
-def test_a_bad_row_has_a_reason_and_the_rows_around_it_stay(tmp_path, row, reason):
+def test_a_bad_row_has_a_reason_and_other_rows_are_read(tmp_path, row, reason):
     before, bad, after = read(write(tmp_path / "c.csv", b"id,text\n1,a\n" + row + b"\n3,c\n"))
     assert (before.document.id, after.document.id) == ("1", "3")
     assert (bad.line, bad.document) == (3, None) and reason in bad.reason
 
 
-def test_a_quote_that_is_never_closed_is_the_end_and_no_bad_row(tmp_path):
+def test_an_unclosed_quote_is_an_error_of_the_file(tmp_path):
     path = write(tmp_path / "c.tsv", 'id\ttext\n1\ta\n2\t"b\n' + "3\tc\n" * 5)
     with pytest.raises(CorpusError) as error:
         read(path)
     assert str(error.value) == (
-        "c.tsv line 3: a quote opens in this row and is not closed in the 6 lines up to the end. "
+        "c.tsv:3: a quote opens in this row and is not closed in the 6 lines up to the end. "
         "Close or double it, or pass --quoting none if quotes have no meaning in this file."
     )
 
 
-def test_a_value_beyond_any_request_is_the_end(tmp_path, monkeypatch):
+def test_a_value_above_the_limit_is_an_error_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("sparse_ingest.corpora.text_formats._MAX_VALUE", 1000)
-    with pytest.raises(CorpusError, match="c.csv line 2: a value is longer than 1,000 characters; is a quote not"):
+    with pytest.raises(CorpusError, match="c.csv:2: a value is longer than 1,000 characters; is a quote not"):
         read(write(tmp_path / "c.csv", 'id,text\n1,"a\n' + "2,b\n" * 400))
 
 
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (b"id,text,id\n", 'it names the column "id" twice'),
+        (b"id,text,id\n", 'duplicate column "id"'),
         (b"id,te\xe9xt\n", "not UTF-8: byte 0xe9"),
         ("id,text\n".encode("utf-16"), "not UTF-8: byte 0xff at byte 1"),
         (b'id,"text" x\n', "something follows a closing quote"),
     ],
 )
 def test_a_bad_header_is_an_error(tmp_path, header, reason):
-    with pytest.raises(CorpusError, match=rf"c.csv line 1: the header cannot be read: {reason}.*--columns"):
+    with pytest.raises(CorpusError, match=rf"c.csv:1: the header cannot be read: {reason}.*--columns"):
         read(write(tmp_path / "c.csv", header + b"1,a\n"))
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({}, 'no column "text" for the text; the columns there are "id", "body"; --text-field names another'),
+        ({}, 'no column "text" for the text; the columns are "id", "body"; name another with --text-field'),
         ({"text": "body", "id": "docno"}, 'no column "docno" for the id'),
         ({"text": "body", "title": "head"}, 'no column "head" for the title'),
-        ({"text": "body", "keep": ("year",)}, 'no column "year" to keep; the columns there are "id", "body"'),
+        ({"text": "body", "keep": ("year",)}, 'no column "year" to keep; the columns are "id", "body"'),
     ],
 )
-def test_a_table_without_a_column_is_an_error_that_lists_those_there(tmp_path, fields, reason):
+def test_a_missing_column_is_an_error_that_lists_the_others(tmp_path, fields, reason):
     with pytest.raises(CorpusError) as error:
         read(write(tmp_path / "c.csv", "id,body\n1,a\n"), **fields)
-    assert str(error.value).startswith(f"c.csv line 1: {reason}")
+    assert str(error.value).startswith(f"c.csv:1: {reason}")
 
 
 # Lone quotes
@@ -148,14 +148,14 @@ LONE = 'id\ttext\n1\tone\n2\t"lone quote\n3\tthree\n4\tbye"\n5\tfive\n6\t"a\tb\n
 
 
 @pytest.mark.parametrize("name", ["c.tsv", "c.csv", "c.tsv.gz"])
-def test_rows_that_quotes_may_have_merged_are_counted_once_and_the_first_is_named(tmp_path, name):
+def test_rows_that_lone_quotes_may_have_merged_are_reported_once(tmp_path, name):
     content = LONE.replace("\t", ",") if "csv" in name else LONE
     corpus = open_corpus([str(write(tmp_path / name, content))], fields=FieldNames())
     assert corpus.merged() == []
     for _ in range(2):
         assert [row.document.id for row, _ in corpus.rows()] == ["1", "2", "5", "6"]
         assert corpus.merged() == [
-            f"{name} line 3: a quoted value spans 3 lines and contains the separator (the first of 2 such rows; the "
+            f"{name}:3: a quoted value spans 3 lines and contains the separator (the first of 2 such rows; the "
             "longest spans 3 lines). If quotes have no meaning in this file, rows were merged into one document: "
             "read it again with --quoting none."
         ]
@@ -169,14 +169,14 @@ def test_quotes_that_merge_nothing_are_not_reported(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "columns"), [("c.tsv", None), ("c.csv", None), ("c.tsv", ["id", "text"])])
-def test_with_quoting_none_a_line_is_a_row_and_a_quote_is_a_character(tmp_path, name, columns):
+def test_with_quoting_none_every_line_is_a_row(tmp_path, name, columns):
     content = LONE.replace("a\tb", "a b").partition("\n")[2] if columns else LONE.replace("a\tb", "a b")
     path = write(tmp_path / name, content.replace("\t", ",") if name == "c.csv" else content)
     *rows, last = read(path, quoting="none", columns=columns)
     assert [(row.document.id, row.document.text) for row in rows[:5]] == [
         ("1", "one"), ("2", '"lone quote'), ("3", "three"), ("4", 'bye"'), ("5", "five"),
     ]  # fmt: skip
-    assert last.reason.startswith("the row has 1 column; 2 were expected")
+    assert last.reason.startswith("the row has 1 column; expected 2")
     corpus = open_corpus([str(path)], fields=FieldNames(), columns=columns, quoting="none")
     assert corpus.identity()[0]["quoting"] == "none"
     positions = [position for _, position in corpus.rows()]
@@ -189,6 +189,6 @@ def test_quoting_is_refused_for_formats_without_quotes(tmp_path, name):
         read(write(tmp_path / name, ""), quoting="none")
 
 
-def test_a_row_of_merged_lines_with_too_many_columns_says_where_it_ends(tmp_path):
+def test_a_bad_row_of_merged_lines_is_reported_with_its_last_line(tmp_path):
     _, bad = read(write(tmp_path / "c.csv", 'id,text\n1,a\n2,"b\n3,c",d\n'))
     assert bad.reason.endswith("(the row ends in line 4; pass --quoting none if quotes have no meaning in this file)")

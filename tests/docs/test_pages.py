@@ -1,4 +1,4 @@
-"""The README and the documentation pages do what they say: their commands and code run in the pages' order."""
+"""The commands and code of the README and the documentation pages run, in the order of the pages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ import sparse_ingest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Pages whose blocks run one after another in the folder that getting-started.md fills.
+# Pages whose code blocks run in this order, in one folder.
 GUIDES = ("getting-started", "guides/corpora", "guides/models", "guides/changing-corpora", "guides/searching",
           "guides/services", "guides/evaluating", "how-it-works/run-folder")  # fmt: skip
 
 
 def blocks(page: str, languages: str) -> list[tuple[str, str]]:
-    """Language and content of each block of code that is meant to run."""
+    """Return language and content of each code block in these languages."""
     return re.findall(rf"^```({languages})\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -37,7 +37,7 @@ def page_of(name: str) -> str:
 
 
 def adapted(page: str, url: str, index: str) -> str:
-    """The page with another index and address, and a model that needs no hub."""
+    """Return the page with the index and address of the test, and a model that needs no download."""
     changes = {
         r"http://127\.0\.0\.1:9200": url,
         r"--pipeline splade-mini|--pipeline inference-free-distilbert-nq": "--pipeline demo",
@@ -51,7 +51,7 @@ def adapted(page: str, url: str, index: str) -> str:
 
 
 def shell(code: str, folder: Path, path: Path, url: str, server: socketserver.UnixStreamServer) -> str:
-    """What a block for the shell prints; `path` has its `sparse-ingest`, which `server` answers."""
+    """Run a shell block and return its stdout. `path` contains the `sparse-ingest` that calls `server`."""
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "SPARSE_INGEST_URL": url}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as notes:
         program = ["bash", "-euo", "pipefail", "-c", code]
@@ -66,7 +66,7 @@ def shell(code: str, folder: Path, path: Path, url: str, server: socketserver.Un
 
 @contextlib.contextmanager
 def warm_command(folder: Path) -> Iterator[socketserver.UnixStreamServer]:
-    """Make a `sparse-ingest` in a folder that runs in this process, which has torch imported; a new one takes 5 s."""
+    """Write a `sparse-ingest` script that calls this process, because a new process takes 5 s to import torch."""
     address = folder / "socket"
 
     class Handler(socketserver.StreamRequestHandler):
@@ -91,47 +91,50 @@ sys.exit(code)
         yield server
 
 
-def ran(pages: dict[str, str], folder: Path, url: str) -> dict[str, str]:
-    """What the blocks of each page print; the pages share a working folder."""
+def run_pages(pages: dict[str, str], folder: Path, url: str) -> dict[str, str]:
+    """Run the blocks of all pages in one folder. Return what each page prints."""
     (folder / "bin").mkdir()
     (folder / "work").mkdir()
-    shown = dict.fromkeys(pages, "")
+    printed = dict.fromkeys(pages, "")
     with contextlib.chdir(folder / "work"), warm_command(folder / "bin") as server:
         for name, page in pages.items():
             for language, code in blocks(page, "sh|python"):
                 if language == "sh":
-                    shown[name] += shell(code, folder / "work", folder / "bin", url, server)
+                    printed[name] += shell(code, folder / "work", folder / "bin", url, server)
                 else:
                     with contextlib.redirect_stdout(io.StringIO()) as out:
                         exec(compile(code, name, "exec"), {})  # noqa: S102
-                    shown[name] += out.getvalue()
-    return shown
+                    printed[name] += out.getvalue()
+    return printed
 
 
 def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
-    shown = ran({"README": adapted(README, opensearch_url, index_name)}, tmp_path, opensearch_url)["README"]
-    assert "The index matches the run." in shown
-    assert shown.count("Sourdough") >= 3
-    assert re.search(r"^\{'\w+': \d", shown, re.MULTILINE)
-    assert re.search(r"^True$", shown, re.MULTILINE)
+    printed = run_pages({"README": adapted(README, opensearch_url, index_name)}, tmp_path, opensearch_url)["README"]
+    assert "The index matches the run." in printed
+    assert printed.count("Sourdough") >= 3
+    assert re.search(r"^\{'\w+': \d", printed, re.MULTILINE)
+    assert re.search(r"^True$", printed, re.MULTILINE)
 
 
 def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
     pages = {name: adapted(page_of(name), opensearch_url, index_name) for name in GUIDES}
-    shown = ran(pages, tmp_path, opensearch_url)
-    assert "3 documents" in shown["getting-started"] and "Photosynthesis" in shown["getting-started"]
-    assert "3 rows: 3 documents" in shown["guides/corpora"]
-    assert "BertForMaskedLM" in shown["guides/models"]
-    assert "The index matches the run." in shown["guides/changing-corpora"]
-    assert "q1 Q0 2 1 " in shown["guides/searching"]
-    assert shown["guides/services"].startswith("2 ")
-    assert "nDCG@10" in shown["guides/evaluating"]
-    assert shown["how-it-works/run-folder"].splitlines()[0].startswith("1 ['")
+    printed = run_pages(pages, tmp_path, opensearch_url)
+    assert "3 documents" in printed["getting-started"] and "Photosynthesis" in printed["getting-started"]
+    assert "3 rows: 3 documents" in printed["guides/corpora"]
+    assert "BertForMaskedLM" in printed["guides/models"]
+    assert "The index matches the run." in printed["guides/changing-corpora"]
+    assert "q1 Q0 2 1 " in printed["guides/searching"]
+    # The text that `show` encodes as a document.
+    assert re.search(r"^ +bread +2\.6586\n(.*\n)* +food .* expansion\n", printed["guides/searching"], re.MULTILINE)
+    assert re.search(r"^     rank \d of \d hits$", printed["guides/searching"], re.MULTILINE)
+    assert printed["guides/services"].startswith("2 ")
+    assert re.search(r"^nDCG@10 .* 0 +0 +1$", printed["guides/evaluating"], re.MULTILINE)
+    assert printed["how-it-works/run-folder"].splitlines()[0].startswith("1 ['")
 
 
-def test_every_page_with_blocks_that_run_is_run() -> None:
+def test_every_page_with_shell_or_python_blocks_is_tested() -> None:
     with_blocks = {
         str(path.relative_to(DOCS).with_suffix(""))
         for path in DOCS.rglob("*.md")
@@ -146,7 +149,7 @@ def test_every_block_names_its_language() -> None:
         assert all(fences[::2]), f"{path}: a block has no language"
 
 
-def test_the_readme_fits_on_a_few_screens() -> None:
+def test_the_readme_has_at_most_9_kb() -> None:
     assert len(README.encode()) <= 9_000
 
 
@@ -161,12 +164,12 @@ def test_every_command_is_in_the_readme() -> None:
 @pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "docs/getting-started.md"])
 def test_the_make_targets_of_a_page_exist(path: str) -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    named = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert named
-    assert set(named) <= set(targets)
+    used = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert used
+    assert set(used) <= set(targets)
 
 
-def test_links_of_the_readme_lead_to_files() -> None:
+def test_links_of_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)", README):
         assert (ROOT / target).exists(), target
 
@@ -176,7 +179,7 @@ def test_the_api_page_has_every_public_name_once() -> None:
     assert sorted(listed) == sorted(sparse_ingest.__all__)
 
 
-def test_the_pages_of_settings_and_variables_are_complete() -> None:
+def test_the_pages_of_settings_and_variables_list_all() -> None:
     from dataclasses import fields
 
     from sparse_ingest.cluster.connection import Connection
@@ -194,7 +197,14 @@ def test_the_pages_of_settings_and_variables_are_complete() -> None:
         assert f"`{path.stem}`" in page, path.stem
 
 
-def test_the_example_of_a_pipeline_file_is_one(tmp_path: Path) -> None:
+def test_the_page_of_models_has_the_family_names_that_inspect_prints() -> None:
+    from sparse_ingest.checkpoints.layouts import FAMILIES
+
+    section = page_of("guides/models").partition("\n## Families\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE) == list(FAMILIES)
+
+
+def test_the_example_pipeline_file_is_valid(tmp_path: Path) -> None:
     [(_, example)] = blocks(page_of("reference/pipeline-file"), "toml")
     (tmp_path / "p.toml").write_text(example)
     assert sparse_ingest.read_pipeline(str(tmp_path / "p.toml")).load.top_k == 200

@@ -1,4 +1,4 @@
-"""The command `encode`, from the command line to the bytes of the run folder."""
+"""The command `encode`, from its options to the bytes of the run folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from support.checkpoints import build_encoder, make_masked_lm
 from support.forked import Answer, command, start
+from support.json_page import check
 from support.run_contents import ROWS, VOLATILE, contents, documents, lasting, write
 
 from sparse_ingest.pruning import prune
@@ -35,7 +36,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def encode(model: Path, tmp_path: Path, corpus: Path) -> Callable[..., Answer]:
-    """`encode` of the corpus with the tiny model into `run`, shards of 8 rows; options are added."""
+    """Return a function that runs `encode` on the corpus, with shards of 8 rows and the given options."""
 
     def run(*options: object, specs: tuple[object, ...] = (corpus,), out: str = "run") -> Answer:
         named = [argument for spec in specs for argument in ("--corpus", spec)]
@@ -46,13 +47,13 @@ def encode(model: Path, tmp_path: Path, corpus: Path) -> Callable[..., Answer]:
     return run
 
 
-# A whole run
+# A complete run
 
 
-def test_names_that_are_not_utf8_are_names(encode, tmp_path: Path, corpus: Path) -> None:
+def test_file_names_that_are_not_utf8_are_accepted(encode, tmp_path: Path, corpus: Path) -> None:
     renamed = corpus.rename(tmp_path / os.fsdecode(b"c\xff.jsonl"))
     name = os.fsdecode(b"r\xff")
-    for _ in range(2):  # begun, and continued
+    for _ in range(2):  # a new run, then a continued one
         answer = encode("--dtype", "float32", "--json", specs=(renamed,), out=name)
         assert answer.code == 0, answer.err
         assert json.loads(answer.out)["run"] == str(tmp_path / name)
@@ -62,22 +63,24 @@ def test_names_that_are_not_utf8_are_names(encode, tmp_path: Path, corpus: Path)
 
 
 def test_weights_without_a_token_are_counted_and_reported(encode, tmp_path: Path, model: Path) -> None:
-    own = shutil.copytree(model, tmp_path / "own")
-    content = json.loads((own / "tokenizer.json").read_text())
+    partial_model = shutil.copytree(model, tmp_path / "partial_model")
+    content = json.loads((partial_model / "tokenizer.json").read_text())
     place = content["model"]["vocab"].pop("lamp")
-    (own / "tokenizer.json").write_text(json.dumps(content))
-    answer = encode("--model", own, "--json", out="less")
-    dropped = json.loads(answer.out)["without_token"]
+    (partial_model / "tokenizer.json").write_text(json.dumps(content))
+    answer = encode("--model", partial_model, "--json", out="less")
+    report = json.loads(answer.out)
+    dropped = report["without_token"]
     assert dropped > 0
     assert f"{dropped:,} weights were omitted" in answer.err
     assert f"no token for their ids ({place})" in answer.err
     answer = encode("--json", out="complete")
-    assert "left out" not in answer.err
+    assert "were omitted" not in answer.err
     assert "without_token" not in json.loads(answer.out)
+    check("encode", json.loads(answer.out), report)
     assert open_run(tmp_path / "complete").report.without_token == 0
 
 
-def test_a_corpus_becomes_a_run(encode, tmp_path: Path, model: Path) -> None:
+def test_the_complete_contents_of_a_run(encode, tmp_path: Path, model: Path) -> None:
     answer = encode("--json", "--dtype", "float32")
     assert answer.code == 0, answer.err
     run = open_run(tmp_path / "run")
@@ -117,7 +120,7 @@ def test_a_corpus_becomes_a_run(encode, tmp_path: Path, model: Path) -> None:
         assert done.keys() >= {"empty", "truncated", "skipped", "underflow", "next", "input_sha256", *VOLATILE}
 
 
-def test_pruning_is_done_and_part_of_the_identity(encode, tmp_path: Path, model: Path) -> None:
+def test_pruning_is_applied_and_part_of_the_identity(encode, tmp_path: Path, model: Path) -> None:
     rules = ["encode.top_k=6", "encode.max_ratio=0.3", "encode.min_weight=0.2"]
     exactly = ["--weights", "float32", "--dtype", "float32"]
     assert encode(*(word for rule in rules for word in ("--set", rule)), *exactly).code == 0
@@ -132,7 +135,7 @@ def test_pruning_is_done_and_part_of_the_identity(encode, tmp_path: Path, model:
     assert encode("--set", "encode.top_k=6", *exactly).code == 1
 
 
-def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
+def test_truncated_texts_are_counted(encode, tmp_path: Path) -> None:
     long = write(tmp_path / "long.jsonl", [{"_id": "1", "text": "river " * 200}, {"_id": "2", "text": ""}])
     assert json.loads(encode("--json", specs=(long,)).out)["truncated"] == 1
     assert open_run(tmp_path / "run").manifest.identity["model"]["max_length"] == 64
@@ -144,7 +147,7 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "message"),
     [
         (["--set", "encode.topk=3"], 2, "unknown key encode.topk; known here: alpha_mass, batch_tokens"),
         (["--pipeline", "nothing"], 2, "No pipeline file 'nothing'"),
@@ -158,7 +161,7 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
         (["--keep", "_id"], 2, 'OpenSearch refuses documents with a field "_id" (a metadata field)'),
         (["--keep", "a..b,_routing", "--keep", ""], 2, '"a..b" (nothing between or before its dots), "_routing" (a'),
         (["--keep", "sparse"], 2, "--keep sparse: 'sparse' is the sparse field of the index"),
-        (["--text-field", "body"], 1, 'corpus.jsonl line 1: no column "body" for the text'),
+        (["--text-field", "body"], 1, 'corpus.jsonl:1: no column "body" for the text'),
         (["--nonsense"], 2, "No such option"),
         (["--corpus", ""], 2, "named by an empty string"),
         (["--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N"),
@@ -169,9 +172,9 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
         (["--model", "/nothing"], 1, "No model folder '/nothing'"),
     ],
 )
-def test_what_is_wrong_is_one_sentence_and_a_code(encode, options, code: int, said: str) -> None:
+def test_each_error_is_one_message_with_an_exit_code(encode, options, code: int, message: str) -> None:
     answer = encode(*options)
-    assert answer.code == code and said in answer.err, answer.err
+    assert answer.code == code and message in answer.err, answer.err
     assert "Traceback" not in answer.err and not answer.out
 
 
@@ -181,19 +184,19 @@ def test_the_sparse_field_of_the_pipeline_file_cannot_be_kept(encode, tmp_path: 
     assert answer.code == 2 and "--keep v.x: 'v' is the sparse field of the index" in answer.err
 
 
-def test_a_model_must_be_named(corpus: Path, tmp_path: Path) -> None:
+def test_without_a_model_encode_is_a_usage_error(corpus: Path, tmp_path: Path) -> None:
     answer = command("encode", "--corpus", corpus, "--out", tmp_path / "run")
     assert answer.code == 2 and "No model: name one with --model" in answer.err
 
 
-def test_a_folder_of_something_else_stays_as_it_is(encode, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(encode, tmp_path: Path) -> None:
     write(tmp_path / "run" / "thesis.txt", ["words"])
     answer = encode()
     assert answer.code == 1 and "is not empty and is not a run (found thesis.txt)" in answer.err
     assert contents(tmp_path / "run") == {"thesis.txt": b"words\n"}
 
 
-def test_a_file_in_the_way_stays_as_it_is(encode, tmp_path: Path) -> None:
+def test_a_file_as_the_run_folder_is_refused(encode, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("words")
     for out in ("run", "run/inside"):
         answer = encode(out=out)
@@ -202,7 +205,7 @@ def test_a_file_in_the_way_stays_as_it_is(encode, tmp_path: Path) -> None:
     assert (tmp_path / "run").read_text() == "words"
 
 
-def test_a_named_model_leaves_nothing_of_the_pipelines_own(encode, tmp_path: Path) -> None:
+def test_a_model_option_replaces_all_models_of_the_pipeline(encode, tmp_path: Path) -> None:
     (tmp_path / "pair.toml").write_text('[model]\ndocument = "a/b"\nquery = "a/c"\nrevision = "d"\n')
     assert encode("--pipeline", tmp_path / "pair.toml").code == 0
     assert not {"query", "revision"} & open_run(tmp_path / "run").manifest.model.keys()
@@ -214,16 +217,16 @@ BAD = [*ROWS[:9], "{broken", {"_id": "x", "text": 3}, *ROWS[9:], {"text": "no id
        {"_id": "d19", "text": "again"}]  # fmt: skip
 
 
-def test_a_bad_document_stops_with_its_place(encode, tmp_path: Path) -> None:
+def test_a_bad_document_is_an_error_with_its_place(encode, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", BAD)
     answer = encode(specs=(bad,))
     assert answer.code == 1
-    assert answer.err.splitlines()[-1].startswith("Error: bad.jsonl line 10: broken JSON")
+    assert answer.err.splitlines()[-1].startswith("Error: bad.jsonl:10: broken JSON")
     run = open_run(tmp_path / "run")
     assert run.done_shards() == [0] and run.complete() is None
 
 
-def test_bad_documents_are_left_out_and_named(encode, tmp_path: Path) -> None:
+def test_bad_documents_are_skipped_and_listed(encode, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", BAD)
     answer = encode("--on-bad-document", "skip", "--json", specs=(bad,))
     assert answer.code == 3 and "5 bad documents were skipped" in answer.err
@@ -233,7 +236,7 @@ def test_bad_documents_are_left_out_and_named(encode, tmp_path: Path) -> None:
     assert run.skipped(0) == [] and not run.skipped_path(0).exists()
     assert [(row.row, row.line) for row in run.skipped(1)] == [(9, 10), (10, 11)]
     assert [row.row for row in run.skipped(2)] == [22, 23]
-    # Row 24 repeats d19 of row 21, in the shard before.
+    # Row 24 has the id of row 21, which is in the shard before.
     assert run.skipped(3) == [SkippedRow(24, "bad.jsonl", 25, 'duplicate id "d19": first at bad.jsonl line 22')]
     assert run.skipped(2)[1] == SkippedRow(23, "bad.jsonl", 24, 'duplicate id "d3": first at bad.jsonl line 4')
     rows = [place for place in range(25) if place not in (9, 10, 22, 23, 24)]
@@ -245,35 +248,27 @@ def test_bad_documents_are_left_out_and_named(encode, tmp_path: Path) -> None:
     assert contents(run.path) == before
 
 
-def test_an_id_in_two_shards_stops_with_both_places(encode, tmp_path: Path) -> None:
+def test_a_duplicate_id_in_two_shards_is_an_error_with_both_places(encode, tmp_path: Path) -> None:
     first, second = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", [{"_id": "d5", "text": "again"}])
     answer = encode(specs=(first, second))
     assert answer.code == 1
-    assert 'Duplicate id "d5": a.jsonl line 6 and b.jsonl line 1.' in answer.err
+    assert 'b.jsonl:1: duplicate id "d5" (first seen at a.jsonl:6).' in answer.err
     run = open_run(tmp_path / "run")
     assert run.complete() is None and len(run.done_shards()) == 3
-    # The same run goes on with the other choice, and keeps the first one.
+    # The same run continues with skip, and keeps the first document.
     answer = encode("--on-bad-document", "skip", specs=(first, second))
     assert answer.code == 3 and run.complete() is not None
     assert documents(run)["d5"][0] == 5 and len(documents(run)) == 20
     assert [row.row for row in run.skipped(2)] == [20]
 
 
-def test_an_id_that_repeats_within_a_shard_is_a_bad_document(encode, tmp_path: Path) -> None:
-    twice = write(tmp_path / "twice.jsonl", [*ROWS[:3], ROWS[1]])
-    answer = encode(specs=(twice,))
-    assert answer.code == 1 and 'twice.jsonl line 4: duplicate id "d1": first at twice.jsonl line 2' in answer.err
+def test_a_duplicate_id_within_a_shard_is_a_bad_document(encode, tmp_path: Path) -> None:
+    duplicated = write(tmp_path / "twice.jsonl", [*ROWS[:3], ROWS[1]])
+    answer = encode(specs=(duplicated,))
+    assert answer.code == 1 and 'twice.jsonl:4: duplicate id "d1": first at twice.jsonl line 2' in answer.err
 
 
-def test_a_corpus_of_bad_documents_alone_is_a_run_of_none(encode, tmp_path: Path) -> None:
-    answer = encode(
-        "--on-bad-document", "skip", "--allow-empty", "--json", specs=(write(tmp_path / "all-bad.jsonl", ["{"] * 9),)
-    )
-    assert answer.code == 3 and json.loads(answer.out)["rows"] == 0
-    assert [record["rows"] for record in lasting(open_run(tmp_path / "run"))] == [0, 0]
-
-
-# Going on
+# Resuming
 
 
 def test_a_complete_run_needs_no_model_and_changes_no_byte(encode, tmp_path: Path, monkeypatch) -> None:
@@ -282,10 +277,10 @@ def test_a_complete_run_needs_no_model_and_changes_no_byte(encode, tmp_path: Pat
     first = encode("--json")
     before = contents(tmp_path / "run")
 
-    def refuse(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("a model is built")
 
-    monkeypatch.setattr(DocumentEncoder, "__init__", refuse)
+    monkeypatch.setattr(DocumentEncoder, "__init__", fail)
     assert encode("--json") == first._replace(err="")
     assert encode("--json", "--trust-corpus") == first._replace(err="")
     assert contents(tmp_path / "run") == before
@@ -299,13 +294,13 @@ def test_other_settings_are_refused_with_both_values(encode, tmp_path: Path, mod
         (["--weights", "float32"], "weights: the run has 'float16', requested: 'float32'"),
         (["--dtype", "bfloat16"], "dtype: the run has 'float32', requested: 'bfloat16'"),
         (["--shard-rows", 9], "shard_rows: the run has 8, requested: 9"),
-        (["--limit", 5], "limit: the run has None, requested: 5"),
+        (["--limit", 5], "limit: the run has none, requested: 5"),
         (["--keep", "year"], "fields.keep: the run has [], requested: ['year']"),
         (["--no-text"], "fields.carry_text: the run has True, requested: False"),
-        (["--id-field", ":row"], "fields.id: the run has None, requested: ':row'"),
+        (["--id-field", ":row"], "fields.id: the run has none, requested: ':row'"),
         (["--max-length", 32], "model.max_length: the run has 64, requested: 32"),
         (["--set", "model.document_prompt=d: "], "model.document_prompt: the run has '', requested: 'd: '"),
-        (["--set", "encode.min_weight=1"], "min_weight: the run has None, requested: 1.0"),
+        (["--set", "encode.min_weight=1"], "min_weight: the run has none, requested: 1.0"),
         (["--model", other], "model.sha256: the run has "),
     ):
         answer = encode(*options)
@@ -314,7 +309,7 @@ def test_other_settings_are_refused_with_both_values(encode, tmp_path: Path, mod
     assert contents(tmp_path / "run") == before
 
 
-def test_what_changes_no_number_may_change(encode, tmp_path: Path) -> None:
+def test_settings_that_do_not_affect_vectors_may_change(encode, tmp_path: Path) -> None:
     assert encode("--dtype", "float32").code == 0
     before = contents(tmp_path / "run")
     assert encode("--batch-tokens", 300, "--device", "auto", "--dtype", "auto").code == 0
@@ -336,8 +331,8 @@ def test_a_changed_corpus_is_refused(encode, tmp_path: Path, corpus: Path) -> No
     assert contents(tmp_path / "run") == before
 
 
-def test_duplicates_in_standard_input_are_named_and_left_out(encode, tmp_path: Path, monkeypatch) -> None:
-    """It cannot be read a second time; the row stands for the line."""
+def test_duplicates_in_standard_input_are_reported_and_skipped(encode, tmp_path: Path, monkeypatch) -> None:
+    """Standard input cannot be read twice, so messages have row numbers instead of lines."""
 
     def piped(*options: str) -> Answer:
         with write(tmp_path / "piped", [*ROWS, ROWS[2]]).open() as stream:
@@ -345,13 +340,13 @@ def test_duplicates_in_standard_input_are_named_and_left_out(encode, tmp_path: P
             return encode(*options, specs=("-",))
 
     answer = piped()
-    assert answer.code == 1 and 'Duplicate id "d2": - row 3 and - row 21.' in answer.err
+    assert answer.code == 1 and '-: row 21: duplicate id "d2" (first seen at -: row 3).' in answer.err
     assert piped("--on-bad-document", "skip").code == 3
     run = open_run(tmp_path / "run")
     assert (run.complete() or {})["rows"] == 20 and [row.line for row in run.skipped(2)] == [21]
 
 
-def test_standard_input_that_is_shorter_now_is_refused(encode, tmp_path: Path, monkeypatch) -> None:
+def test_shorter_standard_input_is_refused_for_an_existing_run(encode, tmp_path: Path, monkeypatch) -> None:
     def piped(rows: list) -> Answer:
         with write(tmp_path / "piped", rows).open() as stream:
             monkeypatch.setattr("sys.stdin", stream)
@@ -361,15 +356,15 @@ def test_standard_input_that_is_shorter_now_is_refused(encode, tmp_path: Path, m
     run = open_run(tmp_path / "run")
     answer = piped(ROWS[:8])
     assert answer.code == 1 and "it ends after 8 rows, but" in answer.err
-    # A longer one goes on, and is checked for duplicates again.
+    # A longer one continues the run, and is checked for duplicates again.
     assert piped([*ROWS[:16], ROWS[2]]).code == 1
     assert run.complete() is None
     (tmp_path / "run" / "done" / "part-00002.json").unlink()
     assert piped(ROWS).code == 0 and (run.complete() or {})["rows"] == 20
 
 
-def test_where_files_lie_may_change(encode, tmp_path: Path) -> None:
-    """Two files of one name are told apart by their paths, in the reasons of bad rows too."""
+def test_the_folder_of_the_corpus_may_change(encode, tmp_path: Path) -> None:
+    """Files of the same name are reported with their paths, also in the reasons of bad rows."""
     for place in ("here", "there"):
         for folder, rows in (("a", ROWS[:5]), ("b", [ROWS[2], "{broken", *ROWS[5:]])):
             write(tmp_path / place / folder / "part.jsonl", rows)
@@ -381,29 +376,29 @@ def test_where_files_lie_may_change(encode, tmp_path: Path) -> None:
     assert contents(tmp_path / "run") == before
 
 
-def test_a_shard_that_was_lost_is_made_again(encode, tmp_path: Path) -> None:
+def test_a_lost_shard_is_encoded_again(encode, tmp_path: Path) -> None:
     rows = [*ROWS, ROWS[3]]
-    twice = write(tmp_path / "twice.jsonl", rows)
-    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    duplicated = write(tmp_path / "twice.jsonl", rows)
+    assert encode("--on-bad-document", "skip", specs=(duplicated,)).code == 3
     run = open_run(tmp_path / "run")
     shards, records = contents(run.path / "shards"), lasting(run)
     for shard in (0, 2):
         run.shard_path(shard).write_bytes(b"damaged")
         run.unmark_done(shard)
-    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    assert encode("--on-bad-document", "skip", specs=(duplicated,)).code == 3
     assert contents(run.path / "shards") == shards and lasting(run) == records
 
 
-def test_what_killed_processes_left_is_swept_up(encode, tmp_path: Path) -> None:
-    left = [write(tmp_path / "run" / ".new-a", ["{"])]
-    assert encode("--limit", 9).code == 0 and not left[0].exists()
+def test_temporary_files_of_killed_processes_are_deleted(encode, tmp_path: Path) -> None:
+    leftovers = [write(tmp_path / "run" / ".new-a", ["{"])]
+    assert encode("--limit", 9).code == 0 and not leftovers[0].exists()
     (tmp_path / "run" / "complete.json").unlink()
-    left = [write(tmp_path / "run" / folder / ".new-b", ["{"]) for folder in ("done", "skipped", ".")]
-    assert encode("--limit", 9).code == 0 and not any(path.exists() for path in left)
+    leftovers = [write(tmp_path / "run" / folder / ".new-b", ["{"]) for folder in ("done", "skipped", ".")]
+    assert encode("--limit", 9).code == 0 and not any(path.exists() for path in leftovers)
 
 
-def test_no_row_may_be_left_out_between_two_starts(encode, tmp_path: Path, corpus: Path) -> None:
-    """Shards are fixed ranges: whichever are missing, the same bytes come back."""
+def test_missing_shards_are_encoded_to_the_same_bytes(encode, tmp_path: Path, corpus: Path) -> None:
+    """Shards are fixed row ranges, so missing ones are encoded to the same bytes."""
     assert encode().code == 0
     run = open_run(tmp_path / "run")
     before = contents(run.path / "shards")
@@ -431,7 +426,7 @@ def test_limit_counts_rows_over_all_files(encode, tmp_path: Path) -> None:
     assert contents(run.path) == before
 
 
-def test_how_a_corpus_is_cut_into_files_changes_no_vector(encode, tmp_path: Path) -> None:
+def test_splitting_a_corpus_into_files_changes_no_vector(encode, tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     for place, rows in enumerate((ROWS[:3], [], ROWS[3:11], ROWS[11:])):
         write(folder / f"{place}.jsonl{'.gz' if place % 2 else ''}", rows)
@@ -441,7 +436,7 @@ def test_how_a_corpus_is_cut_into_files_changes_no_vector(encode, tmp_path: Path
     assert one.manifest.run_id != many.manifest.run_id
 
 
-def test_fields_travel_along(encode, tmp_path: Path) -> None:
+def test_fields_are_stored_with_the_vectors(encode, tmp_path: Path) -> None:
     rows = [{"key": 7, "head": "The river", "body": 'stone "x"', "year": 1999, "tags": ["a", "é"], "other": 1}]
     titled = write(tmp_path / "titled.jsonl", rows)
     named = ("--id-field", "key", "--text-field", "body", "--title-field", "head", "--keep", "year", "--keep", "tags")
@@ -457,7 +452,7 @@ def test_fields_travel_along(encode, tmp_path: Path) -> None:
     assert list(documents(open_run(tmp_path / "rows"))) == ["0"]
 
 
-def test_auto_is_decided_once_and_kept(encode, tmp_path: Path) -> None:
+def test_dtype_auto_is_decided_once_and_recorded(encode, tmp_path: Path) -> None:
     assert encode("--dtype", "auto").code == 0
     manifest = open_run(tmp_path / "run").manifest
     chosen = manifest.auto["dtype"]["dtype"]
@@ -465,25 +460,25 @@ def test_auto_is_decided_once_and_kept(encode, tmp_path: Path) -> None:
     assert manifest.auto["dtype"]["documents"] == 20
 
 
-def test_auto_builds_no_encoder_twice(encode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dtype_auto_builds_each_encoder_once(encode, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparse_ingest.models import documents as module
     from sparse_ingest.models import precision
 
     built = []
 
-    class Noted(module.DocumentEncoder):
+    class RecordingEncoder(module.DocumentEncoder):
         def __init__(self, *given: object, dtype: str, **named) -> None:
             built.append(dtype)
             super().__init__(*given, dtype=dtype, **named)
 
-    monkeypatch.setattr(module, "DocumentEncoder", Noted)
+    monkeypatch.setattr(module, "DocumentEncoder", RecordingEncoder)
     monkeypatch.setattr(precision, "KEPT_MASS", 0)
     monkeypatch.setattr(precision, "KEPT_TERMS", 0)
     assert encode("--dtype", "auto").code == 0
-    assert built == ["float32", *precision.candidates("cpu")[:1]]
+    assert built == ["float32", *precision.faster_dtypes("cpu")[:1]]
 
 
-def test_status_shows_what_is_there(encode, tmp_path: Path) -> None:
+def test_status_shows_rows_shards_and_completeness(encode, tmp_path: Path) -> None:
     encode()
     answer = command("status", tmp_path / "run", "--json")
     state = json.loads(answer.out)
@@ -492,14 +487,14 @@ def test_status_shows_what_is_there(encode, tmp_path: Path) -> None:
     assert answer.code == 1 and "is not a run" in answer.err
 
 
-# More than one process, and being asked to stop
+# Several processes and stop requests
 
 MANY = [{"_id": str(place), "text": f"the river stone {place} " * (place % 5)} for place in range(400)]
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[list[object], Path]:
-    """Arguments for a corpus of 41 shards, and a run made of it by one process."""
+    """Arguments for a corpus of 41 shards, and its run encoded by one process."""
     folder = tmp_path_factory.mktemp("many")
     rows = [*MANY, *MANY[5:8]]
     arguments = ["encode", "--model", model, "--corpus", write(folder / "many.jsonl", rows), "--shard-rows", 10,
@@ -508,7 +503,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[list[ob
     return arguments, folder / "run"
 
 
-def test_processes_that_share_a_run_make_what_one_makes(many, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_run_as_one(many, tmp_path: Path) -> None:
     arguments, expected = many
     out = tmp_path / "run"
     workers = [start(*arguments, "--out", out, log=tmp_path / f"log-{number}") for number in range(2)]
@@ -522,32 +517,32 @@ def test_processes_that_share_a_run_make_what_one_makes(many, tmp_path: Path) ->
     assert (out / "complete.json").read_bytes() == (expected / "complete.json").read_bytes()
 
 
-def test_a_shard_that_a_dying_process_took_out_is_made_by_the_one_that_waits(encode, tmp_path, monkeypatch) -> None:
-    """One process takes a shard out of done/ to replace it, and dies; another, which had found all done, goes on."""
-    twice = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3]])
-    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+def test_a_shard_unmarked_by_a_dying_process_is_encoded_by_another(encode, tmp_path, monkeypatch) -> None:
+    """A process unmarks a shard to replace it, and dies. Another, which had found all shards done, encodes it."""
+    duplicated = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3]])
+    assert encode("--on-bad-document", "skip", specs=(duplicated,)).code == 3
     run = open_run(tmp_path / "run")
     before = {**contents(run.path / "shards"), **contents(run.path / "skipped")}
-    totals, lock, asked = run.complete(), Run.lock, []
+    totals, lock, locked = run.complete(), Run.lock, []
     mark_complete, marked = Run.mark_complete, []
 
-    def late(self: Run, name: str):
-        if name == "complete" and not asked:
+    def lock_late(self: Run, name: str):
+        if name == "complete" and not locked:
             run.unmark_done(2)
-        asked.append(name)
+        locked.append(name)
         return lock(self, name)
 
     run.unmark_complete()
-    monkeypatch.setattr(Run, "lock", late)
+    monkeypatch.setattr(Run, "lock", lock_late)
     monkeypatch.setattr(Run, "mark_complete", lambda *given: marked.append(given) or mark_complete(*given))
-    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
-    assert len(marked) == 1, "a run without one of its shards was called complete"
-    assert asked == ["complete", "part-00002", "complete", "part-00002"]
+    assert encode("--on-bad-document", "skip", specs=(duplicated,)).code == 3
+    assert len(marked) == 1, "a run that lacks a shard was marked complete"
+    assert locked == ["complete", "part-00002", "complete", "part-00002"]
     assert run.complete() == totals
     assert {**contents(run.path / "shards"), **contents(run.path / "skipped")} == before
 
 
-def test_a_process_waits_for_the_one_that_checks_the_ids(encode, tmp_path, monkeypatch) -> None:
+def test_a_process_waits_while_another_checks_the_ids(encode, tmp_path, monkeypatch) -> None:
     assert encode().code == 0
     run = open_run(tmp_path / "run")
     totals = run.complete()
@@ -565,36 +560,36 @@ def test_a_process_waits_for_the_one_that_checks_the_ids(encode, tmp_path, monke
     assert waited == [1.0] and run.complete() == totals
 
 
-def test_a_shard_is_locked_while_duplicates_leave_it(encode, tmp_path, monkeypatch) -> None:
-    """Else a process that comes now finds it missing, and both write the same file."""
+def test_a_shard_is_locked_while_duplicates_are_removed(encode, tmp_path, monkeypatch) -> None:
+    """Otherwise another process finds the shard missing, and both write the same file."""
     from sparse_ingest.encoding import duplicates
 
     replaced, remove = [], duplicates.remove_rows  # type: ignore[attr-defined]
 
-    def watched(run: Run, shard: int, rows: dict, **less: dict) -> None:
+    def remove_watched(run: Run, shard: int, rows: dict, **less: dict) -> None:
         with open_run(run.path).lock(f"part-{shard:05d}") as free:
             replaced.append((shard, free))
         remove(run, shard, rows, **less)
 
-    monkeypatch.setattr(duplicates, "remove_rows", watched)
-    twice = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3], ROWS[19]])
-    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    monkeypatch.setattr(duplicates, "remove_rows", remove_watched)
+    duplicated = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3], ROWS[19]])
+    assert encode("--on-bad-document", "skip", specs=(duplicated,)).code == 3
     assert replaced == [(2, False)]
 
 
-def test_more_duplicates_than_are_held_leave_in_turns(encode, tmp_path, monkeypatch) -> None:
+def test_many_duplicates_are_removed_in_batches(encode, tmp_path, monkeypatch) -> None:
     from sparse_ingest.encoding import duplicates
 
-    often = write(tmp_path / "often.jsonl", [*ROWS, *ROWS[:5], *ROWS[:7]])
-    assert encode("--on-bad-document", "skip", "--out", tmp_path / "at-once", specs=(often,)).code == 3
+    repeated = write(tmp_path / "often.jsonl", [*ROWS, *ROWS[:5], *ROWS[:7]])
+    assert encode("--on-bad-document", "skip", "--out", tmp_path / "at-once", specs=(repeated,)).code == 3
     monkeypatch.setattr(duplicates, "AT_ONCE", 2)
-    assert encode("--on-bad-document", "skip", specs=(often,)).code == 3
+    assert encode("--on-bad-document", "skip", specs=(repeated,)).code == 3
     assert sum(len(open_run(tmp_path / "run").skipped(shard)) for shard in range(4)) == 12
     for folder in ("shards", "skipped"):
         assert contents(tmp_path / "run" / folder) == contents(tmp_path / "at-once" / folder)
 
 
-def test_sigterm_ends_after_the_shard(many, tmp_path: Path) -> None:
+def test_sigterm_stops_after_the_current_shard(many, tmp_path: Path) -> None:
     arguments, expected = many
     out, log = tmp_path / "run", tmp_path / "log"
     process = start(*arguments, "--out", out, log=log)
@@ -614,7 +609,7 @@ def test_sigterm_ends_after_the_shard(many, tmp_path: Path) -> None:
     assert contents(out / "shards") == contents(expected / "shards")
 
 
-def test_a_damaged_shard_or_vocabulary_is_noticed_by_the_same_command(encode, tmp_path: Path) -> None:
+def test_a_damaged_shard_or_vocabulary_is_an_error_on_resume(encode, tmp_path: Path) -> None:
     assert encode().code == 0
     shard, vocabulary = tmp_path / "run" / "shards" / "part-00001.parquet", tmp_path / "run" / "vocab.json"
     before = shard.read_bytes()
@@ -628,7 +623,7 @@ def test_a_damaged_shard_or_vocabulary_is_noticed_by_the_same_command(encode, tm
     assert answer.code == 1 and "vocab.json cannot be read: it has SHA-256" in answer.err
 
 
-def test_a_corpus_on_closed_standard_input_is_one_message(encode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_standard_input_is_one_message(encode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     answer = encode(specs=("-",))
     assert answer.code == 1 and "Standard input is closed." in answer.err

@@ -1,4 +1,4 @@
-"""`encode` of equal texts, dry runs, estimates, and counts that follow what leaves a shard."""
+"""`encode`: equal texts, dry runs, estimates, and counts without removed documents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
-    """`encode` of rows into the run `out`, shards of 16 rows."""
+    """Return a function that encodes rows into the run `out`, with shards of 16 rows."""
 
     def run(rows: list, out: str, *options: object) -> Answer:
         corpus = write(tmp_path / "corpora" / "corpus.jsonl", rows)
@@ -55,8 +55,8 @@ def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
 # Equal texts
 
 
-def lengths_encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens, special ones included, each text has that the model computes from now on."""
+def record_lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the token count, with special tokens, of each text encoded from now on."""
     seen: list[int] = []
     tokens, windows = DocumentEncoder.encode_tokens, DocumentEncoder.encode_windows
 
@@ -74,10 +74,10 @@ def lengths_encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("overflow", ["truncate", "windows"])
-def test_one_vector_is_computed_for_the_equal_texts_of_a_shard(overflow, encode, tmp_path: Path, monkeypatch) -> None:
+def test_equal_texts_of_a_shard_are_encoded_once(overflow, encode, tmp_path: Path, monkeypatch) -> None:
     rules = ["--set", f"encode.overflow={overflow}", "--set", "encode.top_k=9"]
     assert encode(ROWS, "each", *rules).code == 0
-    seen = lengths_encoded(monkeypatch)
+    seen = record_lengths(monkeypatch)
     answer = encode(ROWS, "once", *rules, "--dedup-text", "encode-once")
     assert answer.code == 0, answer.err
     longest = 20 if overflow == "truncate" else 26
@@ -95,8 +95,8 @@ def test_one_vector_is_computed_for_the_equal_texts_of_a_shard(overflow, encode,
     assert not [path for path in (once.path / "tmp").rglob("*") if path.is_file()]
 
 
-def test_copies_are_the_bytes_of_the_first(encode, tmp_path: Path, monkeypatch) -> None:
-    """Over windows of a shard too, and whoever makes which shard."""
+def test_equal_texts_of_a_shard_have_identical_vectors(encode, tmp_path: Path, monkeypatch) -> None:
+    """Also across the windows of a shard, and if a shard is encoded by another process."""
     monkeypatch.setattr("sparse_ingest.encoding.shard_maker.PART_ROWS", 5)
     options = ("--dedup-text", "encode-once", "--weights", "float32")
     assert encode(ROWS, "once", *options).code == 0
@@ -111,11 +111,11 @@ def test_copies_are_the_bytes_of_the_first(encode, tmp_path: Path, monkeypatch) 
     assert contents(run.path / "shards") == before
 
 
-def test_copying_is_part_of_the_identity_and_reuse_does_not_care(encode, tmp_path: Path) -> None:
+def test_dedup_text_is_part_of_the_identity_and_does_not_affect_reuse(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "each").code == 0
     assert "dedup_text" not in open_run(tmp_path / "each").manifest.identity
     answer = encode(ROWS, "each", "--dedup-text", "encode-once")
-    assert answer.code == 1 and "dedup_text: the run has None, requested: 'encode-once'" in answer.err
+    assert answer.code == 1 and "dedup_text: the run has none, requested: 'encode-once'" in answer.err
     answer = encode(
         [*ROWS, {"_id": "n", "text": "new"}], "next", "--dedup-text", "encode-once", "--reuse", tmp_path / "each"
     )
@@ -127,7 +127,7 @@ def test_copying_is_part_of_the_identity_and_reuse_does_not_care(encode, tmp_pat
     )
 
 
-def test_passages_are_not_copied(encode) -> None:
+def test_dedup_text_is_refused_with_passages(encode) -> None:
     answer = encode(ROWS, "run", "--dedup-text", "encode-once", "--set", "encode.overflow=passages")
     assert answer.code == 2 and "Omit --dedup-text" in answer.err
 
@@ -136,8 +136,8 @@ def test_passages_are_not_copied(encode) -> None:
 
 
 @pytest.mark.parametrize("overflow", ["truncate", "windows", "passages"])
-def test_counts_are_those_of_the_documents_that_stay(overflow: str, encode, tmp_path: Path) -> None:
-    """Rows that leave their shard later, as duplicates, leave its counts too."""
+def test_counts_are_those_of_the_remaining_documents(overflow: str, encode, tmp_path: Path) -> None:
+    """Duplicates that are removed from a shard are subtracted from its counts."""
     rules = ["--set", f"encode.overflow={overflow}", "--on-bad-document", "skip"]
     rows = [*ROWS, {"_id": "long", "text": LONG}, {"_id": "small", "text": "lamp"}]
     again = [{"_id": "d3", "text": LONG}, {"_id": "d4", "text": LONG}, {"_id": "d5", "text": ROWS[1]["text"]}]
@@ -151,7 +151,7 @@ def test_counts_are_those_of_the_documents_that_stay(overflow: str, encode, tmp_
     assert right["truncated" if overflow == "truncate" else "windows"] > (0 if overflow == "truncate" else 42)
 
 
-def test_reused_and_copied_rows_that_leave_are_not_counted(encode, tmp_path: Path) -> None:
+def test_removed_rows_are_not_counted_as_reused_or_deduplicated(encode, tmp_path: Path) -> None:
     assert encode(ROWS[:20], "old").code == 0
     rows = [*ROWS, {"_id": "d1", "text": ROWS[2]["text"]}, {"_id": "d2", "text": "lamp"}, {"_id": "d3", "text": "lamp"}]
     options = ("--dedup-text", "encode-once", "--reuse", tmp_path / "old")
@@ -163,8 +163,8 @@ def test_reused_and_copied_rows_that_leave_are_not_counted(encode, tmp_path: Pat
     }
 
 
-def test_a_record_of_an_earlier_release_keeps_its_counts(encode, tmp_path: Path) -> None:
-    """It does not say what its rows add."""
+def test_counts_in_a_record_of_an_earlier_release_are_kept(encode, tmp_path: Path) -> None:
+    """Without `of_rows` in the record, counts cannot be corrected."""
     rows = [*ROWS, {"_id": "d3", "text": LONG}]
     assert encode(rows, "run").code == 1
     run = open_run(tmp_path / "run")
@@ -184,7 +184,7 @@ TEXTS = st.text(max_size=30) | st.sampled_from(
 
 
 @given(TEXTS, TEXTS, st.none() | TEXTS, st.booleans(), st.booleans())
-def test_the_hash_of_a_row_is_that_of_its_canonical_json(doc_id, text, title, carry: bool, keep: bool) -> None:
+def test_the_hash_of_rows_is_that_of_their_canonical_json(doc_id, text, title, carry: bool, keep: bool) -> None:
     columns = {"_id": doc_id or "x", "title": title, "text": text, 'k","': [text], "n": text}
     fields = FieldNames(keep=('k","', "n") if keep else (), carry_text=carry)
     document = document_of(columns, fields, 3)
@@ -196,7 +196,7 @@ def test_the_hash_of_a_row_is_that_of_its_canonical_json(doc_id, text, title, ca
     assert found.hexdigest() == hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
 
-def test_the_hash_of_rows_is_the_same_over_many_blocks_of_lines() -> None:
+def test_the_hash_of_rows_does_not_depend_on_blocks() -> None:
     documents = [Document(str(row), "text" * 10_000, "{}") for row in range(200)]
     found, lines = RowHash(), hashlib.sha256()
     for row, document in enumerate(documents):
@@ -209,7 +209,7 @@ def test_the_hash_of_rows_is_the_same_over_many_blocks_of_lines() -> None:
 # Dry runs and estimates
 
 
-def test_a_dry_run_counts_and_names_and_writes_nothing(encode, tmp_path: Path) -> None:
+def test_a_dry_run_counts_rows_lists_bad_ones_and_writes_nothing(encode, tmp_path: Path) -> None:
     rows = [
         *ROWS,
         "{broken",
@@ -220,12 +220,12 @@ def test_a_dry_run_counts_and_names_and_writes_nothing(encode, tmp_path: Path) -
     answer = encode(rows, "", "--dry-run")
     assert answer.code == 3, answer.err
     found = json.loads(answer.out)
-    tokens = found.pop("tokens")
+    tokens, predicted = found.pop("tokens"), found.pop("prediction")
     assert found.pop("examples") == [
-        "corpus.jsonl line 41: broken JSON at column 2: Expecting property name enclosed in double quotes",
-        'corpus.jsonl line 42: duplicate id "d3": first at corpus.jsonl line 4',
-        'corpus.jsonl line 43: duplicate id "d30": first at corpus.jsonl line 31',
-        'corpus.jsonl line 44: duplicate id "d3": first at corpus.jsonl line 4',
+        "corpus.jsonl:41: broken JSON at column 2: Expecting property name enclosed in double quotes",
+        'corpus.jsonl:42: duplicate id "d3" (first seen at corpus.jsonl:4)',
+        'corpus.jsonl:43: duplicate id "d30" (first seen at corpus.jsonl:31)',
+        'corpus.jsonl:44: duplicate id "d3" (first seen at corpus.jsonl:4)',
     ]
     texts = [row["text"] for row in rows if isinstance(row, dict)]
     assert found == {
@@ -233,10 +233,11 @@ def test_a_dry_run_counts_and_names_and_writes_nothing(encode, tmp_path: Path) -
         "text_bytes": sum(map(len, texts)), "equal_texts": 33, "equal_in_shard": 9 + 9 + 1,
     }  # fmt: skip
     assert tokens["documents"] == 43 and tokens["longest"] == 92 and tokens["median"] < tokens["p95"] < 92
+    assert predicted["sampled"] == 43 and predicted["others"][-1]["seconds"] is None
     assert list(tmp_path.iterdir()) == [tmp_path / "corpora"]
 
 
-def test_a_dry_run_needs_no_model_and_heeds_the_limit(tmp_path: Path) -> None:
+def test_a_dry_run_needs_no_model_and_respects_limit(tmp_path: Path) -> None:
     corpus = write(tmp_path / "corpus.jsonl", [*ROWS, "{"])
     answer = command("encode", "--dry-run", "--corpus", corpus, "--limit", 40, "--json")
     found = json.loads(answer.out)
@@ -250,25 +251,25 @@ def test_a_dry_run_needs_no_model_and_heeds_the_limit(tmp_path: Path) -> None:
     assert answer.code == 2 and "Name one with --out" in answer.err
 
 
-def test_an_estimate_is_told_once(encode, tmp_path: Path, monkeypatch) -> None:
+def test_the_estimate_is_printed_once(encode, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(estimate, "DOCUMENTS", 20)
     answer = encode(ROWS, "run")
-    said = [line for line in answer.err.splitlines() if line.startswith("After")]
+    estimates = [line for line in answer.err.splitlines() if line.startswith("After")]
     report = json.loads(answer.out)
-    assert len(said) == 1 and said[0].startswith("After 32 documents: "), answer.err
-    assert "About 41 rows in all: " in said[0] and " of the run per document" in said[0]
+    assert len(estimates) == 1 and estimates[0].startswith("After 32 documents: "), answer.err
+    assert "About 41 rows in all: " in estimates[0] and " of the run per document" in estimates[0]
     terms = sum(len(terms) for row, _, terms in documents(open_run(tmp_path / "run")).values() if row < 32)
-    assert f"{terms / 32:.1f} terms per document" in said[0] and report["rows"] == 40
+    assert f" {terms / 32:.1f} terms and " in estimates[0] and report["rows"] == 40
 
 
-def test_the_seconds_of_each_stage_are_kept_and_summed(encode, tmp_path: Path) -> None:
+def test_the_seconds_of_each_stage_are_recorded_and_summed(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "run").code == 0
     run = open_run(tmp_path / "run")
     records = [(run.done(shard) or {})["seconds"] for shard in range(3)]
     for seconds in records:
         assert list(seconds) == ["read", "tokenise", "encode", "write", "wall"]
         assert all(0 < seconds[stage] < seconds["wall"] for stage in ("encode", "write")), seconds
-    # A shard of an earlier release, which read, tokenized and computed by turns.
+    # A record of an earlier release: its stages did not overlap, and it has no "wall".
     run.mark_done(0, {**(run.done(0) or {}), "seconds": {"read": 30.0, "encode": 40.0, "write": 5.0}})
     found = json.loads(command("status", run.path, "--json").out)["seconds"]
     assert found.keys() == records[0].keys() and found["read"] >= 30 and found["wall"] < 10
@@ -276,23 +277,23 @@ def test_the_seconds_of_each_stage_are_kept_and_summed(encode, tmp_path: Path) -
     assert len(shown) == 1 and "read 30." in shown[0] and "tokenise 0." in shown[0]
 
 
-# Memory that does not suffice
+# Not enough memory
 
 
-def test_a_lowered_budget_makes_the_whole_shard_again(encode, tmp_path: Path, monkeypatch) -> None:
-    """Its bytes are those of a run with that budget from the start."""
+def test_a_lowered_budget_encodes_the_complete_shard_again(encode, tmp_path: Path, monkeypatch) -> None:
+    """The bytes are those of a run with the lower budget from the start."""
     monkeypatch.setattr("sparse_ingest.encoding.shard_maker.PART_ROWS", 5)
     assert encode(ROWS, "small", "--batch-tokens", 16).code == 0
-    true, calls = DocumentEncoder.encode_tokens, []
+    original, calls = DocumentEncoder.encode_tokens, []
 
-    def run_out(self, *arguments):
+    def lower_budget(self, *arguments):
         calls.append(self.batch_tokens)
         if len(calls) == 2:
             self.batch_tokens = 16
             raise BudgetLowered("cpu", 4, 16, 1)
-        return true(self, *arguments)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(DocumentEncoder, "encode_tokens", run_out)
+    monkeypatch.setattr(DocumentEncoder, "encode_tokens", lower_budget)
     answer = encode(ROWS, "lowered", "--batch-tokens", 64)
     assert answer.code == 0 and "had no memory for a batch of 4 documents" in answer.err
     assert calls[:2] == [64, 64] and set(calls[2:]) == {16}
@@ -303,21 +304,23 @@ def test_a_lowered_budget_makes_the_whole_shard_again(encode, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("overflow", ["truncate", "passages"])
-def test_a_document_that_does_not_fit_is_a_bad_one(overflow: str, encode, tmp_path: Path, monkeypatch) -> None:
-    true = DocumentEncoder._rows
+def test_a_document_that_does_not_fit_into_memory_is_a_bad_document(
+    overflow: str, encode, tmp_path: Path, monkeypatch
+) -> None:
+    original = DocumentEncoder._rows
 
-    def refuse(self, inputs, *arguments):
+    def fail_if_full(self, inputs, *arguments):
         inputs = list(inputs)
         for text, ids in inputs:
             if len(ids) == 20:
                 raise DocumentTooLarge(text, 20, "cpu")
-        return true(self, inputs, *arguments)
+        return original(self, inputs, *arguments)
 
-    monkeypatch.setattr(DocumentEncoder, "_rows", refuse)
+    monkeypatch.setattr(DocumentEncoder, "_rows", fail_if_full)
     rows = [ROWS[1], {"_id": "huge", "text": LONG}, ROWS[2], {"_id": "huge too", "text": LONG}]
     rules = ("--set", f"encode.overflow={overflow}")
     answer = encode(rows, "run", *rules)
-    assert answer.code == 1 and "corpus.jsonl line 2: its 20 tokens do not fit into the memory of cpu" in answer.err
+    assert answer.code == 1 and "corpus.jsonl:2: its 20 tokens do not fit into the memory of cpu" in answer.err
     answer = encode(rows, "run", *rules, "--on-bad-document", "skip")
     assert answer.code == 3, answer.err
     run = open_run(tmp_path / "run")
@@ -330,15 +333,15 @@ def test_a_document_that_does_not_fit_is_a_bad_one(overflow: str, encode, tmp_pa
 # Datasets
 
 
-def test_a_dataset_is_encoded_as_its_rows_are(encode, model: Path, tmp_path: Path, monkeypatch) -> None:
-    """The same shards as of JSON lines, bad rows left out and named, and a run that is begun goes on."""
+def test_a_dataset_gives_the_run_of_its_rows(encode, model: Path, tmp_path: Path, monkeypatch) -> None:
+    """The shards are those of JSON lines, bad rows are skipped and listed, and a run can be resumed."""
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     rows = [*ROWS, {"_id": "d3", "text": "again"}, {"_id": None, "text": "no id"}]
     assert encode(rows, "lines", "--on-bad-document", "skip").code == 3
     (tmp_path / "made").mkdir()
-    for part, some in enumerate((rows[:17], rows[17:])):
-        pq.write_table(pa.Table.from_pylist(some), tmp_path / "made" / f"{part}.parquet", row_group_size=5)
+    for part, part_rows in enumerate((rows[:17], rows[17:])):
+        pq.write_table(pa.Table.from_pylist(part_rows), tmp_path / "made" / f"{part}.parquet", row_group_size=5)
     given = ("encode", "--model", model, "--corpus", f"hf:{tmp_path}/made", "--out", tmp_path / "dataset",
              "--shard-rows", 16, "--device", "cpu", "--dtype", "float32", "--max-length", 20, "--json")  # fmt: skip
     assert command(*given, "--on-bad-document", "skip").code == 3
@@ -346,7 +349,7 @@ def test_a_dataset_is_encoded_as_its_rows_are(encode, model: Path, tmp_path: Pat
     assert contents(lines.path / "shards") == contents(dataset.path / "shards")
     assert [(row.row, row.file, row.line, row.reason) for row in dataset.skipped(2)] == [
         (40, "hf:made:default:train", 41, 'duplicate id "d3": first at hf:made:default:train row 4'),
-        (41, "hf:made:default:train", 42, 'the id in "_id" is null; a non-empty string or a whole number was expected'),
+        (41, "hf:made:default:train", 42, 'the id in "_id" is null; expected a non-empty string or an integer'),
     ]
     before = contents(dataset.path)
     dataset.unmark_done(1)
@@ -364,7 +367,7 @@ def test_rows_that_lone_quotes_merge_are_reported_once(model: Path, tmp_path: Pa
     corpus = tmp_path / "quotes.tsv"
     corpus.write_text('id\ttext\n1\tone\n2\t"two\n3\tthree\n4\tfour"\n5\tfive\n')
     given = ["--model", model, "--corpus", corpus, "--device", "cpu", "--dtype", "float32"]
-    message = "quotes.tsv line 3: a quoted value spans 3 lines and contains the separator."
+    message = "quotes.tsv:3: a quoted value spans 3 lines and contains the separator."
     for options in (["--out", tmp_path / "merged"], ["--dry-run"]):
         answer = command("encode", *given, *options)
         assert answer.code == 0 and answer.err.count(message) == 1, answer.err

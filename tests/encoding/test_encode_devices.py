@@ -1,4 +1,4 @@
-"""Several devices: the same bytes as one, whatever dies; here the devices are shares of the CPU."""
+"""Several devices give the same bytes as one, also if processes die. Here the devices are shares of the CPU."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.runs.run import open_run
 
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
-TOGETHER = ("manifest.json", "vocab.json", "complete.json")
+RUN_FILES = ("manifest.json", "vocab.json", "complete.json")
 
 
 class Corpus:
-    """A corpus, a model, and the run that one device makes of them."""
+    """A corpus, a model, and their run encoded on one device."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "corpus.jsonl"
@@ -43,10 +43,10 @@ class Corpus:
                 "--on-bad-document", bad, "--dtype", "float32", "--device", device]  # fmt: skip
 
     def compare(self, out: Path) -> None:
-        """Every byte that lasts must be that of one device."""
+        """Assert that all files are identical to those of one device, except timings."""
         for folder in ("shards", "skipped"):
             assert contents(out / folder) == contents(self.run / folder)
-        for name in TOGETHER:
+        for name in RUN_FILES:
             assert (out / name).read_bytes() == (self.run / name).read_bytes()
         assert lasting(open_run(out)) == lasting(open_run(self.run))
 
@@ -57,21 +57,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def children_of(process: int) -> list[int]:
-    """The processes on its devices, by number."""
+    """Return the pids of the device processes of a process."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, _, rest = status.read_text().rpartition(")")
             line = status.with_name("cmdline").read_text()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         if rest.split()[1] == str(process) and "executors.local" in line:
             found.append(int(name.split()[0]))
     return sorted(found)
 
 
-def until(there: Any, process: Any, log: Path, seconds: float = 90) -> Any:
-    """The answer, once there is any."""
+def wait_until(there: Any, process: Any, log: Path, seconds: float = 90) -> Any:
+    """Poll `there` until it returns something, and return it."""
     end = time.monotonic() + seconds
     while not (found := there()):
         assert process.is_alive() and time.monotonic() < end, log.read_text()
@@ -79,35 +79,35 @@ def until(there: Any, process: Any, log: Path, seconds: float = 90) -> Any:
     return found
 
 
-def test_two_processes_make_the_bytes_of_one(corpus: Corpus, tmp_path: Path) -> None:
-    """The first one is held up until the second has made a shard; alone it would be done before."""
+def test_two_processes_give_the_bytes_of_one(corpus: Corpus, tmp_path: Path) -> None:
+    """The first process is stopped until the second has finished a shard; otherwise it may encode all."""
     out, log = tmp_path / "run", tmp_path / "log"
     parent = start(*corpus.arguments(out, "cpu,cpu"), "--json", log=log)
-    first = until(lambda: children_of(parent.pid), parent, log)[0]
-    until(lambda: any(out.glob("done/part-*")), parent, log)
+    first = wait_until(lambda: children_of(parent.pid), parent, log)[0]
+    wait_until(lambda: any(out.glob("done/part-*")), parent, log)
     os.kill(first, signal.SIGSTOP)
-    made = len(list(out.glob("done/part-*")))
-    assert made < 10, "the first one was too fast"
-    until(lambda: len(list(out.glob("done/part-*"))) > made, parent, log)
+    finished = len(list(out.glob("done/part-*")))
+    assert finished < 10, "the first one was too fast"
+    wait_until(lambda: len(list(out.glob("done/part-*"))) > finished, parent, log)
     os.kill(first, signal.SIGCONT)
     parent.join(90)
     assert parent.exitcode == 3, log.read_text()
     corpus.compare(out)
-    said = log.read_text()
+    message = log.read_text()
     report = json.loads(command(*corpus.arguments(corpus.run, "cpu"), "--json").out)
-    assert json.loads(said[said.index("{") : said.rindex("}") + 1]) == {**report, "run": str(out)}
-    assert said.count("Encoding with") == 1 and "1 bad documents were skipped" in said
+    assert json.loads(message[message.index("{") : message.rindex("}") + 1]) == {**report, "run": str(out)}
+    assert message.count("Encoding with") == 1 and "1 bad documents were skipped" in message
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_named_and_the_other_makes_its_shards(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_killed_process_is_reported_and_the_other_encodes_its_shards(corpus: Corpus, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    # Stopped in the middle of a shard, so that the kill strikes while its lock is held.
+    # The process is stopped within a shard, so it is killed while it has the lock.
     parent = start(*corpus.arguments(out, "cpu,cpu"), log=log)
-    first = until(lambda: children_of(parent.pid), parent, log)[0]
-    until(lambda: any(out.glob("done/part-*")), parent, log)
+    first = wait_until(lambda: children_of(parent.pid), parent, log)[0]
+    wait_until(lambda: any(out.glob("done/part-*")), parent, log)
     os.kill(first, signal.SIGSTOP)
-    until(lambda: len(children_of(parent.pid)) == 2, parent, log)
+    wait_until(lambda: len(children_of(parent.pid)) == 2, parent, log)
     os.kill(first, signal.SIGKILL)
     parent.join(90)
     assert parent.exitcode == 3, log.read_text()
@@ -116,15 +116,13 @@ def test_a_process_that_is_killed_is_named_and_the_other_makes_its_shards(corpus
 
 
 @pytest.mark.slow
-def test_a_run_whose_processes_all_die_says_so_and_is_finished_by_the_next_start(
-    corpus: Corpus, tmp_path: Path
-) -> None:
+def test_a_run_whose_processes_all_died_is_an_error_and_can_be_resumed(corpus: Corpus, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     parent = start(*corpus.arguments(out, "cpu,cpu"), log=log)
-    first = until(lambda: children_of(parent.pid), parent, log)[0]
-    until(lambda: any(out.glob("done/part-*")), parent, log)
+    first = wait_until(lambda: children_of(parent.pid), parent, log)[0]
+    wait_until(lambda: any(out.glob("done/part-*")), parent, log)
     os.kill(first, signal.SIGSTOP)
-    for child in until(lambda: len(found := children_of(parent.pid)) == 2 and found, parent, log):
+    for child in wait_until(lambda: len(found := children_of(parent.pid)) == 2 and found, parent, log):
         os.kill(child, signal.SIGKILL)
     parent.join(90)
     assert parent.exitcode == 1
@@ -135,20 +133,20 @@ def test_a_run_whose_processes_all_die_says_so_and_is_finished_by_the_next_start
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code", "said"), [
+@pytest.mark.parametrize(("number", "code", "message"), [
     (signal.SIGTERM, 130, "Stopped on request after a complete shard"), (signal.SIGINT, 130, "Interrupted"),
     (signal.SIGKILL, -9, ""),
 ])  # fmt: skip
-def test_processes_end_with_the_one_that_started_them(
-    corpus: Corpus, tmp_path: Path, number: int, code: int, said: str
+def test_device_processes_end_with_their_parent(
+    corpus: Corpus, tmp_path: Path, number: int, code: int, message: str
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     parent = start(*corpus.arguments(out, "cpu,cpu"), log=log)
-    until(lambda: any(out.glob("tmp/part-*")), parent, log)
+    wait_until(lambda: any(out.glob("tmp/part-*")), parent, log)
     children = children_of(parent.pid)
     os.kill(parent.pid, number)
     parent.join(90)
-    assert parent.exitcode == code and said in log.read_text()
+    assert parent.exitcode == code and message in log.read_text()
     end = time.monotonic() + 30
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < end, "a process outlives the one that started it"
@@ -157,19 +155,17 @@ def test_processes_end_with_the_one_that_started_them(
 
 
 @pytest.mark.slow
-def test_a_bad_document_is_the_error_that_it_is_on_one_device(
+def test_a_bad_document_gives_the_same_error_as_on_one_device(
     corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     one, two = (command(*corpus.arguments(tmp_path / name, name, "fail")) for name in ("cpu", "cpu,cpu"))
     assert two.code == one.code == 1
     assert two.err.splitlines()[-1] == one.err.splitlines()[-1]
-    assert "corpus.jsonl line 201: " in two.err
-    assert "Traceback" not in capfd.readouterr().err  # of the processes, which are ended while they end
+    assert "corpus.jsonl:201: " in two.err
+    assert "Traceback" not in capfd.readouterr().err  # stderr of the device processes
 
 
 class Slow(corpora.Corpus):
-    """A corpus that takes ten seconds to read."""
-
     def rows(self, start: corpora.Position = corpora.START) -> Any:
         for row in super().rows(start):
             time.sleep(0.05)
@@ -177,7 +173,7 @@ class Slow(corpora.Corpus):
 
 
 @pytest.mark.slow
-def test_a_process_ends_where_ctrl_c_is_ignored_as_in_the_background_of_a_shell(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_device_process_ends_with_its_parent_even_if_sigint_is_ignored(corpus: Corpus, tmp_path: Path) -> None:
     found = open_corpus([str(corpus.file)], fields=FieldNames())
     pipeline = Pipeline(model=ModelSettings(document=str(corpus.model)))
     work = Slow(found.sources, found.fields), pipeline, EncodeOptions(), tmp_path / "run"
@@ -193,61 +189,61 @@ def test_a_process_ends_where_ctrl_c_is_ignored_as_in_the_background_of_a_shell(
 
 
 class Broken(corpora.Corpus):
-    """A corpus on which a process fails in an unexpected way."""
+    """A corpus that raises an unexpected error."""
 
     def rows(self, start: corpora.Position = corpora.START) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
 
 
 @pytest.mark.slow
-def test_an_error_that_nobody_expects_is_named_with_its_device(corpus: Corpus, tmp_path: Path) -> None:
+def test_an_unexpected_error_is_reported_with_its_device(corpus: Corpus, tmp_path: Path) -> None:
     found = open_corpus([str(corpus.file)], fields=FieldNames())
     pipeline = Pipeline(model=ModelSettings(document=str(corpus.model)))
     broken, options = Broken(found.sources, found.fields), EncodeOptions(device="cpu,cpu")
     with pytest.raises(RunError) as caught:
         encode(broken, tmp_path / "run", pipeline=pipeline, options=options)
-    died = "the process on cpu died: RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert str(caught.value).startswith(f"No process is left: {died}; {died}; ")
+    reason = "the process on cpu died: RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert str(caught.value).startswith(f"No process is left: {reason}; {reason}; ")
 
 
 @pytest.mark.slow
-def test_a_process_without_a_shard_says_so(corpus: Corpus, tmp_path: Path) -> None:
-    """The first one is held up in the only shard until the second has said it."""
+def test_a_process_without_a_shard_is_reported(corpus: Corpus, tmp_path: Path) -> None:
+    """The first process is stopped in the only shard until the second has reported."""
     out, log = tmp_path / "run", tmp_path / "log"
     arguments = corpus.arguments(out, "cpu,cpu")
     arguments[arguments.index("--shard-rows") + 1] = 1000
     parent = start(*arguments, log=log)
-    until(lambda: any(out.glob("tmp/part-*")), parent, log)
+    wait_until(lambda: any(out.glob("tmp/part-*")), parent, log)
     first = children_of(parent.pid)[0]
     os.kill(first, signal.SIGSTOP)
-    until(lambda: "A process found no shard left to encode" in log.read_text(), parent, log)
+    wait_until(lambda: "A process found no shard left to encode" in log.read_text(), parent, log)
     os.kill(first, signal.SIGCONT)
     parent.join(90)
     assert parent.exitcode == 3, log.read_text()
 
 
-def test_a_process_that_is_stopped_is_reported_with_its_number_within_20_s(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_stopped_process_is_reported_with_its_pid_within_20_s(corpus: Corpus, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     parent = start(*corpus.arguments(out, "cpu,cpu"), log=log)
-    until(lambda: any(out.glob("tmp/part-*")), parent, log)
+    wait_until(lambda: any(out.glob("tmp/part-*")), parent, log)
     first = children_of(parent.pid)[0]
     os.kill(first, signal.SIGSTOP)
-    said = f"The process on cpu (pid {first}) has not reported for 1"
-    until(lambda: said in log.read_text(), parent, log, seconds=20)
+    message = f"The process on cpu (pid {first}) has not reported for 1"
+    wait_until(lambda: message in log.read_text(), parent, log, seconds=20)
     os.kill(first, signal.SIGCONT)
     parent.join(90)
     assert parent.exitcode == 3, log.read_text()
     corpus.compare(out)
 
 
-def test_standard_input_is_for_one_device(corpus: Corpus, tmp_path: Path) -> None:
+def test_standard_input_is_refused_with_several_devices(corpus: Corpus, tmp_path: Path) -> None:
     arguments = corpus.arguments(tmp_path / "run", "cpu,cpu")
     arguments[arguments.index("--corpus") + 1] = "-"
     answer = command(*arguments)
     assert answer.code == 2 and "only one process can read standard input" in answer.err
 
 
-def test_devices_that_cannot_go_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_combinations_of_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from sparse_ingest.models.documents import choose_devices
@@ -255,9 +251,9 @@ def test_devices_that_cannot_go_together_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_devices("auto") == choose_devices("cuda") == ["cuda:0", "cuda:1"]
     assert choose_devices("cuda:1,cuda:1") == ["cuda:1", "cuda:1"]
-    for asked in ("cpu,cuda:0", "cuda,cuda:0"):
+    for given in ("cpu,cuda:0", "cuda,cuda:0"):
         with pytest.raises(UsageError, match="a run needs devices of one kind"):
-            choose_devices(asked)
+            choose_devices(given)
     with pytest.raises(UsageError, match="torch sees 2 GPUs"):
         choose_devices("cuda:1,cuda:2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -1,4 +1,4 @@
-"""`encode --reuse OLD_RUN`: what is computed once is copied, and everything else comes out as it would have."""
+"""`encode --reuse OLD_RUN`: vectors of equal texts are copied, and everything else is as without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
-    """`encode` of rows into the run `out`, 20 tokens a document."""
+    """Return a function that encodes rows into the run `out`, with at most 20 tokens per document."""
 
     def run(rows: list, out: str, *options: object) -> Answer:
         corpus = write(tmp_path / "corpora" / out / "corpus.jsonl", rows)
@@ -38,11 +38,11 @@ def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
 
 
 @pytest.mark.parametrize("overflow", OVERFLOW)
-def test_a_run_of_the_same_texts_is_the_same_to_the_byte(overflow: str, encode, tmp_path: Path, monkeypatch) -> None:
+def test_reusing_all_texts_gives_identical_shards(overflow: str, encode, tmp_path: Path, monkeypatch) -> None:
     options = [*OVERFLOW[overflow], "--set", "encode.top_k=12", "--keep", "year"]
     renamed = [{**row, "_id": f"new {row['_id']}", "year": row["year"] + 1} for row in ROWS]
     assert encode(ROWS, "old", *options).code == encode(renamed, "computed", *options).code == 0
-    monkeypatch.setattr(VectorMaker, "compute", None)  # nothing is computed
+    monkeypatch.setattr(VectorMaker, "compute", None)  # computing a vector fails
     answer = encode(renamed, "reused", *options, "--reuse", tmp_path / "old")
     assert answer.code == 0, answer.err
     one, other = open_run(tmp_path / "computed"), open_run(tmp_path / "reused")
@@ -61,7 +61,7 @@ def test_a_run_of_the_same_texts_is_the_same_to_the_byte(overflow: str, encode, 
     assert not [path for path in (other.path / "tmp").rglob("*") if path.is_file()]
 
 
-def test_new_texts_are_computed_and_the_others_keep_their_bits(encode, tmp_path: Path) -> None:
+def test_new_texts_are_encoded_and_the_others_are_copied_exactly(encode, tmp_path: Path) -> None:
     new = [{"_id": "last", "text": "the tree " * 30}, {**ROWS[8], "text": "another bird"}]
     rows = [{"_id": "first", "text": "a lamp on fire"}, *ROWS[20:], *ROWS[:7], *new]
     assert encode(ROWS, "old").code == encode(rows, "computed").code == 0
@@ -75,17 +75,19 @@ def test_new_texts_are_computed_and_the_others_keep_their_bits(encode, tmp_path:
     assert json.loads(answer.out)["truncated"] == sum(r["truncated"] for r in lasting(open_run(tmp_path / "computed")))
     by_text = {row["text"]: old[row["_id"]][2] for row in ROWS}
     for row in rows:
-        mine, expected = found[row["_id"]], computed[row["_id"]]
-        assert mine[:2] == expected[:2]
+        reused, expected = found[row["_id"]], computed[row["_id"]]
+        assert reused[:2] == expected[:2]
         if row["_id"] not in fresh:
-            assert mine[2] == by_text[row["text"]]
-        assert mine[2].keys() == expected[2].keys()
-        assert all(abs(weight - expected[2][token]) <= 2e-3 for token, weight in mine[2].items())
+            assert reused[2] == by_text[row["text"]]
+        assert reused[2].keys() == expected[2].keys()
+        assert all(abs(weight - expected[2][token]) <= 2e-3 for token, weight in reused[2].items())
 
 
-def test_a_run_that_reused_some_goes_on_without_and_is_reused_itself(encode, tmp_path: Path) -> None:
+def test_a_run_with_reused_vectors_can_be_resumed_and_reused(encode, tmp_path: Path) -> None:
     assert encode(ROWS[:10], "first").code == 0
-    assert json.loads(encode(ROWS, "second", "--reuse", tmp_path / "first").out)["reused"] == 10 + 3  # empty ones
+    assert (
+        json.loads(encode(ROWS, "second", "--reuse", tmp_path / "first").out)["reused"] == 10 + 3
+    )  # 3 more with an empty text
     run = open_run(tmp_path / "second")
     before = contents(run.path)
     assert encode(ROWS, "second").code == 0 and contents(run.path) == before
@@ -95,30 +97,30 @@ def test_a_run_that_reused_some_goes_on_without_and_is_reused_itself(encode, tmp
     assert json.loads(encode(ROWS, "second").out)["reused"] == 10 + 3 - 2
 
 
-def test_a_run_of_other_settings_is_refused_before_anything_is_made(encode, tmp_path: Path) -> None:
+def test_a_run_with_other_settings_is_refused_before_anything_is_written(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "old").code == 0
     for options, setting in (
-        (["--weights", "float32"], "weights is 'float16' there, requested: 'float32'"),
-        (["--max-length", 19], "model.max_length is 20 there, requested: 19"),
-        (["--set", "encode.top_k=5"], "top_k is None there, requested: 5"),
-        (["--dtype", "bfloat16"], "dtype is 'float32' there, requested: 'bfloat16'"),
-        (OVERFLOW["windows"], "overflow is 'truncate' there, requested: 'windows'"),
+        (["--weights", "float32"], "weights: it has 'float16', requested: 'float32'"),
+        (["--max-length", 19], "model.max_length: it has 20, requested: 19"),
+        (["--set", "encode.top_k=5"], "top_k: it has none, requested: 5"),
+        (["--dtype", "bfloat16"], "dtype: it has 'float32', requested: 'bfloat16'"),
+        (OVERFLOW["windows"], "overflow: it has 'truncate', requested: 'windows'"),
     ):
         answer = encode(ROWS, "new", *options, "--reuse", tmp_path / "old")
         assert answer.code == 1 and setting in answer.err, answer.err
         assert not (tmp_path / "new").exists()
-    for folder, code, said in (("old", 2, "is the same run as --out"), ("nothing", 1, "is not a run")):
+    for folder, code, message in (("old", 2, "is the same run as --out"), ("nothing", 1, "is not a run")):
         answer = encode(ROWS, "old", "--reuse", tmp_path / folder)
-        assert answer.code == code and said in answer.err
+        assert answer.code == code and message in answer.err
 
 
-def test_a_stride_that_differs_is_refused(encode, tmp_path: Path) -> None:
+def test_a_run_with_another_window_stride_is_refused(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "old", *OVERFLOW["windows"]).code == 0
     answer = encode(ROWS, "new", "--set", "encode.overflow=windows", "--reuse", tmp_path / "old")
-    assert answer.code == 1 and "window_stride is 9 there, requested: None" in answer.err
+    assert answer.code == 1 and "window_stride: it has 9, requested: none" in answer.err
 
 
-def test_token_ids_are_stored_as_without_reuse(encode, tmp_path: Path) -> None:
+def test_stored_types_are_the_same_with_reuse(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "old").code == 0
     assert encode([*ROWS[:3], {"_id": "x", "text": "new"}], "new", "--reuse", tmp_path / "old").code == 0
     (part,) = read_shard(open_run(tmp_path / "new").shard_path(0))

@@ -1,4 +1,4 @@
-"""Documents longer than the model takes: windows, passages, and searching for the best passage of each document."""
+"""Documents longer than max_length: windows, passages, and search for the best passage of each document."""
 
 from __future__ import annotations
 
@@ -36,28 +36,30 @@ TEXTS = ["the river stone", LONG, "", "bird " * 62, "bird " * 63, LONG[::-1], "l
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("overflow")
-    made = {kind: str(make_masked_lm(root / kind, kind)) for kind in ("bert", "roberta")}
-    return {**made, "packaged": PACKAGED}
+    folders = {kind: str(make_masked_lm(root / kind, kind)) for kind in ("bert", "roberta")}
+    return {**folders, "packaged": PACKAGED}
 
 
 shared_encoder = functools.cache(build_encoder)
 
 
-def tokenizer_of(model: str, *, window_stride: int | None = None, **asked) -> Tokenizer:
-    return Tokenizer(read_checkpoint(model).transformer, ModelSettings(**asked), window_stride=window_stride)
+def tokenizer_of(model: str, *, window_stride: int | None = None, **settings) -> Tokenizer:
+    return Tokenizer(read_checkpoint(model).transformer, ModelSettings(**settings), window_stride=window_stride)
 
 
 def rows_of(encoded) -> list[tuple[bytes, bytes]]:
-    """Token ids and weights of each text, as bytes."""
+    """Return token ids and weights of each text as bytes."""
     rows = (encoded.vectors.row(place) for place in range(len(encoded.vectors.doc_ids)))
     return [(token_ids.tobytes(), weights.tobytes()) for token_ids, weights in rows]
 
 
-# Which tokens a window has
+# Tokens of a window
 
 
 @given(st.integers(0, 60), st.integers(0, 3), st.integers(1, 12), st.data())
-def test_windows_cover_every_token_and_end_with_the_text(text: int, prompt: int, inner: int, data) -> None:
+def test_windows_cover_every_token_and_only_the_last_ends_with_the_text(
+    text: int, prompt: int, inner: int, data
+) -> None:
     stride = data.draw(st.integers(1, inner))
     layout = WindowLayout(np.array([-1], np.int32), np.array([-2], np.int32), prompt + inner, stride)
     ids = np.arange(prompt + text, dtype=np.int32)
@@ -67,58 +69,58 @@ def test_windows_cover_every_token_and_end_with_the_text(text: int, prompt: int,
     for window in windows:
         assert window[: prompt + 1] == [-1, *range(prompt)] and window[-1] == -2
         inside.append(window[prompt + 1 : -1])
-    assert windows[0] == [-1, *ids[: prompt + inner].tolist(), -2], "the first is what truncation reads"
+    assert windows[0] == [-1, *ids[: prompt + inner].tolist(), -2], "the first window has the tokens of truncation"
     assert sorted({token for window in inside for token in window}) == list(range(prompt, prompt + text))
     assert all(window == list(range(window[0], window[0] + inner)) for window in inside[:-1])
     assert [window[0] - inside[0][0] for window in inside[1:]] == [stride * n for n in range(1, len(inside))]
-    assert all(window[-1] != prompt + text - 1 for window in inside[:-1]), "one ends with the text: the last"
+    assert all(window[-1] != prompt + text - 1 for window in inside[:-1]), "only the last window ends with the text"
 
 
-def lengths_of_pieces(tokenizer: Tokenizer) -> list[int]:
-    """How many characters each piece has that is read from here on."""
+def record_piece_lengths(tokenizer: Tokenizer) -> list[int]:
+    """Return a list that gets the length of each piece of text read from now on."""
     seen: list[int] = []
     next_piece = tokenizer._next_piece
 
-    def noted(reading: _Reading) -> str:
+    def record(reading: _Reading) -> str:
         seen.append(len(piece := next_piece(reading)))
         return piece
 
-    tokenizer._next_piece = noted  # type: ignore[method-assign]
+    tokenizer._next_piece = record  # type: ignore[method-assign]
     return seen
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "packaged"])
-def test_a_text_in_pieces_has_the_tokens_of_the_whole(name: str, models: dict[str, str]) -> None:
+def test_a_text_read_in_pieces_has_the_same_tokens(name: str, models: dict[str, str]) -> None:
     tokenizer = tokenizer_of(models[name], document_prompt="Fire: ", max_length=64)
     texts = [LONG, "", "water  and\n\nfire\nstone [MASK] <mask> bird " * 20, "日本。Ωmega，é ü。river " * 20, "x" * 400,
              "don't stop! (really), 'tis the bird's… " * 12, " \n " * 100, "it's  a <s> b </s>\t c " * 20]  # fmt: skip
-    whole = tokenizer.cut(texts, places=True)
+    complete = tokenizer.cut(texts, places=True)
     tokenizer.PIECE_CHARACTERS = 40
-    seen = lengths_of_pieces(tokenizer)
-    for one, other in zip(whole, tokenizer.cut(texts, places=True), strict=True):
+    seen = record_piece_lengths(tokenizer)
+    for one, other in zip(complete, tokenizer.cut(texts, places=True), strict=True):
         assert one.token_ids.tolist() == other.token_ids.tolist()
         assert (one.prompt, one.windows) == (other.prompt, other.windows)
         if one.windows > 1:
             assert one.starts.tolist() == other.starts.tolist()
-    assert len(seen) > 5 * len(texts), "nothing was cut"
+    assert len(seen) > 5 * len(texts), "no text was split"
 
 
-def test_truncation_reads_no_more_than_it_needs(models: dict[str, str]) -> None:
+def test_truncation_reads_only_the_start_of_a_long_text(models: dict[str, str]) -> None:
     tokenizer = tokenizer_of(models["bert"], max_length=64)
     tokenizer.PIECE_CHARACTERS = 200
-    read = lengths_of_pieces(tokenizer)
+    read = record_piece_lengths(tokenizer)
     [expected] = tokenizer([LONG])
     read.clear()
     [found] = tokenizer([LONG * 1000])
     assert found.truncated and found.token_ids.tolist() == expected.token_ids.tolist()
     assert sum(read) < 2000
-    # Blanks give no token, however many pieces of them there are.
+    # Spaces give no tokens.
     blank = tokenizer(["bird" + " " * 1000, "bird" + " " * 1000 + "bird " * 62])
     assert [window.truncated for window in blank] == [False, True]
 
 
-def test_a_token_of_prompt_and_text_is_the_texts(models: dict[str, str]) -> None:
-    """A prompt that ends within a word: the word's token stands in a window of the text, and not on the others."""
+def test_a_token_across_prompt_and_text_belongs_to_the_text(models: dict[str, str]) -> None:
+    """If the prompt ends within a word, the token of that word belongs to the text."""
     tokenizer = tokenizer_of(models["bert"], document_prompt="fire riv", max_length=8)
     [cut] = tokenizer.cut(["er stone cloud lamp bird water"])
     words = [tokenizer._tokenizer.id_to_token(token) for token in cut.token_ids]
@@ -126,7 +128,7 @@ def test_a_token_of_prompt_and_text_is_the_texts(models: dict[str, str]) -> None
     assert (cut.prompt, cut.windows) == (1, 2)
 
 
-def test_the_pieces_of_text_that_windows_read_are_the_text(models: dict[str, str]) -> None:
+def test_spans_of_windows_cover_the_text(models: dict[str, str]) -> None:
     text = "  river, stone…\n\ncloud (日本) ü  lamp! " * 9
     for name in ("bert", "roberta"):
         for stride, overlap in ((6, False), (2, True)):
@@ -139,11 +141,11 @@ def test_the_pieces_of_text_that_windows_read_are_the_text(models: dict[str, str
                 assert "".join(text[start:end] for start, end in spans) == text
 
 
-# What windows give
+# Vectors of windows
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
+    ("name", "settings"),
     [
         ("bert", {}),
         ("roberta", {"document_prompt": "the fire: ", "max_length": 60}),
@@ -151,25 +153,27 @@ def test_the_pieces_of_text_that_windows_read_are_the_text(models: dict[str, str
         ("packaged", {"max_length": 64, "window_stride": 40}),
     ],
 )
-def test_windows_are_the_maximum_over_the_masked_lm_of_each(name: str, asked: dict, models: dict[str, str]) -> None:
+def test_the_vector_of_a_document_is_the_maximum_over_its_windows(
+    name: str, settings: dict, models: dict[str, str]
+) -> None:
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     folder = read_checkpoint(models[name]).transformer
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder).eval()
     begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    before = asked.get("document_prompt", "")
+    before = settings.get("document_prompt", "")
     alone = tokenizer(before, add_special_tokens=False)["input_ids"]
-    stride = asked.get("window_stride", (asked.get("max_length", 64) - 2 - len(alone)) // 2)
-    encoder = shared_encoder(models[name], **asked)
+    stride = settings.get("window_stride", (settings.get("max_length", 64) - 2 - len(alone)) // 2)
+    encoder = shared_encoder(models[name], **settings)
     encoded = encoder.encode_windows(encoder.cut(TEXTS))
     windows = 0
     for place, text in enumerate(TEXTS):
         given = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        # With RoBERTa the blank at the prompt's end is often part of the first word.
+        # RoBERTa often makes the space at the end of the prompt part of the first word.
         places = sum(after <= len(before) for _, after in given["offset_mapping"])
         prompt, ids = given["input_ids"][:places], given["input_ids"][places:]
-        inner = asked.get("max_length", 64) - 2 - len(prompt)
+        inner = settings.get("max_length", 64) - 2 - len(prompt)
         expected = None
         for first in range(0, max(1, len(ids)), stride):
             windows += 1
@@ -186,20 +190,20 @@ def test_windows_are_the_maximum_over_the_masked_lm_of_each(name: str, asked: di
     assert (encoded.windows_of.sum(), encoded.truncated_of.sum()) == (windows, 0) and windows > len(TEXTS) + 5
 
 
-def test_what_fits_gets_the_bits_of_truncation_and_so_does_every_first_window(models: dict[str, str]) -> None:
+def test_short_texts_and_first_windows_equal_truncation_bit_for_bit(models: dict[str, str]) -> None:
     encoder = shared_encoder(models["bert"])
-    cut, whole = rows_of(encoder.encode(TEXTS)), rows_of(encoder.encode_windows(encoder.cut(TEXTS)))
+    truncated, windowed = rows_of(encoder.encode(TEXTS)), rows_of(encoder.encode_windows(encoder.cut(TEXTS)))
     fits = [place for place, text in enumerate(TEXTS) if encoder.cut([text])[0].windows == 1]
     assert fits == [0, 2, 3, 6]
-    assert [whole[place] for place in fits] == [cut[place] for place in fits]
-    assert whole[1] != cut[1]
+    assert [windowed[place] for place in fits] == [truncated[place] for place in fits]
+    assert windowed[1] != truncated[1]
     passages = list(encoder.encode_passages(encoder.cut(TEXTS)))
     first = [tuple(array.tobytes() for array in passage.row) for passage in passages if passage.number == 0]
-    assert first == cut
+    assert first == truncated
 
 
 @pytest.mark.parametrize("group", ["GROUP_WINDOWS", "GROUP_TOKENS"])
-def test_a_document_may_lie_in_several_groups(group: str, models: dict[str, str], monkeypatch) -> None:
+def test_a_document_may_be_in_several_groups(group: str, models: dict[str, str], monkeypatch) -> None:
     encoder = shared_encoder(models["bert"], max_length=16)
     expected = encoder.encode_windows(encoder.cut(TEXTS))
     passages = list(encoder.encode_passages(encoder.cut(TEXTS)))
@@ -213,7 +217,7 @@ def test_a_document_may_lie_in_several_groups(group: str, models: dict[str, str]
     assert [passage.row[0].tolist() for passage in again] == [passage.row[0].tolist() for passage in passages]
 
 
-def test_a_stride_or_a_prompt_that_leaves_out_text_is_refused(models: dict[str, str]) -> None:
+def test_a_stride_or_prompt_that_would_skip_text_is_refused(models: dict[str, str]) -> None:
     with pytest.raises(PipelineError, match="window_stride = 62, but a window of max_length = 64 has 61 tokens"):
         tokenizer_of(models["bert"], max_length=64, window_stride=62, document_prompt="fire ")
     assert tokenizer_of(models["bert"], max_length=64, window_stride=61, document_prompt="fire ")
@@ -235,7 +239,7 @@ ROWS: list[dict[str, Any]] = [
 
 @pytest.fixture
 def encode(models: dict[str, str], tmp_path: Path) -> Callable[..., Answer]:
-    """`encode` of the rows with 16 tokens a window, into `out`."""
+    """Return a function that encodes rows with 16 tokens per window into `out`."""
 
     def run(overflow: str, *options: object, rows: list = ROWS, out: str = "run") -> Answer:
         corpus = write(tmp_path / f"{out}.jsonl", rows)
@@ -247,7 +251,7 @@ def encode(models: dict[str, str], tmp_path: Path) -> Callable[..., Answer]:
     return run
 
 
-def test_windows_are_counted_and_named_in_the_identity(encode, tmp_path: Path) -> None:
+def test_windows_are_counted_and_part_of_the_identity(encode, tmp_path: Path) -> None:
     answer = encode("windows", "--json")
     report = json.loads(answer.out)
     assert (answer.code, report["rows"], report["truncated"]) == (0, 24, 0)
@@ -263,11 +267,11 @@ def test_windows_are_counted_and_named_in_the_identity(encode, tmp_path: Path) -
     found, expected = documents(run), documents(cut)
     assert found["short"] == expected["short"] and found["long"][2] != expected["long"][2]
     answer = encode("windows", "--set", "encode.window_stride=5")
-    assert answer.code == 1 and "window_stride: the run has None, requested: 5" in answer.err
+    assert answer.code == 1 and "window_stride: the run has none, requested: 5" in answer.err
     assert "overflow: the run has 'windows', requested: 'truncate'" in encode("truncate").err
 
 
-def test_a_document_becomes_its_passages(encode, tmp_path: Path, models: dict[str, str]) -> None:
+def test_each_window_is_stored_as_a_passage(encode, tmp_path: Path, models: dict[str, str]) -> None:
     answer = encode("passages", "--keep", "year", "--set", "encode.window_stride=14", "--json")
     assert answer.code == 0, answer.err
     report = json.loads(answer.out)
@@ -278,11 +282,11 @@ def test_a_document_becomes_its_passages(encode, tmp_path: Path, models: dict[st
     encoder = shared_encoder(models["bert"], max_length=16, window_stride=14)
     for row, source in enumerate(ROWS):
         title, text = source.get("title", ""), source["text"]
-        mine = [key for key in found if key.rpartition("#")[0] == source["_id"]]
+        keys = [key for key in found if key.rpartition("#")[0] == source["_id"]]
         [cut] = encoder.cut([f"{title} {text}" if title else text])
-        assert mine == [f"{source['_id']}#{number}" for number in range(cut.windows)]
-        assert {found[key][0] for key in mine} == {row}
-        carried = [found[key][1] for key in mine]
+        assert keys == [f"{source['_id']}#{number}" for number in range(cut.windows)]
+        assert {found[key][0] for key in keys} == {row}
+        carried = [found[key][1] for key in keys]
         assert "".join(fields.pop("text") for fields in carried) == text
         kept: dict[str, Any] = {key: source[key] for key in ("title", "year") if key in source}
         assert all(fields == {**kept, "parent": source["_id"]} for fields in carried)
@@ -296,7 +300,7 @@ def test_a_document_becomes_its_passages(encode, tmp_path: Path, models: dict[st
                     assert digest == text_hash(json.loads(fields)["text"])
 
 
-def test_passages_without_text_carry_their_parent(encode, tmp_path: Path) -> None:
+def test_passages_without_text_have_their_parent(encode, tmp_path: Path) -> None:
     assert encode("passages", "--no-text", "--keep", "text").code == 0
     found = documents(open_run(tmp_path / "run"))
     assert found["long#1"][1] == {"text": LONG, "parent": "long"}
@@ -305,22 +309,20 @@ def test_passages_without_text_carry_their_parent(encode, tmp_path: Path) -> Non
     assert documents(open_run(tmp_path / "bare"))["long#1"][1] == {"parent": "long"}
 
 
-def test_what_passages_do_not_go_with_is_refused(encode, tmp_path: Path) -> None:
-    for options, said in (
+def test_options_that_conflict_with_passages_are_refused(encode, tmp_path: Path) -> None:
+    for options, message in (
         (["--keep", "parent"], "--keep parent: with overflow"),
         (["--reuse", tmp_path], "--reuse copies the vector of a document"),
         (["--set", "encode.window_stride=15"], "window_stride = 15, but a window of max_length = 16 has 14 tokens"),
     ):
         answer = encode("passages", *options)
-        assert answer.code == 2 and said in answer.err and not (tmp_path / "run").exists()
+        assert answer.code == 2 and message in answer.err and not (tmp_path / "run").exists()
 
 
-def test_an_id_that_its_suffix_makes_too_long_is_a_bad_document(encode, tmp_path: Path) -> None:
+def test_an_id_that_is_too_long_with_its_suffix_is_a_bad_document(encode, tmp_path: Path) -> None:
     rows = [{"_id": "a" * 510, "text": "bird"}, {"_id": "b" * 510, "text": LONG}, {"_id": "c" * 511, "text": ""}, *ROWS]
     answer = encode("passages", rows=rows)
-    assert (
-        answer.code == 1 and "run.jsonl line 2: the id" in answer.err and "has 513 bytes with the suffix" in answer.err
-    )
+    assert answer.code == 1 and "run.jsonl:2: the id" in answer.err and "has 513 bytes with the suffix" in answer.err
     answer = encode("passages", "--on-bad-document", "skip", rows=[*rows[:3], {"_id": "no text"}, *ROWS], out="skip")
     assert answer.code == 3
     run = open_run(tmp_path / "skip")
@@ -334,10 +336,10 @@ def test_an_id_that_its_suffix_makes_too_long_is_a_bad_document(encode, tmp_path
     assert contents(run.path) == before
 
 
-def test_all_passages_of_a_repeated_document_leave_its_shard(encode, tmp_path: Path) -> None:
+def test_all_passages_of_a_duplicate_document_are_removed(encode, tmp_path: Path) -> None:
     rows = [*ROWS, {"_id": "long", "text": LONG + LONG}, {"_id": "last", "text": LONG}]
     answer = encode("passages", rows=rows)
-    assert answer.code == 1 and 'Duplicate id "long": run.jsonl line 2 and run.jsonl line 25.' in answer.err
+    assert answer.code == 1 and 'run.jsonl:25: duplicate id "long" (first seen at run.jsonl:2).' in answer.err
     assert encode("passages", "--on-bad-document", "skip", rows=rows).code == 3
     run = open_run(tmp_path / "run")
     assert [(row.row, row.reason) for row in run.skipped(4)] == [(24, 'duplicate id "long": first at run.jsonl line 2')]
@@ -347,7 +349,7 @@ def test_all_passages_of_a_repeated_document_leave_its_shard(encode, tmp_path: P
     assert record["rows"] == sum(len(part.rows) for part in read_shard(run.shard_path(4)))
 
 
-def test_row_groups_of_passages_are_bounded(encode, tmp_path: Path, monkeypatch) -> None:
+def test_row_groups_of_passages_have_limited_size(encode, tmp_path: Path, monkeypatch) -> None:
     assert encode("passages").code == 0
     before = documents(open_run(tmp_path / "run"))
     for name, limit in (("PART_ROWS", 7), ("WINDOW_BYTES", 2000)):
@@ -392,7 +394,9 @@ def test_collapse_finds_the_best_passage_of_each_document(
                 assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
 
 
-def test_documents_without_the_field_count_as_sharing_one(tmp_path: Path, opensearch_url: str, index_name: str) -> None:
+def test_documents_without_the_collapse_field_are_one_group(
+    tmp_path: Path, opensearch_url: str, index_name: str
+) -> None:
     run = make_run(
         tmp_path / "run", {name: {"river": weight} for name, weight in zip("abc", (1.0, 3.0, 2.0), strict=True)}
     )
@@ -408,13 +412,13 @@ def test_documents_without_the_field_count_as_sharing_one(tmp_path: Path, opense
         search_index(client, index_name, {"river": 1.0}, size=5, collapse="nothing")
 
 
-def test_collapse_is_in_both_bodies_when_asked_for() -> None:
+def test_collapse_is_in_both_bodies_if_requested() -> None:
     for body in (neural_sparse_body, rank_feature_body):
         assert body({"river": 1.0}, field="sparse", size=2, collapse="parent")["collapse"] == {"field": "parent"}
         assert "collapse" not in body({"river": 1.0}, field="sparse", size=2)
 
 
-def test_the_command_line_collapses(encode, tmp_path: Path, models: dict[str, str]) -> None:
+def test_collapse_on_the_command_line(encode, tmp_path: Path, models: dict[str, str]) -> None:
     assert encode("passages").code == 0
     answer = command("search", "--run", tmp_path / "run", "river bird", "--collapse", "parent", "-k", 50, "--json")
     parents = [hit["fields"]["parent"] for hit in json.loads(answer.out)["hits"]]

@@ -1,4 +1,4 @@
-"""The stages of `encode`: they overlap, change no byte, name the slowest one, and end together whatever fails."""
+"""The stages of `encode` overlap, change no byte, report the slowest one, and end together on any error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def encode(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Answer]]:
-    """`encode` of rows into the run `out` in windows of 4 rows, after which no thread may be left."""
+    """Yield a function that encodes rows in windows of 4 rows, then assert that no thread is left."""
     monkeypatch.setattr(parts, "PART_ROWS", 4)
     before = {thread.name for thread in threading.enumerate()} | {"tqdm_monitor"}
 
@@ -52,19 +52,19 @@ def encode(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 # One stage
 
 
-def test_one_item_is_made_ahead_and_no_more() -> None:
-    made: list[int] = []
-    ahead = Ahead(made.append(number) or number for number in range(6))
+def test_exactly_one_item_is_produced_ahead() -> None:
+    produced: list[int] = []
+    ahead = Ahead(produced.append(number) or number for number in range(6))
     for number in ahead:
         deadline = time.monotonic() + 5
-        while len(made) < min(number + 2, 6) and time.monotonic() < deadline:
+        while len(produced) < min(number + 2, 6) and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.005)
-        assert len(made) == min(number + 2, 6)
+        assert len(produced) == min(number + 2, 6)
     ahead.close()
 
 
-def test_an_error_comes_in_its_turn() -> None:
+def test_an_error_is_raised_after_the_items_before_it() -> None:
     def items() -> Iterator[int]:
         yield from range(3)
         raise ValueError("four")
@@ -76,7 +76,7 @@ def test_an_error_comes_in_its_turn() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_a_stage_that_nobody_waits_for_ends() -> None:
+def test_an_abandoned_stage_ends_its_thread() -> None:
     before = threading.active_count()
     for used in range(3):
         ahead = Ahead(iter(range(10)))
@@ -91,13 +91,13 @@ def test_a_stage_that_nobody_waits_for_ends() -> None:
 def test_a_stage_is_not_busy_while_it_waits_for_another() -> None:
     stages = Stages()
 
-    def slowly() -> Iterator[int]:
+    def slow_items() -> Iterator[int]:
         for number in range(3):
             time.sleep(0.02)
             yield number
 
     with stages.busy("wall"), stages.busy("write"):
-        for _ in stages.waiting("write", stages.making("read", slowly())):
+        for _ in stages.waiting("write", stages.making("read", slow_items())):
             time.sleep(0.002)
     seconds = stages.seconds()
     assert 0.06 <= seconds["read"] < seconds["wall"] and 0.006 <= seconds["write"] < 0.03
@@ -109,8 +109,8 @@ def test_a_stage_is_not_busy_while_it_waits_for_another() -> None:
 # The same bytes
 
 
-class InTurn:
-    """What `Ahead` is without a thread."""
+class Sequential:
+    """`Ahead` without a thread."""
 
     def __init__(self, items: Iterable) -> None:
         self.items = items
@@ -128,13 +128,13 @@ class InTurn:
      ("--dedup-text", "encode-once"), ("--reuse", "old")],
     ids=["truncate", "windows", "passages", "dedup", "reuse"],
 )  # fmt: skip
-def test_overlap_changes_no_byte(options: tuple, encode, tmp_path: Path, monkeypatch) -> None:
+def test_overlapping_stages_give_the_same_bytes(options: tuple, encode, tmp_path: Path, monkeypatch) -> None:
     rows = [*ROWS[:17], "{broken", *ROWS[17:], {"_id": "d3", "text": "again"}, {"_id": "d50", "text": "again"}]
     if "--reuse" in options:
         assert encode("old", rows=ROWS[::3]).code == 0
         options = ("--reuse", tmp_path / "old")
     assert encode("overlapping", "--on-bad-document", "skip", *options, rows=rows).code == 3
-    monkeypatch.setattr(parts, "Ahead", InTurn)
+    monkeypatch.setattr(parts, "Ahead", Sequential)
     assert encode("in-turn", "--on-bad-document", "skip", *options, rows=rows).code == 3
     overlapping, in_turn = open_run(tmp_path / "overlapping"), open_run(tmp_path / "in-turn")
     for folder in ("shards", "skipped"):
@@ -143,8 +143,8 @@ def test_overlap_changes_no_byte(options: tuple, encode, tmp_path: Path, monkeyp
     assert overlapping.complete() == in_turn.complete()
 
 
-def test_what_is_read_ahead_is_bounded(encode, monkeypatch) -> None:
-    """While a row group is written, at most three windows are between it and the corpus."""
+def test_reading_ahead_is_limited(encode, monkeypatch) -> None:
+    """While a row group is written, at most three windows have been read after it."""
     read, written, most = 0, 0, 0
     true_read, true_write = parts.ShardMaker._read, pq.ParquetWriter.write_batch
 
@@ -156,7 +156,7 @@ def test_what_is_read_ahead_is_bounded(encode, monkeypatch) -> None:
 
     def write_batch(self, *arguments, **named):
         nonlocal written, most
-        time.sleep(0.02)  # all that can be read is read in this time
+        time.sleep(0.02)  # time to read as far ahead as allowed
         written += 1
         most = max(most, read - written)
         return true_write(self, *arguments, **named)
@@ -167,29 +167,29 @@ def test_what_is_read_ahead_is_bounded(encode, monkeypatch) -> None:
     assert (read, written, most) == (15, 15, 3)
 
 
-# What is told
+# Progress
 
 
 @pytest.mark.parametrize("slow", ["tokenise", "encode"])
-def test_the_progress_names_the_slowest_stage(slow: str, encode, monkeypatch) -> None:
+def test_progress_reports_the_slowest_stage(slow: str, encode, monkeypatch) -> None:
     name = "tokenize" if slow == "tokenise" else "encode_tokens"
-    true = getattr(DocumentEncoder, name)
+    original = getattr(DocumentEncoder, name)
 
-    def slowly(self, *arguments):
+    def slow_call(self, *arguments):
         time.sleep(0.05)
-        return true(self, *arguments)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(DocumentEncoder, name, slowly)
+    monkeypatch.setattr(DocumentEncoder, name, slow_call)
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     lines = [line for line in encode("run").err.splitlines() if "slowest" in line]
     assert f", slowest: {slow} (" in lines[-1] and lines[-1].split("slowest")[1].split(")")[0].endswith(" % busy")
 
 
-# Whatever fails
+# Errors
 
 
-def failing(true: Callable, at: int, error: BaseException) -> Callable:
-    """`true`, but the call number `at` raises."""
+def fail_at_call(original: Callable, at: int, error: BaseException) -> Callable:
+    """Return `original`, but its call number `at` raises `error`."""
     calls = 0
 
     def call(*arguments, **named):
@@ -197,13 +197,13 @@ def failing(true: Callable, at: int, error: BaseException) -> Callable:
         calls += 1
         if calls == at:
             raise error
-        return true(*arguments, **named)
+        return original(*arguments, **named)
 
     return call
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "error", "said"),
+    ("owner", "name", "error", "message"),
     [
         (pq.ParquetWriter, "write_batch", OSError(28, "No space left on device", "disk"), "No space left"),
         (pq.ParquetWriter, "write_batch", KeyboardInterrupt(), "Interrupted; what was finished is kept."),
@@ -211,36 +211,36 @@ def failing(true: Callable, at: int, error: BaseException) -> Callable:
         (parts, "text_hash", OSError(5, "Input/output error", "corpus.jsonl"), "corpus.jsonl: Input/output error"),
     ],
 )
-def test_an_error_of_any_stage_ends_all_and_keeps_what_is_done(
-    owner, name: str, error: BaseException, said: str, encode, tmp_path: Path, monkeypatch
+def test_an_error_of_any_stage_ends_all_stages_and_keeps_finished_shards(
+    owner, name: str, error: BaseException, message: str, encode, tmp_path: Path, monkeypatch
 ) -> None:
-    # In the second shard, whose windows begin with the eleventh, and its texts with the 41st.
-    monkeypatch.setattr(owner, name, failing(getattr(owner, name), 50 if name == "text_hash" else 13, error))
+    # In the second shard, which begins with window 11 and text 41.
+    monkeypatch.setattr(owner, name, fail_at_call(getattr(owner, name), 50 if name == "text_hash" else 13, error))
     answer = encode("run")
     assert answer.code == (130 if isinstance(error, KeyboardInterrupt) else 1), answer.err
-    assert said in answer.err.splitlines()[-1]
+    assert message in answer.err.splitlines()[-1]
     run = open_run(tmp_path / "run")
     assert run.done_shards() == [0] and run.complete() is None
-    # The one that failed is over: the same run goes on.
+    # The failed run can be resumed.
     assert encode("run").code == 0 and run.done_shards() == [0, 1]
 
 
-def test_a_bad_document_ends_what_comes_before_it_in_its_shard(encode, tmp_path: Path) -> None:
+def test_a_bad_document_ends_its_shard(encode, tmp_path: Path) -> None:
     answer = encode("run", rows=[*ROWS[:45], "{broken", *ROWS[45:]])
-    assert answer.code == 1 and answer.err.splitlines()[-1].startswith("Error: corpus.jsonl line 46: broken JSON")
+    assert answer.code == 1 and answer.err.splitlines()[-1].startswith("Error: corpus.jsonl:46: broken JSON")
     assert open_run(tmp_path / "run").done_shards() == [0]
 
 
-def test_computing_stops_after_its_batch_when_writing_fails(encode, monkeypatch) -> None:
+def test_encoding_stops_after_the_current_batch_if_writing_fails(encode, monkeypatch) -> None:
     monkeypatch.setattr(parts, "PART_ROWS", 20)
     written = threading.Event()
-    true, computed = VectorMaker.compute, []
+    original, computed = VectorMaker.compute, []
 
     def compute(self, token_ids, places):
         if written.is_set():
             computed.append(len(places))
             time.sleep(0.05)
-        return true(self, token_ids, places)
+        return original(self, token_ids, places)
 
     def write_batch(*_: object, **__: object) -> None:
         written.set()
@@ -250,21 +250,21 @@ def test_computing_stops_after_its_batch_when_writing_fails(encode, monkeypatch)
     monkeypatch.setattr(VectorMaker, "compute", compute)
     monkeypatch.setattr(pq.ParquetWriter, "write_batch", write_batch)
     assert encode("run", "--batch-tokens", 20).code == 1
-    assert 0 < len(computed) < 12  # of 20 batches of one document
+    assert 0 < len(computed) < 12  # of 20 batches with one document each
 
 
-def test_standard_input_is_not_read_again_for_a_smaller_budget(encode, model, tmp_path, monkeypatch) -> None:
+def test_a_lowered_budget_is_an_error_with_standard_input(encode, model, tmp_path, monkeypatch) -> None:
     content = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
-    true = DocumentEncoder.encode_tokens
-    monkeypatch.setattr(DocumentEncoder, "encode_tokens", failing(true, 13, BudgetLowered("cpu", 4, 16, 1)))
+    original = DocumentEncoder.encode_tokens
+    monkeypatch.setattr(DocumentEncoder, "encode_tokens", fail_at_call(original, 13, BudgetLowered("cpu", 4, 16, 1)))
     answer = command("encode", "--model", model, "--corpus", "-", "--out", tmp_path / "run", "--shard-rows", 40,
                      "--device", "cpu", "--dtype", "float32")  # fmt: skip
     assert answer.code == 1 and "Run the command again with --batch-tokens 16, or with a file." in answer.err
     assert open_run(tmp_path / "run").done_shards() == [0]
 
 
-def test_ctrl_c_ends_a_window_that_is_being_computed(model: Path, tmp_path: Path) -> None:
+def test_ctrl_c_interrupts_the_encoding_of_a_window(model: Path, tmp_path: Path) -> None:
     rows = [{"_id": str(place), "text": f"{place} the river stone " * 15} for place in range(8192)]
     corpus, out, log = write(tmp_path / "corpus.jsonl", rows), tmp_path / "run", tmp_path / "log"
     process = start("encode", "--model", model, "--corpus", corpus, "--out", out, "--device", "cpu",
@@ -281,24 +281,24 @@ def test_ctrl_c_ends_a_window_that_is_being_computed(model: Path, tmp_path: Path
     assert open_run(out).done_shards() == []
 
 
-def test_ctrl_c_ends_a_wait_for_standard_input(model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_ctrl_c_interrupts_waiting_for_standard_input(model: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(parts, "PART_ROWS", 4)
     os.mkfifo(tmp_path / "pipe")
     content = "".join(json.dumps(row) + "\n" for row in ROWS[:4]).encode()
-    true, written, ended = pq.ParquetWriter.write_batch, threading.Event(), threading.Event()
+    original, written, ended = pq.ParquetWriter.write_batch, threading.Event(), threading.Event()
     late: list[str] = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
 
     def write_batch(self, *arguments, **named):
         written.set()
-        return true(self, *arguments, **named)
+        return original(self, *arguments, **named)
 
     def interrupt(pipe: io.FileIO) -> None:
         written.wait(60)
-        time.sleep(0.3)  # the fifth row is waited for now
+        time.sleep(0.3)  # encode now waits for the fifth row
         os.kill(os.getpid(), signal.SIGINT)
         if not ended.wait(10):
-            late.append("a fifth row was waited for")
+            late.append("encode still waits for the fifth row")
             pipe.write(content)
 
     monkeypatch.setattr(pq.ParquetWriter, "write_batch", write_batch)

@@ -1,9 +1,8 @@
-"""Measures agree with the library behind them, and two rankings with scipy's tests."""
+"""Measures equal those of ir-measures, and comparisons those of scipy."""
 
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
 
 import ir_measures
 import numpy as np
@@ -13,30 +12,25 @@ from scipy.stats import permutation_test, ttest_rel
 from sparse_ingest.errors import MissingExtraError, UsageError
 from sparse_ingest.evaluation import measures
 from sparse_ingest.evaluation.measures import compare, depth_of, measure
+from sparse_ingest.searching.hits import Ranked
 
 
-class Found(NamedTuple):
-    query_id: str
-    doc_ids: list[str]
-    scores: list[float]
-
-
-def random_collection(queries: int = 40) -> tuple[list[Found], dict[str, dict[str, int]]]:
+def random_collection(queries: int = 40) -> tuple[list[Ranked], dict[str, dict[str, int]]]:
     random = np.random.default_rng(3)
     documents = [f"d{number}" for number in range(60)]
     ranked, qrels = [], {}
     for number in range(queries):
         found = random.permutation(documents)[: random.integers(0, 50)].tolist()
-        # Of four scores only, so that there are ties.
+        # Only four different scores, so that there are ties.
         scores = sorted(random.integers(1, 5, len(found)).astype(float).tolist(), reverse=True)
-        ranked.append(Found(f"q{number}", found, scores))
+        ranked.append(Ranked(f"q{number}", found, scores))
         qrels[f"q{number}"] = {doc: int(random.integers(0, 3)) for doc in random.permutation(documents)[:9].tolist()}
     return ranked, qrels
 
 
-def test_values_are_those_of_ir_measures_however_the_rankings_are_cut_into_blocks(monkeypatch):
+def test_values_equal_ir_measures_for_any_block_size(monkeypatch):
     ranked, qrels = random_collection()
-    # Those that trec_eval itself computes: the others order equal scores in another way.
+    # Measures of trec_eval. The other providers order equal scores differently.
     names = ["nDCG@10", "RR", "R@100", "AP@100", "Success@1", "P(rel=2)@5"]
     run = {one.query_id: dict(zip(one.doc_ids, one.scores, strict=True)) for one in ranked if one.doc_ids}
     expected = ir_measures.calc([ir_measures.parse_measure(name) for name in names], qrels, run)
@@ -50,15 +44,15 @@ def test_values_are_those_of_ir_measures_however_the_rankings_are_cut_into_block
             assert found.per_query[str(metric.measure)][metric.query_id] == metric.value
 
 
-def test_every_measure_puts_the_larger_id_of_equal_scores_first():
+def test_every_measure_ranks_the_larger_id_first_at_equal_scores():
     for found in (["x", "y"], ["y", "x"]):
-        mean = measure([Found("a", found, [1.0, 1.0])], {"a": {"y": 1}}, ["RR", "RR@10", "P@1", "Judged@1"]).mean
+        mean = measure([Ranked("a", found, [1.0, 1.0])], {"a": {"y": 1}}, ["RR", "RR@10", "P@1", "Judged@1"]).mean
         assert mean == {"RR": 1.0, "RR@10": 1.0, "P@1": 1.0, "Judged@1": 1.0}
 
 
-def test_a_query_that_finds_nothing_counts_as_zero_and_one_without_judgments_not_at_all():
+def test_a_query_without_hits_counts_as_zero_and_one_without_judgments_is_ignored():
     found = measure(
-        [Found("a", ["x"], [1.0]), Found("b", [], []), Found("z", ["x"], [1.0])],
+        [Ranked("a", ["x"], [1.0]), Ranked("b", [], []), Ranked("z", ["x"], [1.0])],
         {"a": {"x": 1}, "b": {"x": 1}, "never asked": {"x": 1}},
         ["R@100"],
     )
@@ -66,13 +60,13 @@ def test_a_query_that_finds_nothing_counts_as_zero_and_one_without_judgments_not
     assert found.mean == {"R@100": 0.5}
 
 
-def test_a_measure_is_named_as_it_was_asked_for():
-    found = measure([Found("a", ["y", "x"], [2.0, 1.0])], {"a": {"x": 1}}, ["MRR@10", "RR@10"])
+def test_a_measure_keeps_its_requested_name():
+    found = measure([Ranked("a", ["y", "x"], [2.0, 1.0])], {"a": {"x": 1}}, ["MRR@10", "RR@10"])
     assert found.mean == {"MRR@10": 0.5, "RR@10": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("ndcg@10", "similar: NDCG"),
         ("accuracy@1", "accuracy@k is Success@k"),
@@ -83,19 +77,19 @@ def test_a_measure_is_named_as_it_was_asked_for():
         ("", "cutoff"),
     ],
 )
-def test_what_is_no_measure_is_said_in_a_sentence(name, words):
+def test_an_unknown_measure_is_an_error(name, message):
     with pytest.raises(UsageError) as caught:
         measure([], {}, ["RR", name])
     assert repr(name) in str(caught.value)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_as_many_documents_are_needed_as_the_largest_cutoff_and_at_least_a_hundred():
+def test_the_depth_is_the_largest_cutoff_and_at_least_100():
     assert depth_of(["nDCG@10", "RR"]) == 100
     assert depth_of(["nDCG@10", "R@1000"]) == 1000
 
 
-def test_two_rankings_are_compared_as_scipy_does():
+def test_comparison_of_two_rankings_equals_scipy():
     random = np.random.default_rng(4)
     first = random.random(30)
     second = np.clip(first + random.normal(0.05, 0.15, 30), 0, 1)
@@ -104,22 +98,22 @@ def test_two_rankings_are_compared_as_scipy_does():
     assert found.queries == 30
     assert found.difference == pytest.approx(first.mean() - second.mean())
     assert found.t_test == pytest.approx(ttest_rel(first, second).pvalue)
-    by_scipy = permutation_test(
+    expected = permutation_test(
         (first, second), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
         vectorized=True, n_resamples=9_999, rng=1,
     )  # fmt: skip
-    # Both draw 9,999 swaps: their deviation is sqrt(p (1 - p) / 9,999), under 0.005.
-    assert found.randomisation == pytest.approx(by_scipy.pvalue, abs=0.02)
+    # Both draw 9,999 permutations, so their standard deviation sqrt(p (1 - p) / 9,999) is at most 0.005.
+    assert found.randomisation == pytest.approx(expected.pvalue, abs=0.02)
     assert compare(*values) == [found]
 
 
-def test_equal_rankings_do_not_differ():
+def test_equal_rankings_have_no_difference():
     values = {"RR": {"a": 0.5, "b": 1.0}, "AP": {"a": 0.0, "b": 0.0}}
     assert [(one.difference, one.t_test, one.randomisation) for one in compare(values, values)] == [(0.0, 1.0, 1.0)] * 2
 
 
 @pytest.mark.parametrize("library", ["ir_measures", "scipy.stats"])
-def test_without_the_extra_it_is_named(library, monkeypatch):
+def test_a_missing_extra_is_named(library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=r"sparse-ingest\[evaluate\]"):
         if library == "ir_measures":

@@ -1,4 +1,4 @@
-"""`evaluate --nano-beir` against the evaluator that made the model cards, on a data set laid out like theirs."""
+"""`evaluate --nano-beir` against the evaluator of sentence-transformers, on a data set with the layout of NanoBEIR."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 from support.forked import command
+from support.json_page import check
 from support.nano_beir import write_nano_beir_repository
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
@@ -16,7 +17,7 @@ from sparse_ingest.corpora.nano_beir import COLLECTIONS, collections_named
 from sparse_ingest.errors import UsageError
 
 MODEL = "package:cognition/model"
-# Our name of a figure -> theirs.
+# Our name of a figure -> that of sentence-transformers.
 THEIRS = {
     **{f"Success@{cutoff}": f"dot_accuracy@{cutoff}" for cutoff in (1, 3, 5, 10)},
     **{f"P@{cutoff}": f"dot_precision@{cutoff}" for cutoff in (1, 3, 5, 10)},
@@ -35,7 +36,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lists", [True, False])
-def test_every_figure_is_that_of_sentence_transformers(tmp_path, lists):
+def test_every_figure_equals_sentence_transformers(tmp_path, lists):
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.evaluation import SparseNanoBEIREvaluator
 
@@ -45,16 +46,17 @@ def test_every_figure_is_that_of_sentence_transformers(tmp_path, lists):
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     assert list(found["collections"]) == ["NanoMSMARCO", "NanoNQ"]
+    check("evaluate --nano-beir", found)
     evaluator = SparseNanoBEIREvaluator(["msmarco", "nq"], dataset_id=str(repository), write_csv=False)
-    theirs = evaluator(SparseEncoder(str(read_checkpoint(MODEL).folder), device="cpu"))
+    reference = evaluator(SparseEncoder(str(read_checkpoint(MODEL).folder), device="cpu"))
     for name, ours in {**found["collections"], "NanoBEIR_mean": found["mean"]}.items():
         assert list(ours) == list(THEIRS)
-        expected = {key: float(theirs[f"{name}_{other}"]) for key, other in THEIRS.items()}
-        # Theirs are float32 in places; the weights are those of two implementations.
+        expected = {key: float(reference[f"{name}_{other}"]) for key, other in THEIRS.items()}
+        # sentence-transformers computes some figures in float32, and encodes with its own code.
         assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6), name
 
 
-def test_the_table_has_a_line_for_each_measure_and_a_column_for_each_collection(tmp_path):
+def test_the_table_has_a_row_per_measure_and_a_column_per_collection(tmp_path):
     repository = write_nano_beir_repository(tmp_path / "NanoBEIR-en")
     answer = command("evaluate", "--nano-beir", "nq", "--nano-beir-data", repository, "--model", MODEL, "--bm25")
     assert answer.code == 0, answer.err
@@ -63,7 +65,7 @@ def test_the_table_has_a_line_for_each_measure_and_a_column_for_each_collection(
     assert re.search(r"^BM25 nDCG@10 +1\.0000 +1\.0000$", answer.out, re.MULTILINE)
 
 
-def test_collections_are_named_in_any_case_and_all_are_thirteen():
+def test_collection_names_ignore_case_and_all_means_thirteen():
     assert collections_named(("nanofever", "NQ", "fever")) == ["FEVER", "NQ"]
     assert collections_named(("all",)) == list(COLLECTIONS)
     assert len(COLLECTIONS) == 13
@@ -72,26 +74,26 @@ def test_collections_are_named_in_any_case_and_all_are_thirteen():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [(["--model", MODEL, "--nano-beir-data", "."], "split NanoFEVER cannot be read"), ([], "needs a model")],
 )
-def test_what_is_missing_is_said(options, words, tmp_path, monkeypatch):
+def test_missing_data_and_a_missing_model_are_reported(options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_nano_beir_repository(Path("data"))
     monkeypatch.chdir("data")
     answer = command("evaluate", "--nano-beir", "fever", *options)
     assert answer.code in (1, 2), answer
-    assert words in answer.err
+    assert message in answer.err
     assert "Traceback" not in answer.err
 
 
 @pytest.mark.hub
-def test_the_figures_of_the_first_model_card():
+def test_the_figures_of_a_model_card():
     answer = command("evaluate", "--nano-beir", "all", "--pipeline", "splade-distilbert-mrl", "--json")
     assert answer.code == 0, answer.err
     mean = json.loads(answer.out)["mean"]
-    # The card's mean over all 13. A card's numbers come from a GPU of its time, so a thousandth is allowed; one rank of
-    # one query in 649 moves accuracy and precision further than that.
+    # The card's mean over all 13 collections. Its weights were computed on another device; one rank of one query of 649
+    # already moves accuracy and precision by more than 0.001.
     card = {
         "Success@1": 0.5241, "Success@10": 0.8169, "P@1": 0.5241, "P@10": 0.1787, "R@10": 0.5878, "nDCG@10": 0.5577,
         "RR@10": 0.6174, "AP@100": 0.4808, "query_sparsity_ratio": 0.9988, "corpus_sparsity_ratio": 0.9966,

@@ -1,8 +1,7 @@
-"""Loads through a connection that spoils requests, drawn from a seed: nothing lost, nothing doubled, all weights right.
+"""Loads over a faulty connection: no document is lost or duplicated, and all weights are correct.
 
-Each seed draws a run, a limit for requests, and which faults come when. `load` is started again as often as it ends
-with a ClusterError, as an operator does it; then everything is compared without the proxy between. A seed that fails
-is run again with `pytest tests/faults -k "seed-17]"`.
+Each seed draws a run, a size limit of requests, and a sequence of faults. `load` is repeated while it ends with a
+ClusterError; then the index is compared without the proxy. Repeat one seed with `pytest tests/faults -k "seed-17]"`.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ STARTS = 60
 TIMEOUT_S = 0.4
 PATIENT = Retries(attempts=3, base_s=0.01, cap_s=0.04, timeout_s=TIMEOUT_S)
 STATUSES: tuple[Fault, ...] = (429, 502, 503, 504)
-# What may happen to any request.
+# Faults of any request.
 ANYWHERE: tuple[Fault, ...] = (
     *STATUSES, "drop", "refuse", "lost answer", "reset mid-answer", "truncated", "half json", "delay", "slow",
 )  # fmt: skip
-# Only to bulk requests, which may arrive twice or late, since they hold the same documents each time.
+# Faults of bulk requests alone: these may arrive twice or late, because they are idempotent.
 BULK: tuple[Fault, ...] = (
     *ANYWHERE,
     "reset mid-body",
@@ -51,7 +50,7 @@ BULK: tuple[Fault, ...] = (
     "late",
 )
 STORMS: tuple[Fault, ...] = (429, 503, "reject some", "drop", "lost answer")
-# Chosen to hold every fault, every limit, and a start that fails between a dead letter and the end of its shard.
+# These seeds have every fault and every limit, and a load that fails between a dead letter and the end of its shard.
 QUICK_SEEDS = range(22, 31)
 SLOW_SEEDS = (*range(22), *range(31, 200))
 CHANGE_SEEDS = range(200, 230)
@@ -59,7 +58,7 @@ CHANGE_SEEDS = range(200, 230)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a seed draws. `text_bytes` makes shards of several requests, which begin with 2 MiB."""
+    """The draw of a seed. With `text_bytes`, a shard needs several requests; the first ones have 2 MiB."""
 
     faults: list[Fault]
     other_faults: list[Fault]
@@ -70,8 +69,8 @@ class Plan:
     text_bytes: int
 
 
-def drawn(seed: int) -> Plan:
-    """Quiet stretches, single faults and storms, until a load of this size must have met most of them."""
+def draw(seed: int) -> Plan:
+    """Draw single faults and storms with pauses between, more than a load of this size meets."""
     chance = random.Random(seed)
     faults: list[Fault] = []
     while len(faults) < 50:
@@ -92,10 +91,10 @@ def drawn(seed: int) -> Plan:
     )
 
 
-def made_run(folder: Path, plan: Plan, seed: int, *, later: bool = False) -> Run:
-    """Documents of a few terms each, some of none; the title of a refused one is no number.
+def write_run(folder: Path, plan: Plan, seed: int, *, later: bool = False) -> Run:
+    """Write a run of documents with 5 terms, some with none. The server refuses those whose title is no number.
 
-    `later` leaves out every tenth document of the earlier run and has other weights in every seventh.
+    With `later`, every tenth document is missing and every seventh has other weights.
     """
     chance = random.Random(seed)
     tokens = [*WORDS, *NASTY_TOKENS]
@@ -112,7 +111,7 @@ def made_run(folder: Path, plan: Plan, seed: int, *, later: bool = False) -> Run
 
 
 def pipeline(folder: Path, kind: Kind) -> Pipeline:
-    """The packaged body, with a title that must be a number."""
+    """Return a pipeline with the packaged body and an integer field `title`."""
     body = json.loads((packaged_folder() / "opensearch" / f"{kind}.json").read_bytes())
     body["mappings"]["properties"] |= {"title": {"type": "integer"}, "text": {"type": "text", "index": False}}
     changed = folder / "body.json"
@@ -120,19 +119,19 @@ def pipeline(folder: Path, kind: Kind) -> Pipeline:
     return Pipeline(index=IndexSettings(kind=kind, body=str(changed)))
 
 
-def loaded_at_last(proxy: FaultyProxy, run: Run, index: str, settings: Pipeline, **options: Any) -> LoadReport:
-    """Start `load` again until it ends well, as a user does who reads what it says."""
-    said: Counter[str] = Counter()
+def load_until_done(proxy: FaultyProxy, run: Run, index: str, settings: Pipeline, **options: Any) -> LoadReport:
+    """Repeat `load` until it succeeds, at most STARTS times."""
+    errors: Counter[str] = Counter()
     connection = Connection(proxy.url)
     for start in range(STARTS):
-        # A machine with much else to do may need longer than the faults are meant to last.
+        # A busy machine may need longer than the faults last.
         retries = replace(PATIENT, timeout_s=TIMEOUT_S * (1 + start / 5))
         try:
             return load(run.path, index=index, pipeline=settings, connection=connection, retries=retries, **options)
         except ClusterError as error:
-            said[str(error)] += 1
+            errors[str(error)] += 1
             time.sleep(0.1 if "refused" in str(error) else 0)
-    raise AssertionError(f"{STARTS} starts were not enough: {said}")
+    raise AssertionError(f"{STARTS} starts were not enough: {errors}")
 
 
 def ids_in(url: str, index: str) -> list[str]:
@@ -143,37 +142,37 @@ def ids_in(url: str, index: str) -> list[str]:
 
 
 def check_seed(seed: int, url: str, index: str, folder: Path) -> None:
-    plan = drawn(seed)
-    run = made_run(folder / "run", plan, seed)
+    plan = draw(seed)
+    run = write_run(folder / "run", plan, seed)
     with faulty_proxy(url, plan.faults, max_bytes=plan.max_bytes) as proxy:
         proxy.other_faults, proxy.patience_s = list(plan.other_faults), TIMEOUT_S
         proxy.random.seed(seed)
-        report = loaded_at_last(proxy, run, index, pipeline(folder, plan.kind))
+        report = load_until_done(proxy, run, index, pipeline(folder, plan.kind))
     happened = sum(count for fault, count in proxy.done.items() if fault is not None)
     assert happened, proxy.done
 
     refused = sorted(f"d{number}" for number in plan.refused)
-    taken = sorted(f"d{number}" for number in range(DOCUMENTS) if number not in plan.refused)
-    assert (report.documents, report.acknowledged, report.refused) == (DOCUMENTS, len(taken), len(refused))
+    accepted = sorted(f"d{number}" for number in range(DOCUMENTS) if number not in plan.refused)
+    assert (report.documents, report.acknowledged, report.refused) == (DOCUMENTS, len(accepted), len(refused))
     journal = Journal(Path(report.journal))
     assert sorted(letter.doc_id for letter in journal.dead()) == refused
     assert sorted(journal.finished()) == list(run.done_shards())
     checked = verify(run.path, index=index, connection=Connection(url), sample=None)
     assert checked.ok, checked
-    assert checked.checked_documents == len(taken)
-    assert sorted(ids_in(url, index)) == taken
+    assert checked.checked_documents == len(accepted)
+    assert sorted(ids_in(url, index)) == accepted
 
 
 def check_differences(seed: int, url: str, index: str, folder: Path) -> None:
-    """An index that holds one run gets what differs in a later one, over a faulty connection."""
-    plan = replace(drawn(seed), refused=frozenset())
-    old, new = (made_run(folder / name, plan, seed, later=name == "new") for name in ("old", "new"))
+    """Load the difference between two runs over a faulty connection."""
+    plan = replace(draw(seed), refused=frozenset())
+    old, new = (write_run(folder / name, plan, seed, later=name == "new") for name in ("old", "new"))
     settings = pipeline(folder, plan.kind)
     load(old.path, index=index, pipeline=settings, connection=Connection(url))
     with faulty_proxy(url, plan.faults, max_bytes=plan.max_bytes) as proxy:
         proxy.other_faults, proxy.patience_s = list(plan.other_faults), TIMEOUT_S
         proxy.random.seed(seed)
-        loaded_at_last(proxy, new, index, settings, since=old.path, delete_missing=True)
+        load_until_done(proxy, new, index, settings, since=old.path, delete_missing=True)
     checked = verify(new.path, index=index, connection=Connection(url), sample=None)
     assert checked.ok, checked
     assert sorted(ids_in(url, index)) == sorted(f"d{number}" for number in range(DOCUMENTS) if number % 10)
@@ -188,7 +187,7 @@ def test_a_load_over_a_faulty_connection_is_complete(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SLOW_SEEDS, ids="seed-{}".format)
-def test_hundreds_of_loads_over_faulty_connections_are_complete(
+def test_many_loads_over_a_faulty_connection_are_complete(
     seed: int, opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     check_seed(seed, opensearch_url, index_name, tmp_path)
@@ -196,15 +195,15 @@ def test_hundreds_of_loads_over_faulty_connections_are_complete(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", CHANGE_SEEDS, ids="seed-{}".format)
-def test_differences_over_a_faulty_connection_are_complete(
+def test_loading_differences_over_a_faulty_connection_is_complete(
     seed: int, opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     check_differences(seed, opensearch_url, index_name, tmp_path)
 
 
-def test_the_quick_seeds_hold_every_fault() -> None:
-    plans = [drawn(seed) for seed in QUICK_SEEDS]
-    # What a load surely comes to: it sends at least one bulk request a shard, and more others.
+def test_the_quick_seeds_have_every_fault() -> None:
+    plans = [draw(seed) for seed in QUICK_SEEDS]
+    # A load sends at least one bulk request per shard, and at least 20 others.
     assert {fault for plan in plans for fault in plan.faults[: DOCUMENTS // plan.shard_rows] if fault} == set(BULK)
     assert {fault for plan in plans for fault in plan.other_faults[:20] if fault} == set(ANYWHERE)
     assert {plan.max_bytes for plan in plans} == {None, 2500, 800, 400_000}

@@ -1,4 +1,4 @@
-"""alpha_mass on its way through encode, load and verify."""
+"""alpha_mass pruning through encode, load and verify."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sparse_ingest.verification.verify import verify
 DOCUMENTS = {"three": {"river": 3.0, "stone": 2.0, "lamp": 1.0}, "one": {"lamp": 1.0}, "none": {}}
 
 
-def test_load_prunes_by_alpha_mass_and_says_what_is_empty_then(tmp_path: Path, client: Client, index_name: str) -> None:
+def test_load_prunes_by_alpha_mass_and_counts_empty_documents(tmp_path: Path, client: Client, index_name: str) -> None:
     run, recorder = make_run(tmp_path / "run", DOCUMENTS), Recorder()
     report = into(client, index_name, run, alpha_mass=0.9, progress=recorder)
     assert (report.acknowledged, report.refused) == (3, 0)
-    assert any("Pruning leaves 1 documents without a term" in note for note in recorder.notes)
+    assert any("Pruning leaves 1 document without a term" in note for note in recorder.notes)
     assert stamped(client, index_name).pruning == {"top_k": None, "max_ratio": None, "alpha_mass": 0.9}
     [hit] = search_index(client, index_name, {"river": 1.0, "stone": 1.0, "lamp": 1.0}, size=10)
     assert (hit.doc_id, [term.token for term in hit.terms]) == ("three", ["river", "stone"])
@@ -33,7 +33,7 @@ def test_load_prunes_by_alpha_mass_and_says_what_is_empty_then(tmp_path: Path, c
         into(client, index_name, run)
 
 
-def test_without_alpha_mass_stamp_and_journal_are_those_of_older_releases(
+def test_without_alpha_mass_stamp_and_journal_match_older_releases(
     tmp_path: Path, client: Client, index_name: str
 ) -> None:
     run = make_run(tmp_path / "run", DOCUMENTS)
@@ -43,5 +43,5 @@ def test_without_alpha_mass_stamp_and_journal_are_those_of_older_releases(
     assert line["rules"] == {"pruning": {"top_k": 2, "max_ratio": None}}
 
 
-def test_a_pipeline_takes_alpha_mass_as_a_share() -> None:
+def test_a_pipeline_accepts_alpha_mass_between_0_and_1() -> None:
     assert override(Pipeline(), ["encode.alpha_mass=0.9"]).encode.alpha_mass == 0.9

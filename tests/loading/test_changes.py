@@ -1,4 +1,4 @@
-"""`--since` and `--delete-missing`: an index of an older run becomes that of a newer one, against the real server."""
+"""`--since` and `--delete-missing`: update an index from an older run to a newer one, on a real server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.changes import NEW, NEW_TITLES, OLD, TITLES, checked, into, made, stamp, there, titles_in, titles_of
+from support.changes import (
+    NEW,
+    NEW_TITLES,
+    OLD,
+    TITLES,
+    existing_index,
+    into,
+    stamp_of,
+    titled_run,
+    titles_in,
+    titles_of,
+    verify_all,
+)
 from support.faulty_proxy import faulty_proxy
 from support.loads import StopBefore
 
@@ -30,15 +42,15 @@ KILLED_LOAD = Path(__file__).parents[1] / "support" / "killed_load.py"
 
 @pytest.fixture
 def old(tmp_path: Path) -> Run:
-    return made(tmp_path / "old", OLD, shard_rows=6)
+    return titled_run(tmp_path / "old", OLD, shard_rows=6)
 
 
 @pytest.fixture
 def new(tmp_path: Path) -> Run:
-    return made(tmp_path / "new", NEW, fields=NEW_TITLES)
+    return titled_run(tmp_path / "new", NEW, fields=NEW_TITLES)
 
 
-def test_since_sends_only_what_differs_and_delete_missing_deletes_the_rest(
+def test_since_sends_changed_documents_and_delete_missing_deletes_removed_ones(
     client: Client, index_name: str, old: Run, new: Run
 ) -> None:
     into(client, index_name, old)
@@ -46,12 +58,12 @@ def test_since_sends_only_what_differs_and_delete_missing_deletes_the_rest(
         report = into(client, index_name, new, url=proxy.url, since=old.path, delete_missing=True)
     assert (report.documents, report.acknowledged, report.unchanged, report.deleted) == (20, 20, 15, 2)
     assert (report.shards, report.loaded_shards) == (4, 4)
-    # Documents of about 70 bytes: five that differ and two to delete, not twenty.
+    # About 70 bytes per document: 5 changed and 2 deleted, not all 20.
     assert sum(proxy.bulk_sizes) < 800
     assert titles_in(client, index_name) == titles_of(NEW, NEW_TITLES)
-    found = checked(client, index_name, new)
+    found = verify_all(client, index_name, new)
     assert found.ok and (found.index_documents, found.expected_documents) == (20, 20)
-    now = stamp(client, index_name)
+    now = stamp_of(client, index_name)
     assert (now.run_id, now.load, now.only_run, now.runs) == (
         new.manifest.run_id,
         "done",
@@ -60,22 +72,20 @@ def test_since_sends_only_what_differs_and_delete_missing_deletes_the_rest(
     )
 
 
-def test_without_delete_missing_the_documents_that_are_gone_stay(
-    client: Client, index_name: str, old: Run, new: Run
-) -> None:
+def test_without_delete_missing_removed_documents_stay(client: Client, index_name: str, old: Run, new: Run) -> None:
     into(client, index_name, old)
     assert into(client, index_name, new, since=old.path).deleted == 0
     assert titles_in(client, index_name) == titles_of({**OLD, **NEW}, NEW_TITLES)
-    assert checked(client, index_name, new).ok
-    assert stamp(client, index_name).only_run is None
-    # The same command with --delete-missing does what is left.
+    assert verify_all(client, index_name, new).ok
+    assert stamp_of(client, index_name).only_run is None
+    # Repeating it with --delete-missing only deletes.
     again = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (again.loaded_shards, again.deleted) == (0, 2)
-    found = checked(client, index_name, new)
+    found = verify_all(client, index_name, new)
     assert found.ok and found.expected_documents == 20
 
 
-def test_the_same_since_again_sends_and_deletes_nothing(client: Client, index_name: str, old: Run, new: Run) -> None:
+def test_repeating_since_sends_and_deletes_nothing(client: Client, index_name: str, old: Run, new: Run) -> None:
     into(client, index_name, old)
     into(client, index_name, new, since=old.path, delete_missing=True)
     for options in ({"since": old.path, "delete_missing": True}, {"since": old.path}, {}):
@@ -83,18 +93,18 @@ def test_the_same_since_again_sends_and_deletes_nothing(client: Client, index_na
             report = into(client, index_name, new, url=proxy.url, **options)
         assert (report.loaded_shards, report.deleted, report.acknowledged) == (0, 0, 20)
         assert proxy.bulk_sizes == []
-    assert stamp(client, index_name).load == "done"
+    assert stamp_of(client, index_name).load == "done"
 
 
-def test_forth_and_back_and_forth_again(client: Client, index_name: str, old: Run, new: Run) -> None:
-    """The journals of earlier loads do not count once another run was loaded."""
+def test_an_index_can_change_to_another_run_and_back(client: Client, index_name: str, old: Run, new: Run) -> None:
+    """Journals of earlier loads are ignored once another run was loaded."""
     into(client, index_name, old)
     forth = (new, old, NEW, NEW_TITLES)
     for run, before, documents, titles in (forth, (old, new, OLD, TITLES), forth):
         report = into(client, index_name, run, since=before.path, delete_missing=True)
         assert (report.unchanged, report.deleted) == (15, 2)
         assert titles_in(client, index_name) == titles_of(documents, titles)
-        assert checked(client, index_name, run).ok
+        assert verify_all(client, index_name, run).ok
 
 
 def test_a_run_that_is_loaded_again_after_another_one_is_sent_again(
@@ -103,11 +113,11 @@ def test_a_run_that_is_loaded_again_after_another_one_is_sent_again(
     into(client, index_name, old)
     into(client, index_name, new)
     assert into(client, index_name, old).loaded_shards == 4
-    assert checked(client, index_name, old).ok
+    assert verify_all(client, index_name, old).ok
     assert titles_in(client, index_name)["d19"] == "Title of d19"
 
 
-def test_documents_that_were_refused_of_the_older_run_are_sent_again(
+def test_documents_of_the_older_run_that_were_refused_are_sent_again(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     body = tmp_path / "body.json"
@@ -115,37 +125,37 @@ def test_documents_that_were_refused_of_the_older_run_are_sent_again(
     body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
     titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}}
     titles["d5"] = {"title": "word"}
-    old, new = made(tmp_path / "old", OLD, fields=titles), made(tmp_path / "new", NEW, fields=titles)
+    old, new = (titled_run(tmp_path / "old", OLD, fields=titles), titled_run(tmp_path / "new", NEW, fields=titles))
     assert into(client, index_name, old, pipeline=Pipeline(index=IndexSettings(body=str(body)))).refused == 1
     report = into(client, index_name, new, since=old.path, delete_missing=True)
-    # d5 is refused again and named again; d19 is the same here.
+    # d5 is refused and reported again; d19 is unchanged.
     assert (report.unchanged, report.acknowledged, report.refused) == (15, 19, 1)
     assert "d5" in Path(report.dead or "").read_text()
-    assert checked(client, index_name, new).ok
+    assert verify_all(client, index_name, new).ok
 
 
-def test_a_document_that_is_refused_as_it_is_now_leaves_the_older_one_and_the_index_of_two_runs(
+def test_a_refused_new_version_leaves_the_old_version_and_marks_the_index_as_mixed(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     body = tmp_path / "body.json"
     properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer"}}
     body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
     titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}}
-    old = made(tmp_path / "old", OLD, fields=titles)
-    new = made(tmp_path / "new", NEW, fields={**titles, "d5": {"title": "word"}})
+    old = titled_run(tmp_path / "old", OLD, fields=titles)
+    new = titled_run(tmp_path / "new", NEW, fields={**titles, "d5": {"title": "word"}})
     into(client, index_name, old, pipeline=Pipeline(index=IndexSettings(body=str(body))))
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.refused, report.deleted) == (1, 2)
     assert titles_in(client, index_name)["d5"] == 1
-    assert stamp(client, index_name).only_run is None
-    assert checked(client, index_name, new).ok
+    assert stamp_of(client, index_name).only_run is None
+    assert verify_all(client, index_name, new).ok
 
 
 def refusals(
     old: Run, new: Run, tmp_path: Path
 ) -> list[tuple[Callable[[Client, str], Any], dict[str, Any], type, str]]:
-    """What is in the index, what is asked, and the sentence."""
-    other = made(tmp_path / "other", {"d1": {"river": 1.0}})
+    """Return the state of the index, the options, the error and its message for each refused load."""
+    other = titled_run(tmp_path / "other", {"d1": {"river": 1.0}})
 
     def unfinished(client: Client, index: str) -> None:
         with pytest.raises(Interrupted):
@@ -153,26 +163,26 @@ def refusals(
 
     def without_journal(client: Client, index: str) -> None:
         into(client, index, old)
-        journal = open_journal(old, client.cluster_uuid, there(client, index).uuid)
+        journal = open_journal(old, client.cluster_uuid, existing_index(client, index).uuid)
         lines = (journal.dead_path.parent / "journal.jsonl").read_text().splitlines(keepends=True)
         (journal.dead_path.parent / "journal.jsonl").write_text("".join(lines[:2]))
 
-    def of_somebody(client: Client, index: str) -> None:
+    def of_another_client(client: Client, index: str) -> None:
         client.call("PUT", f"/{index}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
 
-    def held(client: Client, index: str, **settings: Any) -> None:
+    def loaded(client: Client, index: str, **settings: Any) -> None:
         into(client, index, old, **settings)
 
     since = {"since": old.path}
     return [
         (lambda client, index: None, since, ClusterError, "does not exist"),
-        (of_somebody, since, ClusterError, "its _meta names no run"),
+        (of_another_client, since, ClusterError, "its _meta names no run"),
         (lambda client, index: into(client, index, other), since, ClusterError, "_meta names run [0-9a-f]{8}. Finish"),
         (unfinished, since, ClusterError, "whose load is not finished"),
         (without_journal, since, RunError, "is incomplete .2 of 4 shards"),
-        (held, {"since": new.path}, UsageError, "the run to load"),
-        (lambda client, index: held(client, index, top_k=1), since, ClusterError, "was loaded .*, this load is"),
-        (held, {**since, "update": True}, RunError, "was loaded without --update"),
+        (loaded, {"since": new.path}, UsageError, "the run to load"),
+        (lambda client, index: loaded(client, index, top_k=1), since, ClusterError, "was loaded .*, this load is"),
+        (loaded, {**since, "update": True}, RunError, "was loaded without --update"),
     ]  # fmt: skip
 
 
@@ -189,7 +199,7 @@ def test_an_index_that_does_not_hold_the_older_run_is_refused_before_anything_ch
     assert not (new.path / "load").exists()
 
 
-def test_an_unfinished_load_of_differences_is_not_ended_as_another_one(
+def test_an_unfinished_since_load_cannot_be_finished_with_other_options(
     client: Client, index_name: str, old: Run, new: Run
 ) -> None:
     into(client, index_name, old)
@@ -200,12 +210,12 @@ def test_an_unfinished_load_of_differences_is_not_ended_as_another_one(
             into(client, index_name, new, **options)
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.acknowledged, report.deleted) == (20, 2)
-    assert checked(client, index_name, new).ok
+    assert verify_all(client, index_name, new).ok
 
 
 def test_an_unfinished_run_deletes_nothing(client: Client, index_name: str, old: Run, tmp_path: Path) -> None:
     into(client, index_name, old)
-    half = made(tmp_path / "half", {"d1": {"river": 1.0}}, complete=False)
+    half = titled_run(tmp_path / "half", {"d1": {"river": 1.0}}, complete=False)
     with pytest.raises(RunError, match="would delete documents that it does not have yet"):
         into(client, index_name, half, since=old.path, delete_missing=True, partial=True)
     assert len(titles_in(client, index_name)) == 20
@@ -220,7 +230,7 @@ def test_an_unfinished_run_deletes_nothing(client: Client, index_name: str, old:
         ({"since": "old", "delete_missing": True, "update": True}, "would delete the documents"),
     ],
 )
-def test_options_that_exclude_each_other(
+def test_conflicting_options_are_refused(
     client: Client, index_name: str, old: Run, new: Run, options: dict[str, Any], message: str
 ) -> None:
     options |= {"since": old.path} if "since" in options else {}
@@ -230,7 +240,7 @@ def test_options_that_exclude_each_other(
         publish(new.path, alias=index_name, pipeline=Pipeline(), connection=Connection(client.address), update=True)
 
 
-def test_the_command_does_it_and_says_so(
+def test_the_command_reports_sent_and_deleted_documents(
     client: Client, index_name: str, old: Run, new: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     into(client, index_name, old)
@@ -247,20 +257,20 @@ def test_killed_at_random_requests_the_index_becomes_the_newer_run(
     chance = random.Random(seed)
     vectors = [{doc_id: {"river": chance.uniform(1, 2)} for doc_id in map(str, range(240))} for _ in range(2)]
     same = set(chance.sample(sorted(vectors[0]), 120))
-    old = made(tmp_path / "old", vectors[0], shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
+    old = titled_run(tmp_path / "old", vectors[0], shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
     wanted = {doc_id: vectors[doc_id not in same][doc_id] for doc_id in chance.sample(sorted(vectors[0]), 200)}
-    new = made(tmp_path / "new", wanted, shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
+    new = titled_run(tmp_path / "new", wanted, shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
     into(client, index_name, old)
     asked = [new.path, "--index", index_name, "--since", old.path, "--delete-missing", "--url", client.address]
     codes = []
     for _ in range(3):
-        # Of any number of requests, and a moment after it: in the middle of the shards, of the deletes, of the stamps.
+        # A random request and delay, so that the kill comes during shards, deletes or stamps.
         moment = f"during:{chance.randrange(2, 34)}:{chance.uniform(0, 0.004):.6f}"
         command = [sys.executable, KILLED_LOAD, moment, "load", *asked]
         codes.append(subprocess.run([str(one) for one in command], capture_output=True, timeout=120).returncode)
     assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.acknowledged, report.refused, report.shards) == (200, 0, 10)
-    found = checked(client, index_name, new)
+    found = verify_all(client, index_name, new)
     assert found.ok and (found.index_documents, found.expected_documents, found.checked_documents) == (200, 200, 200)
-    assert stamp(client, index_name).load == "done"
+    assert stamp_of(client, index_name).load == "done"

@@ -1,4 +1,4 @@
-"""What a load behind an alias must not do: serve fewer documents, stand for two indexes, delete what is not its own."""
+"""Safeguards of `load --alias`: never serve fewer documents or two indexes, never delete an index of another client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.forked import Answer, command, start
-from support.loads import MANY, StopBefore, into
+from support.loads import MANY, StopBefore, into, name_of
 from support.reporters import Recorder
 from support.runs import DOCUMENTS, make_run
 from support.secure_proxy import Request, secure_proxy
@@ -36,12 +36,8 @@ def load(client: Client, *arguments: object, url: str = "") -> Answer:
     return command("load", *arguments, "--url", url or client.address)
 
 
-def name_of(alias: str, run: Run) -> str:
-    return f"{alias}-{run.manifest.run_id[:8]}"
-
-
 def serving(client: Client, alias: str) -> dict[str, Any]:
-    """The indexes that an alias stands for, with its properties there."""
+    """Return the indexes behind an alias, with its properties in each."""
     answer = client.call("GET", "/_alias", params={"filter_path": "*.aliases", "expand_wildcards": "all"})
     return {index: entry["aliases"][alias] for index, entry in answer.items() if alias in entry["aliases"]}
 
@@ -53,7 +49,7 @@ def add(client: Client, index: str, alias: str, **properties: Any) -> None:
 # Fewer documents
 
 
-def test_an_empty_run_is_loaded_only_when_that_is_allowed(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_an_empty_run_is_loaded_only_if_allowed(client: Client, index_name: str, tmp_path: Path) -> None:
     empty = make_run(tmp_path / "empty", {})
     for target in ("--index", "--alias"):
         refused = load(client, empty.path, target, index_name)
@@ -66,7 +62,7 @@ def test_an_empty_run_is_loaded_only_when_that_is_allowed(client: Client, index_
     assert list(serving(client, index_name)) == [name_of(index_name, empty)]
 
 
-def test_an_alias_never_moves_to_an_empty_index_and_the_good_one_is_not_dropped(
+def test_an_alias_does_not_move_to_an_empty_index_and_the_old_index_is_not_dropped(
     client: Client, index_name: str, run: Run, tmp_path: Path
 ) -> None:
     assert load(client, run.path, "--alias", index_name).code == 0
@@ -81,7 +77,7 @@ def test_an_alias_never_moves_to_an_empty_index_and_the_good_one_is_not_dropped(
 
 
 @pytest.mark.parametrize(("documents", "code"), [(29, 1), (30, 0)])
-def test_fewer_than_half_of_the_documents_are_refused_also_on_the_way_back(
+def test_an_index_with_fewer_than_half_of_the_documents_is_refused_also_on_rollback(
     client: Client, index_name: str, tmp_path: Path, documents: int, code: int
 ) -> None:
     many = make_run(tmp_path / "many", MANY)
@@ -94,13 +90,11 @@ def test_fewer_than_half_of_the_documents_are_refused_also_on_the_way_back(
     assert list(serving(client, index_name)) == [name_of(index_name, few)]
 
 
-def test_the_documents_that_count_are_those_that_searches_of_the_alias_find(
-    client: Client, index_name: str, run: Run
-) -> None:
+def test_documents_are_counted_through_the_filter_of_the_alias(client: Client, index_name: str, run: Run) -> None:
     old = f"{index_name}-old"
     properties = {"tags": {"type": "nested"}, "lang": {"type": "keyword"}}
     client.call("PUT", f"/{old}", {"mappings": {"properties": properties}, "settings": {"refresh_interval": "-1"}})
-    # Nested objects are no documents, and an unrefreshed one is.
+    # Nested objects do not count as documents; an unrefreshed document does.
     for number in range(11):
         document = {"lang": "en" if number < 10 else "fr", "tags": [{"a": one} for one in range(20)]}
         client.call("PUT", f"/{old}/_doc/{number}", document)
@@ -115,9 +109,7 @@ def test_the_documents_that_count_are_those_that_searches_of_the_alias_find(
     assert load(client, run.path, "--alias", index_name).code == 0
 
 
-def test_an_old_index_that_cannot_be_counted_is_named_with_the_way_out(
-    client: Client, index_name: str, run: Run
-) -> None:
+def test_an_old_index_that_cannot_be_counted_is_reported_with_advice(client: Client, index_name: str, run: Run) -> None:
     client.call("PUT", f"/{index_name}-old", {"aliases": {index_name: {}}})
     client.call("POST", f"/{index_name}-old/_close")
     refused = load(client, run.path, "--alias", index_name)
@@ -127,7 +119,7 @@ def test_an_old_index_that_cannot_be_counted_is_named_with_the_way_out(
     assert load(client, run.path, "--alias", index_name, "--allow-fewer").code == 0
 
 
-def test_a_first_alias_goes_to_no_empty_index_unless_told(client: Client, index_name: str) -> None:
+def test_a_new_alias_does_not_point_to_an_empty_index_unless_allowed(client: Client, index_name: str) -> None:
     client.call("PUT", f"/{index_name}-1")
     to = ["--alias", index_name, "--to", f"{index_name}-1"]
     assert "has 0 documents that its searches would find; it serves nothing yet" in load(client, *to).err
@@ -140,7 +132,7 @@ def test_a_first_alias_goes_to_no_empty_index_unless_told(client: Client, index_
 
 
 @pytest.mark.parametrize(("loads", "delay_s"), [(2, 0.0), (2, 0.1), (2, 0.3), (2, 1.0), (3, 0.0), (3, 0.2)])
-def test_first_loads_at_the_same_time_leave_one_index_behind_the_alias(
+def test_concurrent_first_loads_leave_one_index_behind_the_alias(
     client: Client, index_name: str, tmp_path: Path, loads: int, delay_s: float
 ) -> None:
     runs = [make_run(tmp_path / str(number), OTHER, model=f"m{number}") for number in range(loads)]
@@ -160,16 +152,16 @@ def test_first_loads_at_the_same_time_leave_one_index_behind_the_alias(
     for code, text in zip(codes, said, strict=True):
         moved = "Another client moved alias" in text
         assert moved == (code == 1), text
-    # Loads one after another may all succeed; then each replaced the one before it.
+    # Loads that do not overlap may all succeed; then each replaced the previous one.
     assert sum("is kept" in text and "previous index" in text for text in said) == len(winners) - 1
-    # Whoever lost succeeds when started again.
+    # A load that lost succeeds when it is repeated.
     for run, code in zip(runs, codes, strict=True):
         if code == 1:
             assert load(client, run.path, "--alias", index_name).code == 0
             assert serving(client, index_name) == {name_of(index_name, run): {}}
 
 
-def test_of_two_moves_from_nothing_one_fails_at_any_instant(
+def test_of_two_concurrent_moves_of_a_new_alias_one_fails(
     client: Client, index_name: str, run: Run, other: Run
 ) -> None:
     for one in (run, other):
@@ -177,7 +169,7 @@ def test_of_two_moves_from_nothing_one_fails_at_any_instant(
     first, second = (indexes.need_index(client, name_of(index_name, one), "") for one in (run, other))
     alias = index_name
     seen = aliases.served_by(client, alias)
-    # After the claim, before the alias is a plain one: a killed load leaves this.
+    # State left by a load killed between claiming the alias and completing the move.
     client.call("POST", f"{first.path}/_alias/{alias}", {"is_hidden": True, "is_write_index": True})
     with pytest.raises(ClusterError, match=f"it served nothing when .*, now '{first.name}'"):
         aliases.move_alias(client, alias, seen, second)
@@ -189,12 +181,12 @@ def test_of_two_moves_from_nothing_one_fails_at_any_instant(
 
 
 @pytest.mark.parametrize("again", ["same run", "other run", "--to"])
-def test_a_load_that_was_killed_after_its_claim_is_finished_by_the_next(
+def test_a_load_killed_after_claiming_the_alias_is_finished_by_the_next_load(
     client: Client, index_name: str, run: Run, other: Run, again: str
 ) -> None:
 
     def fail(request: Request) -> tuple[int, object] | None:
-        """Answer the request that makes a plain alias of the claim as a proxy does whose OpenSearch died."""
+        """Answer the request that completes the alias like a proxy whose OpenSearch died."""
         return (502, "Bad Gateway") if f'"alias":"{index_name}"'.encode() in request.body else None
 
     with secure_proxy(client.address, check=fail) as proxy:
@@ -228,7 +220,7 @@ def test_an_alias_that_another_client_moved_during_the_load_is_left_alone(
     assert indexes.find_index(client, name_of(index_name, other))
 
 
-def test_a_first_load_takes_its_index_off_an_alias_that_another_client_made_meanwhile(
+def test_a_first_load_removes_its_index_from_an_alias_that_another_client_created(
     client: Client, index_name: str, run: Run
 ) -> None:
     client.call("PUT", f"/{index_name}-by-hand")
@@ -237,7 +229,7 @@ def test_a_first_load_takes_its_index_off_an_alias_that_another_client_made_mean
     def join(request: Request) -> None:
         if f'"alias":"{index_name}"'.encode() in request.body:
             moved.append(request.path)
-        elif moved == ["/_aliases"] and request.path == f"/{index_name}":  # the look after the move
+        elif moved == ["/_aliases"] and request.path == f"/{index_name}":  # the check after the move
             moved.append(request.path)
             add(client, f"{index_name}-by-hand", index_name)
 
@@ -248,7 +240,7 @@ def test_a_first_load_takes_its_index_off_an_alias_that_another_client_made_mean
     assert serving(client, index_name) == {f"{index_name}-by-hand": {}}
 
 
-def test_an_index_that_is_added_to_the_alias_during_the_move_is_reported_and_to_corrects_it(
+def test_an_index_added_to_the_alias_during_the_move_is_reported_and_to_removes_it(
     client: Client, index_name: str, run: Run, other: Run
 ) -> None:
     assert load(client, other.path, "--alias", index_name).code == 0
@@ -288,11 +280,13 @@ def test_replace_refuses_an_index_that_an_alias_serves(client: Client, index_nam
     assert load(client, other.path, "--index", index_name, "--replace").code == 0
 
 
-def test_replace_looks_again_right_before_it_deletes(client: Client, index_name: str, run: Run, other: Run) -> None:
+def test_replace_checks_the_aliases_again_right_before_deleting(
+    client: Client, index_name: str, run: Run, other: Run
+) -> None:
     into(client, index_name, run)
 
     def serve(request: Request) -> None:
-        if request.path.startswith("/_nodes/http"):  # asked while the load is prepared
+        if request.path.startswith("/_nodes/http"):  # checked once while the load is prepared
             add(client, index_name, f"{index_name}-alias")
 
     with secure_proxy(client.address, check=lambda request: serve(request)) as proxy:
@@ -308,7 +302,7 @@ def forge(client: Client, index: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("victim", ["foreign", "ours", "ours, of another alias", "hidden"])
-def test_a_forged_replaced_deletes_nothing(
+def test_a_forged_replaced_record_deletes_nothing(
     client: Client, index_name: str, run: Run, other: Run, tmp_path: Path, victim: str
 ) -> None:
     name = f".{index_name}-victim" if victim == "hidden" else f"{index_name}-victim"
@@ -334,9 +328,7 @@ def test_a_forged_replaced_deletes_nothing(
 
 
 @pytest.mark.parametrize("name", ["*", "{0}*", "{0}-a,{0}-b", "_all", "", "..", "{0}-alias"])
-def test_a_forged_name_that_stands_for_others_deletes_nothing(
-    client: Client, index_name: str, run: Run, name: str
-) -> None:
+def test_a_forged_wildcard_or_alias_deletes_nothing(client: Client, index_name: str, run: Run, name: str) -> None:
     for one in ("a", "b"):
         client.call("PUT", f"/{index_name}-{one}", {"aliases": {f"{index_name}-alias": {}} if one == "a" else {}})
     assert load(client, run.path, "--alias", index_name).code == 0
@@ -348,7 +340,7 @@ def test_a_forged_name_that_stands_for_others_deletes_nothing(
         assert indexes.find_index(client, one)
 
 
-def test_an_index_that_an_earlier_release_replaced_is_kept_with_the_way_to_drop_it(
+def test_an_index_replaced_by_an_earlier_release_is_kept_with_advice(
     client: Client, index_name: str, run: Run, other: Run
 ) -> None:
     for one in (run, other):
@@ -365,7 +357,7 @@ def test_an_index_that_an_earlier_release_replaced_is_kept_with_the_way_to_drop_
 # The private alias
 
 
-def test_documents_go_to_one_index_where_another_client_took_over_an_old_private_alias(
+def test_documents_go_to_one_index_if_another_client_reused_an_old_private_alias(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)

@@ -1,4 +1,4 @@
-"""Kept fields: `load` maps every one, so that searches can filter by them."""
+"""Kept fields: `load` maps each of them, so that searches can filter by it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run_of(folder: Path, fields: dict[str, dict[str, Any]], **settings: Any) -> 
 
 
 def mapped(client: Client, index: str) -> dict[str, str]:
-    """The types of the fields that an index maps beside the packaged ones."""
+    """Return the types of the fields in an index other than text, title and the vector."""
     properties = client.call("GET", f"/{index}")[index]["mappings"]["properties"]
     return {name: entry.get("type", "object") for name, entry in properties.items()
             if name not in ("title", "text", "parent", "sparse")}  # fmt: skip
@@ -64,7 +64,7 @@ def found(client: Client, index: str, query: dict[str, Any]) -> set[str]:
     return {hit["_id"] for hit in client.call("POST", f"/{index}/_search", {"query": query})["hits"]["hits"]}
 
 
-def test_every_kept_field_is_mapped_recorded_and_told_and_source_is_as_it_was(
+def test_every_kept_field_is_mapped_and_reported_and_source_is_unchanged(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     told = Recorder()
@@ -81,14 +81,16 @@ def test_every_kept_field_is_mapped_recorded_and_told_and_source_is_as_it_was(
         assert words in notes
 
 
-def test_a_field_without_values_is_mapped_and_told(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_a_field_without_values_is_mapped_and_reported(client: Client, index_name: str, tmp_path: Path) -> None:
     told = Recorder()
     into(client, index_name, run_of(tmp_path / "run", {"1": {"a": None}}), progress=told)
     assert stamped(client, index_name).fields == {"a": "keyword"}
     assert any("No document has a value of: a." in note for note in told.notes)
 
 
-def test_a_declared_type_wins_and_the_flag_over_the_file(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_a_declared_type_overrides_the_found_one_and_the_flag_overrides_the_file(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
     path = tmp_path / "pipeline.toml"
     path.write_text('[index.fields]\nprice = "long"\nleft = "text"\ndeep.a.b = "float"\ntitle = "keyword"\n')
     pipeline, run = read_pipeline(str(path)), run_of(tmp_path / "run", SHOP)
@@ -103,7 +105,7 @@ def test_a_declared_type_wins_and_the_flag_over_the_file(client: Client, index_n
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"price": "flaot"}, "expected .* keyword, text, integer"),
         ({"sparse.x": "keyword"}, "is the sparse field"),
@@ -112,15 +114,15 @@ def test_a_declared_type_wins_and_the_flag_over_the_file(client: Client, index_n
         ({"a.b": "keyword", "a": "keyword"}, "it has the field 'b'"),
     ],
 )
-def test_a_declaration_that_cannot_be_is_refused(
-    client: Client, index_name: str, tmp_path: Path, fields: Any, says: str
+def test_an_invalid_declaration_is_refused(
+    client: Client, index_name: str, tmp_path: Path, fields: Any, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         into(client, index_name, run_of(tmp_path / "run", SHOP), fields=fields)
     assert indexes.find_index(client, index_name) is None
 
 
-def test_a_load_that_continues_changes_no_type(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_a_resumed_load_changes_no_type(client: Client, index_name: str, tmp_path: Path) -> None:
     values: list[Any] = [1, 2.5, 3, 4, "x", 6]
     fields = {str(place): {"a": value, "b": place} for place, value in enumerate(values)}
     run = run_of(tmp_path / "run", fields)
@@ -153,7 +155,7 @@ def test_a_partial_load_keeps_its_types_and_maps_what_comes_later(
     assert stamped(client, index_name).fields == {"a": "long", "m": "long"}
 
 
-def test_into_an_index_with_documents_new_fields_are_added_and_values_must_fit_the_old_ones(
+def test_loading_into_a_filled_index_adds_new_fields_and_checks_values_of_mapped_ones(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     into(client, index_name, run_of(tmp_path / "one", {"1": {"price": 5, "mixed": 1}, "2": {"mixed": {"a": 1}}}))
@@ -171,7 +173,7 @@ def test_into_an_index_with_documents_new_fields_are_added_and_values_must_fit_t
     assert found(client, index_name, {"range": {"price": {"gte": 5}}}) == {"1", "3"}
 
 
-def test_an_index_of_another_client_keeps_its_mapping_and_is_given_what_it_lacks(
+def test_an_index_of_another_client_keeps_its_mapping_and_gets_missing_fields(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     properties = {"sparse": {"type": "rank_features"}, "category": {"type": "text"}, "price": {"type": "float"},
@@ -197,7 +199,7 @@ def test_an_index_of_another_client_keeps_its_mapping_and_is_given_what_it_lacks
     assert found(client, index_name, {"nested": {"path": "parts", "query": inner}}) == {"1"}
 
 
-def test_an_index_that_an_older_release_loaded_is_given_no_mapping(
+def test_the_mapping_of_an_index_loaded_by_an_older_release_is_not_changed(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = run_of(tmp_path / "run", {"1": {"a": 1}})
@@ -247,7 +249,7 @@ def test_a_published_index_and_one_that_was_created_empty_have_the_types(
     assert [found(client, empty, query) for query, _ in FILTERS] == [ids for _, ids in FILTERS]
 
 
-def test_objects_without_end_are_not_mapped_and_their_documents_are_loaded(
+def test_objects_with_unbounded_keys_are_not_mapped_and_their_documents_are_loaded(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     deep: Any = 1
@@ -269,7 +271,7 @@ def test_objects_without_end_are_not_mapped_and_their_documents_are_loaded(
 
 
 @pytest.mark.parametrize(
-    ("carried", "says"),
+    ("carried", "message"),
     [
         ({"_id": 5}, '"_id" .a metadata field'),
         ({"a..b": 5}, "nothing between or before its dots"),
@@ -279,25 +281,25 @@ def test_objects_without_end_are_not_mapped_and_their_documents_are_loaded(
         ({"lists": json.loads("[" * 21 + "]" * 21)}, "lists in more than 20 levels"),
     ],
 )
-def test_documents_that_the_server_would_refuse_are_named_before_anything_is_sent(
-    client: Client, index_name: str, tmp_path: Path, carried: dict[str, Any], says: str
+def test_documents_that_the_server_would_refuse_are_reported_before_sending(
+    client: Client, index_name: str, tmp_path: Path, carried: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(RunError, match=says):
+    with pytest.raises(RunError, match=message):
         into(client, index_name, run_of(tmp_path / "run", {"one": carried}))
     assert indexes.find_index(client, index_name) is None
 
 
 def test_the_command_takes_types(client: Client, index_name: str, tmp_path: Path) -> None:
     run, url = run_of(tmp_path / "run", SHOP), ("--url", client.address)
-    for wrong, says in ((("--map", "price"), "'price' is not FIELD=TYPE"), (("--map", "a=b"), "'b'; expected one of"),
+    for wrong, text in ((("--map", "price"), "'price' is not FIELD=TYPE"), (("--map", "a=b"), "'b'; expected one of"),
                         (("--map", "a=long", "--map", "a=text"), "'a' is long and text")):  # fmt: skip
         answer = command("load", run.path, "--index", index_name, *wrong, *url)
-        assert (answer.code, says in answer.err) == (2, True), answer.err
+        assert (answer.code, text in answer.err) == (2, True), answer.err
     assert command("load", run.path, "--index", index_name, "--map", "price=float", *url).code == 0
     assert mapped(client, index_name)["price"] == "float"
 
 
-def test_a_search_by_a_field_that_is_not_mapped_is_refused_with_every_engine(
+def test_a_filter_on_an_unmapped_field_is_refused_with_every_engine(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     into(client, index_name, run_of(tmp_path / "run", SHOP))
@@ -315,6 +317,6 @@ def test_a_search_by_a_field_that_is_not_mapped_is_refused_with_every_engine(
     assert {hit.id for hit in hits} == {"1", "3"}
 
 
-def test_a_run_that_keeps_nothing_has_no_types(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_a_run_without_kept_fields_has_no_types(client: Client, index_name: str, tmp_path: Path) -> None:
     into(client, index_name, run_of(tmp_path / "run", {"1": {"text": "a"}}))
     assert stamped(client, index_name).fields == {}

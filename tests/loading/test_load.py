@@ -1,4 +1,4 @@
-"""`load` end to end, against the real server: from nothing, again, after a kill, and with documents it refuses."""
+"""`load` end to end on a real server: a new index, a repeated load, a killed load, and refused documents."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "run")
 
 
-def test_a_missing_index_is_made_filled_and_stamped(client: Client, index_name: str, run: Run) -> None:
+def test_a_missing_index_is_created_filled_and_stamped(client: Client, index_name: str, run: Run) -> None:
     seen: list[int] = []
     report = into(client, index_name, run, progress=Recorder(seen.append))
     assert (report.documents, report.acknowledged, report.refused) == (5, 5, 0)
@@ -58,7 +58,7 @@ def test_a_missing_index_is_made_filled_and_stamped(client: Client, index_name: 
     assert hit["_source"] == {"title": "Title of words", "text": "Text of words."}
 
 
-def test_the_same_load_again_sends_nothing(client: Client, index_name: str, run: Run) -> None:
+def test_repeating_a_load_sends_nothing(client: Client, index_name: str, run: Run) -> None:
     into(client, index_name, run)
     with faulty_proxy(client.address) as proxy:
         again = load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(proxy.url))
@@ -66,7 +66,7 @@ def test_the_same_load_again_sends_nothing(client: Client, index_name: str, run:
     assert proxy.bulk_sizes == []
 
 
-def test_ids_with_line_breaks_reach_the_index_as_they_are(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_ids_with_line_breaks_reach_the_index_unchanged(client: Client, index_name: str, tmp_path: Path) -> None:
     ids = {"a\nb", "\r\n", '\n{"delete":{"_id":"a"}}\n', "\u2028", "\t", "a\x1fb", "\x1b[2J", "\\n"}
     run = make_run(tmp_path / "run", {doc_id: {"river": 1.0} for doc_id in sorted(ids)})
     assert into(client, index_name, run).acknowledged == len(ids)
@@ -80,16 +80,14 @@ def test_source_keep_leaves_the_vector_in_source(client: Client, index_name: str
     assert client.call("GET", f"/{index_name}/_doc/nasty")["_source"]["v"].keys() == DOCUMENTS["nasty"].keys()
 
 
-def test_a_mapping_that_does_not_fit_is_refused_before_anything_is_sent(
-    client: Client, index_name: str, run: Run
-) -> None:
+def test_an_incompatible_mapping_is_refused_before_sending(client: Client, index_name: str, run: Run) -> None:
     client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "text"}}}})
     with pytest.raises(ClusterError, match="is text; expected rank_features"):
         into(client, index_name, run)
     assert not (run.path / "load").exists()
 
 
-def test_an_index_of_somebody_else_is_filled_and_keeps_its_meta(client: Client, index_name: str, run: Run) -> None:
+def test_an_index_of_another_client_is_filled_and_keeps_its_meta(client: Client, index_name: str, run: Run) -> None:
     properties = {"sparse": {"type": "rank_features"}}
     client.call("PUT", f"/{index_name}", {"mappings": {"_meta": {"owner": "me"}, "properties": properties}})
     client.call("PUT", f"/{index_name}/_doc/theirs", {"title": "x"})
@@ -104,7 +102,7 @@ def test_a_run_of_another_model_is_refused_and_a_second_run_of_the_same_is_not(
 ) -> None:
     into(client, index_name, run)
     other = make_run(tmp_path / "other", model="another-model")
-    with pytest.raises(ClusterError, match="vectors of 'made-by-hand' with .*, this run is of 'another-model'"):
+    with pytest.raises(ClusterError, match="vectors of 'made-by-hand' with .*, but this run is of 'another-model'"):
         into(client, index_name, other)
     more = make_run(tmp_path / "more", {"new": {"river": 1.0}})
     assert into(client, index_name, more).acknowledged == 1
@@ -131,7 +129,7 @@ def test_an_unfinished_run_needs_partial_and_stays_unfinished(client: Client, in
     assert stamped(client, index_name).load == "loading"
 
 
-def test_a_carried_field_named_like_the_sparse_field_is_refused_before_an_index_is_made(
+def test_a_kept_field_named_like_the_sparse_field_is_refused_before_an_index_is_created(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", fields={doc_id: {"sparse": "as hair"} for doc_id in DOCUMENTS})
@@ -140,7 +138,9 @@ def test_a_carried_field_named_like_the_sparse_field_is_refused_before_an_index_
     assert indexes.find_index(client, index_name) is None
 
 
-def test_stop_ends_after_a_shard_and_the_next_load_goes_on(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_a_stop_request_ends_the_load_after_a_shard_and_the_next_load_resumes(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
     with pytest.raises(Interrupted, match="continues with shard 1"):
         into(client, index_name, run, progress=StopBefore(1))
@@ -174,20 +174,20 @@ def test_an_index_that_is_deleted_during_the_load_stops_it(client: Client, index
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
     properties = {"sparse": {"type": "rank_features"}}
 
-    def delete_and_make_again(documents: int) -> None:
+    def delete_and_recreate(documents: int) -> None:
         if documents == 20:
             client.call("DELETE", f"/{index_name}")
             client.call("PUT", f"/{index_name}", {"mappings": {"properties": properties}})
 
-    # Whichever notices first: the next request, whose alias is gone, or the end of the shard.
+    # Noticed either by the next request, because the alias is gone, or at the end of the shard.
     with pytest.raises(ClusterError, match="now has UUID|deleted or its alias removed"):
-        into(client, index_name, run, progress=Recorder(delete_and_make_again))
+        into(client, index_name, run, progress=Recorder(delete_and_recreate))
     report = into(client, index_name, run)
     assert (report.loaded_shards, report.acknowledged) == (3, 60)
     assert ids_in(client, index_name) == set(MANY)
 
 
-def test_of_an_index_that_is_gone_nothing_is_said_to_be_left(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_no_leftovers_are_reported_for_a_deleted_index(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
 
     def delete(documents: int) -> None:
@@ -221,9 +221,7 @@ def test_refused_documents_become_dead_letters_and_exit_code_3(
     assert (checked.checked_documents, checked.refused_documents, checked.expected_documents) == (3, 2, 3)
 
 
-def test_a_shard_that_is_loaded_again_does_not_double_its_dead_letters(
-    client: Client, index_name: str, tmp_path: Path
-) -> None:
+def test_reloading_a_shard_does_not_duplicate_its_dead_letters(client: Client, index_name: str, tmp_path: Path) -> None:
     run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
     report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
     journal = Path(report.journal) / "journal.jsonl"
@@ -232,7 +230,7 @@ def test_a_shard_that_is_loaded_again_does_not_double_its_dead_letters(
     assert (again.loaded_shards, again.refused, again.acknowledged) == (2, 2, 3)
 
 
-def test_faults_on_the_way_lose_and_double_nothing(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_connection_faults_lose_and_duplicate_nothing(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=10)
     faults = [429, None, "lost answer", "drop", "reject first", 503, "garbage", "reject first"]
     with faulty_proxy(client.address, faults) as proxy:
@@ -248,7 +246,7 @@ def test_faults_on_the_way_lose_and_double_nothing(client: Client, index_name: s
     assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 
 
-# A shell lets what it runs in the background ignore SIGINT.
+# A shell ignores SIGINT for background jobs, and a child inherits that.
 LOAD = """
 import signal, sys
 from pathlib import Path
@@ -280,9 +278,7 @@ def test_ctrl_c_stops_promptly_while_the_cluster_does_not_answer(client: Client,
 
 
 @pytest.mark.parametrize(("option", "most"), [("--index", 231), ("--alias", 222)])
-def test_a_name_that_leaves_no_room_for_a_private_alias_is_refused_before_anything_is_asked(
-    run: Run, option: str, most: int
-) -> None:
+def test_a_name_too_long_for_a_private_alias_is_refused_before_any_request(run: Run, option: str, most: int) -> None:
     given = option.removeprefix("--")
     nowhere = {"connection": Connection("http://127.0.0.1:1")}
     stage = load if given == "index" else publish
@@ -301,8 +297,8 @@ def test_the_longest_name_is_loaded(client: Client, index_name: str, run: Run) -
     assert into(client, name, run).acknowledged == 5
 
 
-def test_a_file_that_cannot_be_written_to_its_end_is_named(client: Client, index_name: str, run: Run) -> None:
-    """A full disk gives an error without a file name; so does a limit on the size of files, which needs no root."""
+def test_the_error_of_a_failed_write_names_the_file(client: Client, index_name: str, run: Run) -> None:
+    """A full disk and a file size limit give an error without a file name; the limit needs no root."""
     command = [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()"]
     ended = subprocess.run(
         [*command, "load", str(run.path), "--index", index_name, "--url", client.address],
@@ -318,7 +314,9 @@ def test_a_file_that_cannot_be_written_to_its_end_is_named(client: Client, index
     assert "journal.jsonl: File too large." in line
 
 
-def test_two_loads_of_one_run_into_one_index_do_not_meet(client: Client, index_name: str, run: Run) -> None:
+def test_a_second_load_of_the_same_run_into_the_same_index_is_refused(
+    client: Client, index_name: str, run: Run
+) -> None:
     def second(documents: int) -> None:
         with pytest.raises(RunError, match="Another process is loading"):
             into(client, index_name, run)
@@ -337,8 +335,8 @@ def test_the_command_prints_a_report(
     assert json.loads(capsys.readouterr().out)["same"] is True
 
 
-def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index_name: str, tmp_path: Path) -> None:
-    """Loaded in part, then a duplicate id left the later shard: its vector must not stay in the index."""
+def test_a_shard_that_lost_a_row_after_loading_is_loaded_again(client: Client, index_name: str, tmp_path: Path) -> None:
+    """A later shard loses a row as a duplicate after it was loaded: the old vector must not stay in the index."""
     documents = {"a": {"river": 1.0}, "b": {"river": 2.0}, "c": {"river": 3.0}, "d": {"river": 4.0}}
     run = make_run(tmp_path / "run", documents, shard_rows=2, complete=False)
     parts = list(read_shard(run.shard_path(1)))
@@ -346,7 +344,7 @@ def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index
     schema = shard_schema_of(run.shard_path(1))
     sha256 = write_shard(twice, scratch=run.scratch_path("part"), target=run.shard_path(1), schema=schema)
     run.mark_done(1, {**(run.done(1) or {}), "sha256": sha256})
-    with pytest.raises(ClusterError, match="holds 3 documents, but 4.*duplicate ids"):
+    with pytest.raises(ClusterError, match="has 3 documents, but 4.*duplicate ids"):
         into(client, index_name, run, partial=True)
     [duplicate] = find_duplicates(run)
     remove_rows(run, 1, {duplicate.again[1]: SkippedRow(duplicate.again[1], "corpus.jsonl", 3, "duplicate id")})
@@ -356,7 +354,7 @@ def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index
     assert report.ok, report
 
 
-def test_pruned_vectors_are_loaded_noted_and_other_pruning_is_refused(
+def test_pruning_is_recorded_and_loading_with_other_pruning_is_refused(
     client: Client, index_name: str, run: Run
 ) -> None:
     report = into(client, index_name, run, top_k=2, max_ratio=0.4)
@@ -372,7 +370,7 @@ def test_pruned_vectors_are_loaded_noted_and_other_pruning_is_refused(
     assert into(client, index_name, run, replace=True, top_k=1).loaded_shards == 2
 
 
-def test_an_unfinished_load_goes_on_only_by_the_rules_of_its_journal(
+def test_an_unfinished_load_resumes_only_with_the_pruning_of_its_journal(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
@@ -382,11 +380,11 @@ def test_an_unfinished_load_goes_on_only_by_the_rules_of_its_journal(
     there = indexes.find_index(client, index_name)
     assert there is not None
     indexes.stamp_index(client, there, unpruned)
-    with pytest.raises(RunError, match="Shard 0 was loaded by the rules .*'top_k': 1.*, this load has"):
+    with pytest.raises(RunError, match="Shard 0 was loaded with pruning top_k 1, this load has pruning none"):
         into(client, index_name, run)
 
 
-def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
+def test_dead_letters_are_sent_again_after_the_mapping_is_fixed(
     client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
@@ -408,7 +406,7 @@ def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
 
 
 @pytest.mark.usefixtures("hasty_merges")
-def test_merge_leaves_one_segment_a_shard_and_reports_sizes(
+def test_merge_leaves_one_segment_per_shard_and_reports_sizes(
     client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
@@ -452,7 +450,7 @@ def test_a_command_line_without_one_target_is_refused(arguments: list[str]) -> N
         loading.load.main(arguments, standalone_mode=False)
 
 
-def test_a_note_says_what_an_update_does_to_a_vector_outside_source(client: Client, index_name: str, run: Run) -> None:
+def test_a_note_warns_that_updates_lose_vectors_outside_source(client: Client, index_name: str, run: Run) -> None:
     excluded, kept = Recorder(), Recorder()
     into(client, index_name, run, progress=excluded)
     assert [note for note in excluded.notes if "_update loses its vector" in note] == excluded.notes[:1]

@@ -1,4 +1,4 @@
-"""A pipeline file is applied by `load`: [load] prunes, [query] is remembered, and searches use it."""
+"""Pipeline files in `load`: [load] prunes, [query] is stored in the index and used by searches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.changes import checked, into, stamp, there
+from support.changes import existing_index, into, stamp_of, verify_all
 from support.forked import command
 from support.reporters import Recorder
 from support.runs import make_run
@@ -17,7 +17,7 @@ import sparse_ingest as si
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.loading.publish import publish
-from sparse_ingest.pipeline import IndexSettings, Pipeline, Pruning, QuerySettings
+from sparse_ingest.pipeline import HybridSettings, IndexSettings, Pipeline, Pruning, QuerySettings
 from sparse_ingest.runs.run import Run
 
 DOCUMENTS = {
@@ -35,17 +35,19 @@ def run(tmp_path: Path) -> Run:
 
 
 def meta(client: Client, index: str) -> dict[str, Any]:
-    found: dict[str, Any] = there(client, index).mappings["_meta"]["sparse_ingest"]
+    found: dict[str, Any] = existing_index(client, index).mappings["_meta"]["sparse_ingest"]
     return found
 
 
-def asked(client: Client, index: str, **settings: Any) -> list[str]:
-    """The tokens that a search of the index asks for."""
+def query_tokens(client: Client, index: str, **settings: Any) -> list[str]:
+    """Return the query tokens of a search of the index."""
     with si.open_index(index, url=client.address, **settings) as opened:
         return list(opened.query_weights(TEXT))
 
 
-def test_every_command_applies_the_file_of_a_plan(run: Run, client: Client, index_name: str, tmp_path: Path) -> None:
+def test_every_command_applies_the_pipeline_file_of_a_plan(
+    run: Run, client: Client, index_name: str, tmp_path: Path
+) -> None:
     (tmp_path / "p.toml").write_text(
         "[encode]\ntop_k = 1\n[load]\ntop_k = 3\nmin_weight = 0.2\n[query]\ntop_k = 2\nengine = 'two-phase'\n"
     )
@@ -56,7 +58,7 @@ def test_every_command_applies_the_file_of_a_plan(run: Run, client: Client, inde
     assert f"Searches of index {index_name!r} that name no pipeline use top_k 2, engine two-phase." in answer.err
     assert meta(client, index_name)["pruning"] == {"top_k": 2, "max_ratio": None, "min_weight": 0.2}
     assert meta(client, index_name)["query"] == {"top_k": 2, "engine": "two-phase"}
-    assert checked(client, index_name, run).same
+    assert verify_all(client, index_name, run).same
     found = json.loads(command("search", TEXT, "--json", *to).out)
     assert list(found["query"]) == ["except", "##ion"]
     assert [hit["id"] for hit in found["hits"]] == ["b", "a"]
@@ -77,18 +79,44 @@ def test_every_command_applies_the_file_of_a_plan(run: Run, client: Client, inde
     assert "query settings" in command("index", "show", *to).out
 
 
-def test_a_search_uses_what_the_index_remembers_unless_a_pipeline_is_given(
+def test_a_search_uses_the_stored_settings_unless_a_pipeline_is_given(
     run: Run, client: Client, index_name: str
 ) -> None:
     into(client, index_name, run, pipeline=PLANNED)
-    assert asked(client, index_name) == ["except", "##ion"]
+    assert query_tokens(client, index_name) == ["except", "##ion"]
     model = run.manifest.model["document"]
-    assert asked(client, index_name, model=model, force=True) == ["except", "##ion"]
-    assert len(asked(client, index_name, pipeline=Pipeline())) == 4
-    assert len(asked(client, index_name, pipeline=Pipeline(query=QuerySettings(top_k=3)))) == 3
+    assert query_tokens(client, index_name, model=model, force=True) == ["except", "##ion"]
+    assert len(query_tokens(client, index_name, pipeline=Pipeline())) == 4
+    assert len(query_tokens(client, index_name, pipeline=Pipeline(query=QuerySettings(top_k=3)))) == 3
 
 
-def test_a_load_that_names_no_pipeline_keeps_what_the_index_remembers(
+def test_a_search_is_hybrid_if_the_index_remembers_it(run: Run, client: Client, index_name: str) -> None:
+    query = QuerySettings(hybrid=True, hybrid_weights=(0.25, 0.75), hybrid_normalization="l2")
+    notes = Recorder()
+    into(client, index_name, run, pipeline=Pipeline(query=query), progress=notes)
+    stored = {"hybrid": True, "hybrid_weights": [0.25, 0.75], "hybrid_normalization": "l2"}
+    assert meta(client, index_name)["query"] == stored
+    assert "use hybrid on, hybrid_weights [0.25, 0.75], hybrid_normalization l2." in "".join(notes.notes)
+    before = stamp_of(client, index_name)
+    into(client, index_name, run, pipeline=None)
+    assert stamp_of(client, index_name) == before
+    with si.open_index(index_name, url=client.address) as opened:
+        kept = HybridSettings(hybrid=True, hybrid_weights=(0.25, 0.75), hybrid_normalization="l2")
+        assert opened.engine_for(si.SearchOptions()).hybrid == kept
+        hits = opened.search(TEXT)
+        assert hits and all(hit.sub_scores for hit in hits)
+        assert opened.search(TEXT, hybrid=False)[0].sub_scores is None
+        [ranked] = opened.rank([si.Query("q", TEXT)])
+        assert ranked.doc_ids == [hit.id for hit in hits]
+        with pytest.raises(si.UsageError, match="needs the text of the query"):
+            opened.search({"catch": 1.0})
+    with pytest.raises(PipelineError, match="Two-phase has no effect in a hybrid query"):
+        into(client, index_name, run, pipeline=Pipeline(query=QuerySettings(hybrid=True, engine="two-phase")))
+    with pytest.raises(si.UsageError, match="hybrid needs a server"):
+        si.open_run(run.path, pipeline=Pipeline(query=query)).search(TEXT)
+
+
+def test_a_load_without_a_pipeline_keeps_the_stored_settings(
     run: Run, client: Client, index_name: str, tmp_path: Path
 ) -> None:
     first, second, third = Recorder(), Recorder(), Recorder()
@@ -101,18 +129,18 @@ def test_a_load_that_names_no_pipeline_keeps_what_the_index_remembers(
     assert meta(client, index_name)["query"] == {"top_k": 2} and "use top_k 2." in "".join(first.notes)
     newer = make_run(tmp_path / "new", {**DOCUMENTS, "d": {"catch": 1.0}}, model=run.manifest.model["document"])
     into(client, index_name, newer, pipeline=None, top_k=2, since=run.path)
-    assert meta(client, index_name)["query"] == {"top_k": 2} and checked(client, index_name, newer).same
-    # Nothing is left to send, and the file of another plan asks otherwise.
+    assert meta(client, index_name)["query"] == {"top_k": 2} and verify_all(client, index_name, newer).same
+    # Nothing is left to send, and the pipeline file of another plan has other settings.
     other = Pipeline(load=Pruning(top_k=2), query=QuerySettings(engine="two-phase", two_phase={"prune_ratio": 0.3}))
     report = into(client, index_name, newer, pipeline=other, progress=second)
-    assert report.loaded_shards == 0 and stamp(client, index_name).load == "done"
+    assert report.loaded_shards == 0 and stamp_of(client, index_name).load == "done"
     assert meta(client, index_name)["query"] == {"engine": "two-phase", "two_phase": {"prune_ratio": 0.3}}
     assert "use engine two-phase, two_phase (prune_ratio 0.3)." in "".join(second.notes)
     into(client, index_name, newer, pipeline=Pipeline(load=Pruning(top_k=2)), progress=third)
     assert "query" not in meta(client, index_name) and "use no query settings" in "".join(third.notes)
 
 
-def test_an_alias_brings_its_settings_and_says_what_the_new_index_lacks(
+def test_moving_an_alias_keeps_its_settings_and_reports_those_the_new_index_lacks(
     run: Run, client: Client, index_name: str, tmp_path: Path
 ) -> None:
     def serve(run: Run, pipeline: Pipeline | None) -> list[str]:
@@ -122,16 +150,14 @@ def test_an_alias_brings_its_settings_and_says_what_the_new_index_lacks(
         return recorder.notes
 
     serve(run, PLANNED)
-    assert asked(client, index_name) == ["except", "##ion"]
+    assert query_tokens(client, index_name) == ["except", "##ion"]
     newer = make_run(tmp_path / "new", {"d": {"catch": 1.0}}, model=run.manifest.model["document"])
     notes = "".join(serve(newer, None))
     assert f"'{index_name}-{run.manifest.run_id[:8]}' has pruning top_k 2 and query settings top_k 2" in notes
-    assert len(asked(client, index_name)) == 4
+    assert len(query_tokens(client, index_name)) == 4
 
 
-def test_settings_that_no_search_could_use_are_refused_before_anything_is_loaded(
-    run: Run, client: Client, index_name: str
-) -> None:
+def test_unusable_query_settings_are_refused_before_loading(run: Run, client: Client, index_name: str) -> None:
     wrong = Pipeline(query=QuerySettings(engine="seismic"))
     with pytest.raises(PipelineError, match="The engine seismic cannot search a rank_features field"):
         into(client, index_name, run, pipeline=wrong)
@@ -141,18 +167,18 @@ def test_settings_that_no_search_could_use_are_refused_before_anything_is_loaded
     assert client.find(f"/{index_name}") is None
 
 
-def test_what_a_newer_release_remembers_is_named(run: Run, client: Client, index_name: str) -> None:
+def test_unknown_settings_stored_by_a_newer_release_are_reported(run: Run, client: Client, index_name: str) -> None:
     into(client, index_name, run, pipeline=PLANNED)
-    changed = {**there(client, index_name).mappings["_meta"]}
+    changed = {**existing_index(client, index_name).mappings["_meta"]}
     changed["sparse_ingest"] = {**changed["sparse_ingest"], "query": {"rerank": True}}
     client.call("PUT", f"/{index_name}/_mapping", {"_meta": changed})
     with pytest.raises(PipelineError, match=r"_meta.sparse_ingest.query: unknown key rerank"):
-        asked(client, index_name)
-    assert len(asked(client, index_name, pipeline=Pipeline())) == 4
+        query_tokens(client, index_name)
+    assert len(query_tokens(client, index_name, pipeline=Pipeline())) == 4
 
 
 @pytest.mark.parametrize("option", [["--top-k", "3"], ["--set", "load.top_k=3"], ["--merge"], ["--pipeline", "demo"]])
-def test_options_of_a_load_are_refused_where_none_happens(option: list[str]) -> None:
+def test_load_options_are_refused_if_nothing_is_loaded(option: list[str]) -> None:
     for target in ["--alias", "a", "--to", "b"], ["--index", "a", "--restore"]:
         answer = command("load", *target, *option)
         assert answer.code == 2 and f"{option[0]} has no effect with --to or --restore" in answer.err

@@ -1,4 +1,4 @@
-"""What a load changes for itself and puts back, and what keeps it from writing: settings, blocks, a closed index."""
+"""Index settings that a load changes and restores, and states in which an index refuses writes: blocks, closed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "run")
 
 
-def test_settings_for_loading_last_as_long_as_the_load(client: Client, index_name: str, run: Run) -> None:
+def test_loading_settings_are_restored_after_the_load(client: Client, index_name: str, run: Run) -> None:
     seen: set[tuple[str | None, ...]] = set()
     into(client, index_name, run, progress=Recorder(lambda _: seen.add(settings_of(client, index_name))))
     assert seen == {("-1", "0", None)}
@@ -31,14 +31,14 @@ def test_settings_for_loading_last_as_long_as_the_load(client: Client, index_nam
     assert stamped(client, index_name).settings == {}
 
 
-def test_a_load_that_was_stopped_puts_the_settings_back(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_a_stopped_load_restores_the_settings(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
     with pytest.raises(Interrupted):
         into(client, index_name, run, progress=StopBefore(1))
     assert settings_of(client, index_name) == (None, "1", None)
 
 
-def test_settings_that_a_killed_load_left_are_put_back_by_one_that_sends_nothing_and_by_restore(
+def test_settings_left_by_a_killed_load_are_restored_by_the_next_load_and_by_restore(
     client: Client, index_name: str, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     into(client, index_name, run)
@@ -52,9 +52,7 @@ def test_settings_that_a_killed_load_left_are_put_back_by_one_that_sends_nothing
     assert "restored number_of_replicas, refresh_interval" in capsys.readouterr().out
 
 
-def test_an_index_of_somebody_else_keeps_its_settings_unless_tune_is_asked(
-    client: Client, index_name: str, run: Run
-) -> None:
+def test_an_index_of_another_client_keeps_its_settings_without_tune(client: Client, index_name: str, run: Run) -> None:
     mappings = {"properties": {"sparse": {"type": "rank_features"}}}
     client.call("PUT", f"/{index_name}", {"settings": {"refresh_interval": "9s"}, "mappings": mappings})
     seen: set[tuple[str | None, ...]] = set()
@@ -67,7 +65,7 @@ def test_an_index_of_somebody_else_keeps_its_settings_unless_tune_is_asked(
     assert settings_of(client, index_name) == ("9s", "1", None)
 
 
-def test_async_translog_is_said_and_ends_with_the_load(client: Client, index_name: str, run: Run) -> None:
+def test_async_translog_is_reported_and_ends_with_the_load(client: Client, index_name: str, run: Run) -> None:
     seen: set[tuple[str | None, ...]] = set()
     recorder = Recorder(lambda _: seen.add(settings_of(client, index_name)))
     report = into(client, index_name, run, async_translog=True, progress=recorder)
@@ -77,7 +75,7 @@ def test_async_translog_is_said_and_ends_with_the_load(client: Client, index_nam
     assert recorder.notes[0].startswith("--async-translog: ")
 
 
-def test_a_primary_that_restarts_while_writes_are_confirmed_early_stops_the_load_before_the_shard_counts(
+def test_a_primary_restart_with_async_translog_stops_the_load_before_the_shard_is_journaled(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=60)
@@ -94,7 +92,7 @@ def test_a_primary_that_restarts_while_writes_are_confirmed_early_stops_the_load
 
 
 @pytest.mark.parametrize("block", ["read_only", "read_only_allow_delete", "write"])
-def test_a_block_stops_the_load_with_a_sentence_and_what_was_done_is_kept(
+def test_a_block_stops_the_load_with_one_message_and_finished_shards_are_kept(
     client: Client, index_name: str, tmp_path: Path, block: str
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
@@ -113,7 +111,7 @@ def test_a_block_stops_the_load_with_a_sentence_and_what_was_done_is_kept(
     assert settings_of(client, index_name) == (None, "1", None)
 
 
-def test_a_disk_that_fills_up_during_the_load_stops_it_and_it_goes_on_later(
+def test_a_disk_that_fills_up_stops_the_load_and_it_can_be_resumed(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
@@ -131,7 +129,7 @@ def test_a_disk_that_fills_up_during_the_load_stops_it_and_it_goes_on_later(
     assert settings_of(client, index_name) == (None, "1", None)
 
 
-def test_an_index_that_is_closed_during_the_load_makes_no_dead_letters(
+def test_closing_the_index_during_a_load_writes_no_dead_letters(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=60)

@@ -1,4 +1,4 @@
-"""Another client changes `_meta` during a load, or another load begins: nothing is mixed, nothing is left behind."""
+"""Another client changes `_meta` or starts another load during a load: runs are not mixed, settings are restored."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def same(client: Client, index: str, run: Run) -> bool:
     return verify(run.path, index=index, connection=Connection(client.address), sample=None).same
 
 
-# What is asked when `_meta` is replaced, and how often it was asked before.
+# The request at which `_meta` is replaced, and how many equal requests precede it.
 MOMENTS = {
     "before the settings": ("PUT", "/_settings", 0),
     "between two shards": ("POST", "/_bulk", 3),
@@ -68,7 +68,7 @@ MOMENTS = {
 @pytest.mark.usefixtures("hasty_merges")
 @pytest.mark.parametrize("meta", [THEIRS, {}, {"sparse_ingest": "theirs"}], ids=str)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_meta_that_is_replaced_during_a_load_is_written_again_and_the_settings_are_put_back(
+def test_replaced_meta_is_written_again_and_settings_are_restored(
     client: Client, index_name: str, run: Run, moment: str, meta: dict
 ) -> None:
     (method, end, count), asked, recorder = MOMENTS[moment], [], Recorder()
@@ -86,7 +86,7 @@ def test_meta_that_is_replaced_during_a_load_is_written_again_and_the_settings_a
     assert settings_of(client, index_name) == OLD
     stamp = stamped(client, index_name)
     assert (stamp.load, stamp.settings, stamp.created_by) == ("done", {}, run.manifest.run_id)
-    # The last request writes all of `_meta` before anything can see that it was replaced.
+    # The last request writes all of `_meta`, so the replacement cannot be seen.
     if moment != "before the load is done":
         assert {**meta_of(client, index_name), "sparse_ingest": 0} == {**meta, "sparse_ingest": 0}
         assert any("lost its stamp" in note for note in recorder.notes)
@@ -94,7 +94,7 @@ def test_meta_that_is_replaced_during_a_load_is_written_again_and_the_settings_a
     assert into(client, index_name, run).loaded_shards == 0
 
 
-def test_meta_that_a_client_keeps_removing_ends_the_load_with_the_settings_put_back(
+def test_meta_that_is_removed_repeatedly_fails_the_load_and_settings_are_restored(
     client: Client, index_name: str, run: Run
 ) -> None:
     def replace(request: Request) -> None:
@@ -112,7 +112,7 @@ def test_meta_that_a_client_keeps_removing_ends_the_load_with_the_settings_put_b
 
 @pytest.mark.parametrize("way", ["load", "restore"])
 @pytest.mark.parametrize("moment", ["after:3", "after:4", "after:5"])
-def test_after_a_kill_the_journal_has_the_settings_that_meta_lost(
+def test_after_a_kill_settings_lost_from_meta_are_restored_from_the_journal(
     client: Client, index_name: str, run: Run, moment: str, way: str
 ) -> None:
     arguments = ["load", str(run.path), "--index", index_name, "--url", client.address]
@@ -138,24 +138,26 @@ def test_after_a_kill_the_journal_has_the_settings_that_meta_lost(
         {"final_pipeline": {"before": "theirs", "loading": "-1"}, "blocks.write": {"before": "true", "loading": "0"}},
     ],
 )
-def test_a_journal_restores_only_what_loads_change(client: Client, index_name: str, run: Run, kept: dict) -> None:
+def test_a_journal_restores_only_settings_that_a_load_changes(
+    client: Client, index_name: str, run: Run, kept: dict
+) -> None:
     into(client, index_name, run)
     client.call("PUT", f"/{index_name}/_settings", {"index": {"number_of_replicas": 0}})
     before = indexes.find_index(client, index_name)
     (journal,) = run.path.glob("load/*/*/journal.jsonl")
     journal.with_name("settings.json").write_text(json.dumps(kept))
     answer = command("load", run.path, "--index", index_name, "--restore", "--url", client.address)
-    assert answer.code == 1 and "settings.json does not hold index settings (loads do not change {" in answer.err
+    assert answer.code == 1 and "settings.json does not contain index settings (loads do not change {" in answer.err
     assert indexes.find_index(client, index_name) == before
 
 
-def test_a_damaged_copy_of_the_settings_is_named(client: Client, index_name: str, run: Run) -> None:
+def test_a_damaged_copy_of_the_settings_is_reported(client: Client, index_name: str, run: Run) -> None:
     into(client, index_name, run)
     (journal,) = run.path.glob("load/*/*/journal.jsonl")
     for damaged in ("", "[]", '{"refresh_interval": 1}', "[" * 100_000):
         journal.with_name("settings.json").write_text(damaged)
         answer = command("load", run.path, "--index", index_name, "--url", client.address)
-        assert answer.code == 1 and "settings.json does not hold index settings (" in answer.err
+        assert answer.code == 1 and "settings.json does not contain index settings (" in answer.err
 
 
 @pytest.mark.parametrize("moment", ["_refresh", "_search"])
@@ -179,7 +181,7 @@ def test_an_alias_does_not_move_to_an_index_that_lost_its_stamp(
 
 @contextmanager
 def paused(client: Client, index: str, run: Run, *options: str, shards: int = 2) -> Iterator[Callable[[], str]]:
-    """A load in a process of its own that stops after some shards; what is yielded lets it go on to its end."""
+    """Start a load in its own process, pause it after some shards, and yield a function that resumes it."""
     program = "from sparse_ingest.cli.main import main; main()"
     arguments = ["load", str(run.path), "--index", index, "--max-rate", "40", "--url", client.address, *options]
     lines = len(list(run.path.glob("load/*/*/journal.jsonl")))
@@ -191,14 +193,14 @@ def paused(client: Client, index: str, run: Run, *options: str, shards: int = 2)
                 time.sleep(0.01)
             process.send_signal(signal.SIGSTOP)
 
-            def goes_on() -> str:
+            def resume() -> str:
                 process.send_signal(signal.SIGCONT)
                 _, printed = process.communicate(timeout=60)
                 assert process.returncode == 1, printed
                 assert "Traceback" not in printed
                 return printed
 
-            yield goes_on
+            yield resume
         finally:
             process.kill()
 
@@ -214,10 +216,10 @@ def test_a_paused_load_sends_nothing_after_another_run_was_loaded(
     other = make_run(tmp_path / "other", OTHER, shard_rows=10)
     if not first:
         into(client, index_name, other)
-    with paused(client, index_name, run) as goes_on:
+    with paused(client, index_name, run) as resume:
         into(client, index_name, other)
         assert same(client, index_name, other)
-        printed = goes_on()
+        printed = resume()
     assert f"A load of run {other.manifest.run_id[:8]} into index '{index_name}' has started after this one" in printed
     assert same(client, index_name, other)
     assert settings_of(client, index_name) == OLD
@@ -232,19 +234,19 @@ def test_a_paused_load_sends_nothing_after_another_run_was_loaded(
 def test_a_paused_load_stops_when_a_copy_of_its_run_is_loaded(
     client: Client, index_name: str, tmp_path: Path, run: Run
 ) -> None:
-    with paused(client, index_name, run) as goes_on:
+    with paused(client, index_name, run) as resume:
         copy = Run(Path(shutil.copytree(run.path, tmp_path / "copy")), run.manifest)
         assert into(client, index_name, copy).loaded_shards >= 3
-        assert "another load of the same run has started" in goes_on()
+        assert "another load of the same run has started" in resume()
     assert same(client, index_name, copy)
     assert into(client, index_name, run).acknowledged == 60
     assert same(client, index_name, run)
 
 
-def test_shards_that_another_run_replaced_are_sent_again_though_the_stamp_names_the_run_again(
+def test_shards_replaced_by_another_run_are_sent_again(
     client: Client, index_name: str, tmp_path: Path, run: Run
 ) -> None:
-    """The run is loaded, then another one, then the first shards of a copy of the run."""
+    """Load the run, then another run, then the first shards of a copy of the run."""
     copy = Run(Path(shutil.copytree(run.path, tmp_path / "copy")), run.manifest)
     into(client, index_name, run)
     into(client, index_name, make_run(tmp_path / "other", OTHER, shard_rows=10))
@@ -256,7 +258,7 @@ def test_shards_that_another_run_replaced_are_sent_again_though_the_stamp_names_
 
 
 @pytest.mark.parametrize("first", ["run", "other", None])
-def test_a_load_stops_when_another_one_was_loaded_while_it_was_planned(
+def test_a_load_stops_if_another_run_is_loaded_while_it_is_planned(
     client: Client, index_name: str, tmp_path: Path, run: Run, first: str | None
 ) -> None:
     other, asked = make_run(tmp_path / "other", OTHER, shard_rows=10), []
@@ -283,29 +285,29 @@ def test_a_load_stops_when_another_one_was_loaded_while_it_was_planned(
 
 
 @pytest.mark.parametrize("way", ["since", "update"])
-def test_a_paused_load_of_differences_or_vectors_sends_nothing_more_either(
+def test_a_paused_since_or_update_load_sends_nothing_after_another_load(
     client: Client, index_name: str, tmp_path: Path, run: Run, way: str
 ) -> None:
     into(client, index_name, run)
     other = make_run(tmp_path / "other", OTHER, shard_rows=10)
     options = ["--since", str(run.path)] if way == "since" else ["--update"]
-    with paused(client, index_name, other, *options) as goes_on:
+    with paused(client, index_name, other, *options) as resume:
         assert into(client, index_name, run).loaded_shards == 6
-        assert f"A load of run {run.manifest.run_id[:8]}" in goes_on()
+        assert f"A load of run {run.manifest.run_id[:8]}" in resume()
     assert same(client, index_name, run)
     into(client, index_name, other, **({"since": run.path} if way == "since" else {"update": True}))
     assert same(client, index_name, other)
 
 
-def test_settings_that_only_the_journal_of_a_stopped_load_knows_stay_there(
+def test_settings_known_only_to_the_journal_of_a_paused_load_can_be_restored(
     client: Client, index_name: str, tmp_path: Path, run: Run
 ) -> None:
-    """`_meta` is lost while a load is paused, and the next load knows of no old settings."""
+    """`_meta` is lost while a load is paused, so the next load does not know the old settings."""
     other = make_run(tmp_path / "other", OTHER, shard_rows=10)
-    with paused(client, index_name, run) as goes_on:
+    with paused(client, index_name, run) as resume:
         replace_meta(client, index_name)
         into(client, index_name, other)
-        assert "keeps its settings for loading" in goes_on()
+        assert "keeps its settings for loading" in resume()
     assert settings_of(client, index_name)[:2] == ("-1", "0")
     answer = command("load", run.path, "--index", index_name, "--restore", "--url", client.address)
     assert answer.code == 0

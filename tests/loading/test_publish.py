@@ -1,4 +1,4 @@
-"""`load --alias`: the alias moves to what is proven, in one step, and back again."""
+"""`load --alias`: the alias moves atomically to a verified index, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.loads import broken_titles, run_with_bad_titles
+from support.loads import broken_titles, name_of, run_with_bad_titles
 from support.reporters import Recorder
 from support.runs import DOCUMENTS, make_run
 
@@ -38,10 +38,6 @@ def serving(client: Client, alias: str) -> list[str]:
     return sorted(index for index, entry in answer.items() if alias in entry["aliases"])
 
 
-def name_of(alias: str, run: Run) -> str:
-    return f"{alias}-{run.manifest.run_id[:8]}"
-
-
 def command(client: Client, *arguments: object) -> int:
     given = [*map(str, arguments), "--url", client.address]
     return int(loading.load.main(given, standalone_mode=False))
@@ -64,7 +60,7 @@ def test_the_alias_moves_from_run_to_run_and_the_old_index_stays_until_it_is_dro
     assert serving(client, index_name) == [name_of(index_name, other)]
 
 
-def test_back_to_the_old_index_in_one_step_and_forward_again(
+def test_rolling_back_and_forward_moves_the_alias_atomically(
     client: Client, index_name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = make_run(tmp_path / "another", OTHER)
@@ -82,7 +78,7 @@ def test_back_to_the_old_index_in_one_step_and_forward_again(
     assert (report["moved"], report["dropped"], report["acknowledged"]) == (True, name_of(index_name, run), 3)
 
 
-def test_the_index_that_serves_is_not_tuned_and_not_replaced(client: Client, index_name: str, run: Run) -> None:
+def test_the_index_behind_the_alias_is_not_tuned_and_not_replaced(client: Client, index_name: str, run: Run) -> None:
     serve(client, index_name, run)
     for path in run.path.glob("load/*/*/journal.jsonl"):
         path.unlink()
@@ -98,7 +94,7 @@ def test_the_index_that_serves_is_not_tuned_and_not_replaced(client: Client, ind
         serve(client, index_name, run, replace=True)
 
 
-def test_default_pipelines_that_do_not_move_with_the_alias_are_told(
+def test_default_pipelines_that_the_new_index_lacks_are_reported(
     client: Client, index_name: str, run: Run, tmp_path: Path
 ) -> None:
     old, pipeline = f"{index_name}-old", {"index.search.default_pipeline": f"{index_name}-search"}
@@ -126,7 +122,7 @@ def test_default_pipelines_that_do_not_move_with_the_alias_are_told(
         client.call("DELETE", f"/_search/pipeline/{index_name}-search")
 
 
-def test_refused_documents_keep_the_alias_and_the_user_can_serve_without_them(
+def test_the_alias_stays_if_documents_are_refused_unless_allowed(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = run_with_bad_titles(tmp_path / "run", ("words",))
@@ -139,7 +135,9 @@ def test_refused_documents_keep_the_alias_and_the_user_can_serve_without_them(
     assert serving(client, index_name) == [name_of(index_name, run)]
 
 
-def test_an_index_that_differs_from_the_run_is_not_served(client: Client, index_name: str, run: Run) -> None:
+def test_the_alias_does_not_move_to_an_index_that_differs_from_the_run(
+    client: Client, index_name: str, run: Run
+) -> None:
     name = name_of(index_name, run)
     load(run.path, index=name, pipeline=Pipeline(), connection=Connection(client.address))
     client.call("PUT", f"/{name}/_doc/words", {"sparse": {"river": 9.0}}, params={"refresh": "true"})
@@ -148,7 +146,7 @@ def test_an_index_that_differs_from_the_run_is_not_served(client: Client, index_
     assert serving(client, index_name) == []
 
 
-def test_an_index_of_the_alias_s_name_is_refused_before_anything_is_made(
+def test_an_index_named_like_the_alias_is_refused_before_anything_is_created(
     client: Client, index_name: str, run: Run
 ) -> None:
     client.call("PUT", f"/{index_name}")
@@ -157,7 +155,7 @@ def test_an_index_of_the_alias_s_name_is_refused_before_anything_is_made(
     assert indexes.find_index(client, name_of(index_name, run)) is None
 
 
-def test_an_alias_of_several_indexes_is_refused_before_anything_is_made(
+def test_an_alias_of_several_indexes_is_refused_before_anything_is_created(
     client: Client, index_name: str, run: Run
 ) -> None:
     for number in (1, 2):
@@ -167,7 +165,9 @@ def test_an_alias_of_several_indexes_is_refused_before_anything_is_made(
     assert indexes.find_index(client, name_of(index_name, run)) is None
 
 
-def test_an_index_of_somebody_else_under_the_run_s_name_is_refused(client: Client, index_name: str, run: Run) -> None:
+def test_an_index_of_another_client_with_the_name_of_the_run_is_refused(
+    client: Client, index_name: str, run: Run
+) -> None:
     properties = {"sparse": {"type": "rank_features"}}
     client.call("PUT", f"/{name_of(index_name, run)}", {"mappings": {"properties": properties}})
     with pytest.raises(ClusterError, match="exists and was created by another client"):
@@ -175,7 +175,7 @@ def test_an_index_of_somebody_else_under_the_run_s_name_is_refused(client: Clien
     assert serving(client, index_name) == []
 
 
-def test_an_index_that_serves_elsewhere_too_is_not_dropped(
+def test_an_index_behind_another_alias_is_not_dropped(
     client: Client, index_name: str, run: Run, tmp_path: Path
 ) -> None:
     serve(client, index_name, run)
@@ -188,7 +188,7 @@ def test_an_index_that_serves_elsewhere_too_is_not_dropped(
     assert recorder.notes[-1] == f"Index {old!r} was not dropped: it serves {index_name}-archive."
 
 
-def test_a_roll_back_to_an_unfinished_load_or_to_nothing_is_refused(
+def test_rolling_back_to_an_unfinished_or_missing_index_is_refused(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     connection = Connection(client.address)
@@ -205,6 +205,6 @@ def test_a_roll_back_to_an_unfinished_load_or_to_nothing_is_refused(
     assert serving(client, index_name) == []
 
 
-def test_the_proof_compares_by_the_pruning_of_the_load(client: Client, index_name: str, run: Run) -> None:
+def test_verification_applies_the_pruning_of_the_load(client: Client, index_name: str, run: Run) -> None:
     report = serve(client, index_name, run, top_k=3)
     assert (report.moved, report.verified) == (True, len(DOCUMENTS))

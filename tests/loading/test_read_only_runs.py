@@ -1,4 +1,4 @@
-"""Runs that cannot be written: their journal and their lock are in SPARSE_INGEST_HOME."""
+"""Read-only runs: their journal and lock are stored in SPARSE_INGEST_HOME."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sparse_ingest.verification.verify import verify
 
 @pytest.fixture
 def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Run], Run]]:
-    """Gives a run as a folder that this process cannot write."""
+    """Return a function that creates a run this process cannot write."""
     monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "home"))
     with contextlib.ExitStack() as stack:
 
@@ -33,7 +33,7 @@ def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
                 run.path.chmod(0o555)
                 stack.callback(run.path.chmod, 0o755)
                 return open_run(run.path)
-            # Permissions do not stop root.
+            # Permissions do not apply to root, so mount the folder read-only.
             sealed = tmp_path / "sealed"
             sealed.mkdir()
             for options in (["--bind", run.path], ["-o", "remount,ro,bind"]):
@@ -66,7 +66,7 @@ def test_a_load_of_a_read_only_run_resumes_from_the_state_folder(
     assert sorted(run.path.rglob("*")) == before
 
 
-def test_a_journal_inside_is_continued_when_the_run_becomes_read_only(
+def test_a_journal_inside_the_run_is_continued_if_the_run_becomes_read_only(
     client: Client, index_name: str, tmp_path: Path, read_only: Callable[[Run], Run]
 ) -> None:
     writable = run_with_bad_titles(tmp_path / "run", ("words", "small"))
@@ -82,7 +82,7 @@ def test_a_journal_inside_is_continued_when_the_run_becomes_read_only(
     assert Path(again.dead).is_relative_to(tmp_path / "home")
 
 
-def test_the_settings_of_a_read_only_run_are_put_back_from_the_state_folder(
+def test_settings_of_a_read_only_run_are_restored_from_the_state_folder(
     client: Client, index_name: str, tmp_path: Path, read_only: Callable[[Run], Run]
 ) -> None:
     run = read_only(make_run(tmp_path / "run", MANY, shard_rows=16))
@@ -98,7 +98,7 @@ def test_the_settings_of_a_read_only_run_are_put_back_from_the_state_folder(
     assert not list((tmp_path / "home").rglob("settings.json"))
 
 
-def test_without_any_place_for_the_lock_there_is_one_message(
+def test_no_writable_folder_for_the_lock_gives_one_message(
     client: Client, index_name: str, tmp_path: Path, read_only: Callable[[Run], Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = read_only(make_run(tmp_path / "run"))

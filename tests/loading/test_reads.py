@@ -1,4 +1,4 @@
-"""How often a load reads the shards of a run."""
+"""Count how often a load opens the shards of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def opens_of(run: Run, load: Callable[[], object]) -> list[int]:
-    """How often `load` opens each shard, in order."""
+    """Return how often `load` opens each shard, in order."""
     paths = [path for shard in run.done_shards() if isinstance(path := run.shard_path(shard), Path)]
     with counted_opens(paths) as opens:
         load()
@@ -37,11 +37,11 @@ def test_a_shard_is_opened_once_to_check_it_and_once_to_send_it(
     assert opens_of(run, lambda: into(client, index_name, run, pipeline=pipeline)) == [2, 2, 2]
 
 
-def test_a_load_that_continues_opens_only_the_missing_shards(client: Client, index_name: str, run: Run) -> None:
+def test_a_resumed_load_opens_only_the_missing_shards(client: Client, index_name: str, run: Run) -> None:
     def stopped() -> None:
         with pytest.raises(Interrupted):
             into(client, index_name, run, progress=StopBefore(1))
 
-    assert opens_of(run, stopped) == [2, 1, 1], "all were checked, the first one was sent"
+    assert opens_of(run, stopped) == [2, 1, 1], "each shard is checked once; only the first is sent"
     assert opens_of(run, lambda: into(client, index_name, run)) == [0, 2, 2]
     assert opens_of(run, lambda: into(client, index_name, run)) == [0, 0, 0]

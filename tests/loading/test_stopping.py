@@ -1,4 +1,4 @@
-"""A command that waits says for what, and signals end it: exit code 130, journal and settings are right."""
+"""A waiting load reports why; signals end it with exit code 130, a correct journal and restored settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.runs.run import Run
 
-# A shell lets what it runs in the background ignore SIGINT.
+# A shell ignores SIGINT for background jobs, and a child inherits that.
 PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     "from sparse_ingest.cli.main import main; main()"
@@ -50,7 +50,7 @@ def loading(run: Run, index: str, url: str, program: str = PROGRAM) -> AbstractC
 
 
 def stopped(process: subprocess.Popen[str], number: signal.Signals, within_s: float) -> str:
-    """What a load prints after a signal; its exit code is checked."""
+    """Send a signal to a load, check its exit code, and return what it prints."""
     started = time.monotonic()
     process.send_signal(number)
     _, printed = process.communicate(timeout=30)
@@ -68,7 +68,7 @@ def until(there: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_primary_that_no_node_takes_is_said_and_the_wait_ends_on_a_signal(
+def test_waiting_for_an_unassigned_primary_is_reported_and_ends_on_a_signal(
     client: Client, index_name: str, run: Run, number: signal.Signals
 ) -> None:
     body = {
@@ -85,7 +85,7 @@ def test_a_primary_that_no_node_takes_is_said_and_the_wait_ends_on_a_signal(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_request_without_an_answer_ends_on_a_signal_and_settings_are_put_back(
+def test_a_signal_ends_a_hanging_request_and_settings_are_restored(
     client: Client, index_name: str, run: Run, number: signal.Signals
 ) -> None:
     ended, asked = Event(), []
@@ -116,7 +116,7 @@ def test_a_request_without_an_answer_ends_on_a_signal_and_settings_are_put_back(
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("command", ["search", "queries", "verify"])
-def test_a_signal_ends_a_command_whose_requests_are_not_answered(
+def test_a_signal_ends_a_command_whose_requests_hang(
     command: str, client: Client, index_name: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     documents = {name: {"catch": weights["river"]} for name, weights in MANY.items()}
@@ -143,7 +143,7 @@ def test_a_signal_ends_a_command_whose_requests_are_not_answered(
         ended.set()
 
 
-def test_a_load_under_nohup_is_not_ended_by_the_end_of_its_terminal(client: Client, index_name: str, run: Run) -> None:
+def test_a_load_under_nohup_survives_the_end_of_its_terminal(client: Client, index_name: str, run: Run) -> None:
     asked = Event()
 
     def note(request: Request) -> None:
@@ -164,7 +164,7 @@ def test_a_load_under_nohup_is_not_ended_by_the_end_of_its_terminal(client: Clie
 @pytest.mark.parametrize(
     "streams", ["2>&-", ">&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>/dev/full", "<&- | true"]
 )
-def test_a_load_whose_streams_take_nothing_is_finished(streams: str, client: Client, index_name: str, run: Run) -> None:
+def test_a_load_with_closed_or_full_streams_finishes(streams: str, client: Client, index_name: str, run: Run) -> None:
     command = f'{sys.executable} -c "$0" load {run.path} --index {index_name} --url {client.address}'
     shell = ["bash", "-c", f"{command} {streams}; exit ${{PIPESTATUS[0]}}", PROGRAM]
     ended = subprocess.run(shell, capture_output=True, text=True, check=False)

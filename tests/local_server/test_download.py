@@ -1,4 +1,4 @@
-"""The downloaded distribution and the Java: complete or made again, never half used. No network beyond loopback."""
+"""Download of the OpenSearch distribution and of Java: complete, or downloaded again. Uses loopback only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KNN = ARCHIVES[1]
 
 
 class Repository:
-    """A Maven repository on loopback that serves one folder and counts what it is asked for."""
+    """A Maven repository on loopback that serves one folder and records requests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Repository:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
-    """A repository with the real k-NN plugin, and an empty Maven cache in front of it."""
+    """Return a repository with the real k-NN plugin, and an empty Maven cache."""
     real = Path(download._fetch(KNN, SILENT))
     served = tmp_path / "served" / real.relative_to(MavenContext().repo_cache)
     served.parent.mkdir(parents=True)
@@ -70,7 +70,7 @@ def cached_zip(tmp_path: Path) -> Path:
     return next((tmp_path / "served").rglob("*.zip"))
 
 
-def test_a_zip_is_downloaded_once_and_then_taken_from_the_cache(repository: Repository) -> None:
+def test_a_zip_is_downloaded_once_and_then_read_from_the_cache(repository: Repository) -> None:
     first = download._fetch(KNN, SILENT)
     assert download._fetch(KNN, SILENT) == first
     assert repository.downloads() == 1
@@ -89,7 +89,7 @@ def test_a_damaged_zip_in_the_cache_is_downloaded_again(repository: Repository, 
     assert len(recorder.notes) == 1 and "damaged" in recorder.notes[0]
 
 
-def test_a_repository_with_other_bytes_is_refused_after_the_second_try(repository: Repository, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_refused_after_the_second_try(repository: Repository, tmp_path: Path) -> None:
     served = cached_zip(tmp_path)
     served.write_bytes(served.read_bytes()[:1000])
     with pytest.raises(LocalServerError, match=KNN.sha256):
@@ -97,7 +97,7 @@ def test_a_repository_with_other_bytes_is_refused_after_the_second_try(repositor
     assert repository.downloads() == 2
 
 
-def test_a_repository_that_has_nothing_is_named_with_what_to_do(repository: Repository, tmp_path: Path) -> None:
+def test_a_missing_zip_is_reported_with_the_repository_and_advice(repository: Repository, tmp_path: Path) -> None:
     cached_zip(tmp_path).unlink()
     with pytest.raises(LocalServerError, match=r"^opensearch-knn .* cannot be downloaded: .* Check the network"):
         download._fetch(KNN, SILENT)
@@ -113,7 +113,7 @@ def test_bytes_to_download_counts_what_is_missing(
     assert download.bytes_to_download() == everything - KNN.size_bytes
 
 
-def test_the_plugin_for_models_is_downloaded_only_when_asked_for_and_has_a_folder_of_its_own(
+def test_the_ml_plugin_is_downloaded_only_on_request_into_its_own_folder(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "home"))
@@ -157,7 +157,7 @@ def test_a_half_unpacked_or_damaged_distribution_is_unpacked_again(
 @pytest.mark.parametrize(
     ("version", "taken"), [("17.0.15", False), ("1.8.0_402", False), ("21", True), ("25.0.1", True)]
 )
-def test_java_of_the_machine_is_taken_when_it_is_new_enough(
+def test_an_installed_java_is_used_if_it_is_new_enough(
     version: str, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with server_home() as home:
@@ -173,14 +173,14 @@ def test_java_of_the_machine_is_taken_when_it_is_new_enough(
         assert found.is_file()
 
 
-def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "jgo.maven", None)
     with pytest.raises(MissingExtraError, match=r"sparse-ingest\[local\]"):
         download.ensure_distribution(SILENT)
 
 
-def test_a_folder_that_the_servers_user_cannot_enter_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_the_user_of_the_server_cannot_enter_is_refused(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     (closed / "data").mkdir()

@@ -1,7 +1,7 @@
-"""A real local OpenSearch: started, found again, stopped; and everything that is not ours left alone.
+"""Start, find and stop a real local OpenSearch, without touching other processes.
 
-The server is the session's, which is started once more here to see that its data stays. Where only the record and the
-process count, a sleeping Python with our token on its command line stands in for a server.
+Uses the server of the session and restarts it once to see that its data stays. Where only the record and the process
+count, a sleeping Python with the token on its command line replaces the server.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
+from support.json_page import check
 from support.servers import Running, environment, random_free_port, server_home, start_program
 
 from sparse_ingest.cli.server import server
@@ -34,20 +35,20 @@ from sparse_ingest.local_server.process import Instance
 
 @pytest.fixture
 def running(local_server: Running) -> Iterator[Running]:
-    """The session's server, with its state folder in the environment."""
+    """The server of the session, with its state folder in the environment."""
     with environment(SPARSE_INGEST_HOME=str(local_server.home)):
         yield local_server
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """An empty state folder, in the environment."""
+    """An empty state folder, set in the environment."""
     with server_home() as home, environment(SPARSE_INGEST_HOME=str(home)):
         yield home
 
 
 def record_of(port: int) -> Path:
-    """The file that says which of our servers runs on a port."""
+    """Return the file that records the server on a port."""
     return state_home() / "instances" / str(port) / "state.json"
 
 
@@ -58,7 +59,7 @@ def write_record(instance: Instance) -> None:
 
 @pytest.fixture
 def stand_in(home: Path) -> Iterator[Callable[[int], Instance]]:
-    """Records an instance whose process sleeps, with the token on its command line."""
+    """Return a function that records an instance with a sleeping process, with the token on its command line."""
     children: list[subprocess.Popen[bytes]] = []
 
     def begin(port: int) -> Instance:
@@ -98,14 +99,14 @@ def test_a_server_starts_without_java_or_any_other_program_on_path(running: Runn
     ]
 
 
-def test_of_the_data_folder_only_our_part_changes_owner(running: Running) -> None:
+def test_only_the_server_part_of_the_data_folder_changes_owner(running: Running) -> None:
     ours = running.data / "sparse-ingest-opensearch"
     assert running.data.stat().st_uid == os.geteuid()
     assert ours.stat().st_uid == psutil.Process(running.pid).uids().effective
     assert [path.name for path in running.data.iterdir()] == [ours.name]
 
 
-def test_it_answers_neural_sparse_on_rank_features(running: Running) -> None:
+def test_the_server_answers_neural_sparse_queries_on_rank_features(running: Running) -> None:
     mapping = {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}}
     request(f"{running.url}/neural", mapping, "PUT")
     request(f"{running.url}/neural/_doc/a?refresh=true", {"sparse": {"hello": 2.0, "world": 1.0}}, "PUT")
@@ -116,9 +117,9 @@ def test_it_answers_neural_sparse_on_rank_features(running: Running) -> None:
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:9200", "null", "http://localhost"])
-def test_a_page_in_a_browser_changes_nothing(running: Running, origin: str) -> None:
+def test_requests_of_a_web_page_are_refused(running: Running, origin: str) -> None:
     request(f"{running.url}/visited/_doc/1?refresh=true", {"a": 1}, "PUT")
-    # What a browser sends for a page without asking the server first: POST of a form, of plain text, of nothing.
+    # What a browser sends without a preflight request: a POST of a form, of plain text, of nothing.
     for target, kind, body in (
         ("_delete_by_query?q=*", "text/plain", b""),
         ("_delete_by_query?q=*", "application/x-www-form-urlencoded", b""),
@@ -141,12 +142,15 @@ def test_a_page_in_a_browser_changes_nothing(running: Running, origin: str) -> N
     request(f"{running.url}/visited", method="DELETE")
 
 
-def test_start_again_is_success_and_leaves_the_server_as_it_is(running: Running) -> None:
+def test_starting_again_succeeds_and_leaves_the_server_unchanged(running: Running) -> None:
     for data in (None, running.data):
         again = process.start(running.port, data=data)
         assert (again.pid, again.url, again.already_running) == (running.pid, running.url, True)
     shown = CliRunner().invoke(server, ["start", "--port", str(running.port)])
     assert (shown.exit_code, shown.stdout) == (0, f"{running.url}\n")
+    check(
+        "server start", json.loads(CliRunner().invoke(server, ["start", "--port", str(running.port), "--json"]).stdout)
+    )
 
 
 def test_start_with_another_data_folder_is_refused(running: Running, tmp_path: Path) -> None:
@@ -154,14 +158,14 @@ def test_start_with_another_data_folder_is_refused(running: Running, tmp_path: P
         process.start(running.port, data=tmp_path)
 
 
-def test_a_server_without_the_plugin_is_not_taken_for_one_with_it(running: Running) -> None:
+def test_starting_with_the_plugin_is_refused_if_a_server_runs_without_it(running: Running) -> None:
     with pytest.raises(LocalServerError, match=f"{running.port} runs without the machine-learning plugin. Stop it"):
         process.start(running.port, with_ml=True)
     shown = json.loads(CliRunner().invoke(server, ["status", "--json"]).stdout)
     assert [one["with_ml"] for one in shown] == [False]
 
 
-def test_a_record_of_an_older_release_says_nothing_of_the_plugin(stand_in: Callable[[int], Instance]) -> None:
+def test_a_record_of_an_older_release_means_no_plugin(stand_in: Callable[[int], Instance]) -> None:
     instance = stand_in(9_201)
     record = json.loads(record_of(9_201).read_text())
     del record["with_ml"]
@@ -180,14 +184,15 @@ def test_status_shows_the_running_server(running: Running) -> None:
     assert [(one["url"], one["pid"], one["heap"], one["health"]) for one in shown] == [
         (running.url, running.pid, "512m", process.health(process.instances()[0]))
     ]
+    check("server status", *shown)
     assert shown[0]["health"] in ("green", "yellow")
     line = CliRunner().invoke(server, ["status"]).stdout
     assert running.url in line and shown[0]["health"] in line and f"documents {shown[0]['documents']}" in line
 
 
-def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_server(running: Running) -> None:
+def test_restart_keeps_data_replaces_a_stale_record_and_concurrent_starts_give_one_server(running: Running) -> None:
     request(f"{running.url}/kept/_doc/a?refresh=true", {"text": "still here"}, "PUT")
-    # The server also starts with an index that stays red.
+    # The server starts even if an index stays red.
     nowhere = {"settings": {"index.routing.allocation.require.box": "none"}}
     request(f"{running.url}/broken?wait_for_active_shards=0", nowhere, "PUT")
     record = record_of(running.port).read_text()
@@ -197,7 +202,7 @@ def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_serve
     assert process.stop() is None
 
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
-        # The pid of the record now belongs to another process.
+        # The pid in the record belongs to another process now.
         record_of(running.port).write_text(json.dumps({**json.loads(record), "pid": stranger.pid}))
         programs = [start_program(running.home, running.port, running.data) for _ in range(2)]
         answers = [program.communicate(timeout=150) for program in programs]
@@ -214,31 +219,31 @@ def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_serve
     request(f"{running.url}/broken", method="DELETE")
 
 
-def test_a_foreign_listener_is_left_alone_and_the_next_free_port_is_named(home: Path) -> None:
+def test_a_port_in_use_is_refused_with_the_next_free_port(home: Path) -> None:
     with socket.create_server(("127.0.0.1", random_free_port())) as foreign:
         port = foreign.getsockname()[1]
         with pytest.raises(LocalServerError, match=f"Port {port} is in use .*Port \\d+ is free: pass it with --port"):
             process.start(port)
         assert process.stop(port) is None
-        assert not process.is_ours(port)
+        assert not process.is_running(port)
         foreign.settimeout(0.2)
         with pytest.raises(TimeoutError):
-            # Not even a connection was made.
+            # There was not even a connection.
             foreign.accept()
 
 
-def test_a_record_whose_process_ended_counts_as_none(stand_in: Callable[[int], Instance]) -> None:
+def test_the_record_of_an_ended_process_is_ignored(stand_in: Callable[[int], Instance]) -> None:
     instance = stand_in(9_201)
-    assert process.is_ours(9_201)
+    assert process.is_running(9_201)
     ended = psutil.Process(instance.pid)
     ended.kill()
     ended.wait()
-    assert not process.is_ours(9_201)
+    assert not process.is_running(9_201)
     assert process.instances() == []
 
 
 @pytest.mark.parametrize("record", ["", "{}", "[]", '{"pid": 1}', "\0", "[" * 200_000])
-def test_a_damaged_record_counts_as_none(stand_in: Callable[[int], Instance], record: str) -> None:
+def test_a_damaged_record_is_ignored(stand_in: Callable[[int], Instance], record: str) -> None:
     stand_in(9_201)
     record_of(9_201).write_text(record)
     assert process.instances() == []
@@ -250,7 +255,7 @@ def test_a_damaged_record_counts_as_none(stand_in: Callable[[int], Instance], re
     + [{"port": "9201"}, {"port": 9_202}, {"data": 5}, {"log": None}, {"token": 7}, {"url": []}, {"heap": {}}],
     ids=str,
 )
-def test_a_record_with_a_value_of_another_kind_counts_as_none(
+def test_a_record_with_a_value_of_the_wrong_type_is_ignored(
     stand_in: Callable[[int], Instance], changes: dict[str, object]
 ) -> None:
     stand_in(9_201)
@@ -269,14 +274,15 @@ def test_stop_never_ends_a_process_that_reused_the_pid(stand_in: Callable[[int],
     assert psutil.Process(instance.pid).is_running()
 
 
-def test_stop_without_a_port_wants_exactly_one_server(stand_in: Callable[[int], Instance]) -> None:
+def test_stop_without_a_port_needs_exactly_one_server(stand_in: Callable[[int], Instance]) -> None:
     first, second = stand_in(9_201), stand_in(9_202)
     with pytest.raises(LocalServerError, match="2 local servers are running, on ports 9201, 9202"):
         process.stop()
     assert process.stop(9_202) == second
     assert process.instances() == [first]
-    shown = CliRunner().invoke(server, ["stop", "--json"])
-    assert json.loads(shown.stdout)["stopped"]["port"] == 9_201
+    shown = json.loads(CliRunner().invoke(server, ["stop", "--json"]).stdout)
+    assert shown["stopped"]["port"] == 9_201
+    check("server stop", shown)
     assert CliRunner().invoke(server, ["stop"]).stdout == "No local server is running\n"
 
 
@@ -288,23 +294,23 @@ def test_a_start_that_fails_shows_the_last_log_lines_and_leaves_nothing(home: Pa
     assert not record_of(port).exists()
 
 
-def test_a_server_that_is_not_healthy_in_time_is_ended(home: Path) -> None:
+def test_a_server_that_is_not_healthy_in_time_is_stopped(home: Path) -> None:
     port = random_free_port()
     with pytest.raises(LocalServerError, match="not healthy after 1 s"):
         process.start(port, heap="512m", timeout_s=1)
-    # Without a command line: processes of others, and those that have ended since.
+    # Processes of other users and ended processes have no command line.
     lines = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
     assert not [line for line in lines if f"{home}/instances/{port}" in line]
     assert process.instances() == []
 
 
 @pytest.mark.parametrize("heap", ["", "lots", "1", "1.5g", "1gb", "-1g"])
-def test_a_heap_that_is_not_a_size_is_a_usage_error(home: Path, heap: str) -> None:
+def test_an_invalid_heap_size_is_a_usage_error(home: Path, heap: str) -> None:
     with pytest.raises(UsageError, match="not a heap size: expected .* 512m or 2g"):
         process.start(random_free_port(), heap=heap)
 
 
-def test_a_data_folder_that_is_a_link_is_refused(home: Path) -> None:
+def test_a_data_folder_that_is_a_symbolic_link_is_refused(home: Path) -> None:
     elsewhere = home / "elsewhere"
     elsewhere.mkdir()
     (home / "sparse-ingest-opensearch").symlink_to(elsewhere)

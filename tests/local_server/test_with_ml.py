@@ -1,7 +1,7 @@
-"""A server with the machine-learning plugin: its own query weights beside ours, and models that encode in place.
+"""Compare query weights and ingest pipelines with those of a server with the machine-learning plugin.
 
-Downloads 390 MB when they are not in the cache. The model is OpenSearch's kind of tokenizer model, made of a
-tokenizer.json and an idf.json; no other can be had without a hub.
+Downloads 390 MB unless cached. The model is a tokenizer model of OpenSearch, built from a tokenizer.json and an
+idf.json; other models need a hub.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sparse_ingest.verification.verify import verify
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 BERT, CRANFIELD = SHARED / "bert-uncased", SHARED / "cranfield"
-# What the published table calls special; ours leaves them out of queries, the analyzer gives those that it finds 1.0.
+# Special tokens of the published table: omitted from our queries, weighted 1.0 by the analyzer.
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 pytestmark = [
     pytest.mark.slow,
@@ -67,7 +67,7 @@ def client(url: str) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def ours():
+def encoder():
     return query_encoder(ModelSettings(document=str(BERT)))
 
 
@@ -77,7 +77,7 @@ def model_id(client: Client) -> str:
 
 
 def tokenizer_model(client: Client, folder: Path) -> str:
-    """Register and deploy a tokenizer model from two files; the id that the server gives it."""
+    """Register and deploy a tokenizer model from two files; return its id."""
     settings = {"allow_registering_model_via_local_file": True, "native_memory_threshold": 100}
     client.call(
         "PUT",
@@ -115,7 +115,7 @@ def predicted(client: Client, model_id: str, texts: Sequence[str]) -> list[dict[
 
 
 def analyzed(client: Client, text: str) -> dict[str, float]:
-    """The distinct tokens of the analyzer, each with the weight that it hands to a neural_sparse query."""
+    """Return the distinct tokens of the analyzer with the weights it passes to a neural_sparse query."""
     asked = {"analyzer": "bert-uncased", "text": text, "explain": True, "attributes": ["payload"]}
     tokens = client.call("POST", "/_analyze", asked)["detail"]["analyzer"]["tokens"]
     payloads = {token["token"]: bytes(int(part, 16) for part in token["payload"][1:-1].split()) for token in tokens}
@@ -133,7 +133,7 @@ def texts_of_cranfield() -> list[str]:
 
 
 def odd_texts() -> list[str]:
-    """Words of Cranfield among characters of every kind, and texts that are nothing but such characters."""
+    """Words of Cranfield mixed with characters of every kind, and texts of such characters only."""
     chance = random.Random(20)
     words = " ".join(texts_of_cranfield()).split()
     by_category: dict[str, list[str]] = {}
@@ -157,22 +157,22 @@ def odd_texts() -> list[str]:
 
 
 def long_texts() -> list[str]:
-    """More tokens than any model takes."""
+    """Texts with more tokens than any model accepts."""
     texts = texts_of_cranfield()
     return [" ".join(texts[start : start + 20]) for start in range(0, 400, 20)]
 
 
-def test_the_weights_of_the_servers_analyzer_are_ours_on_thousands_of_texts(client: Client, ours) -> None:
-    """All but special tokens: the analyzer gives those that stand in a text, and [UNK], what its table says, 1.0."""
+def test_the_analyzer_of_the_server_gives_our_weights_on_thousands_of_texts(client: Client, encoder) -> None:
+    """Except special tokens: the analyzer gives those in a text, and [UNK], a weight of 1.0, as in its table."""
     texts = texts_of_cranfield() + odd_texts() + long_texts()
     differing, special = [], Counter()
     tokens = longest = 0
-    for text, mine in zip(texts, ours.encode(texts), strict=True):
+    for text, mine in zip(texts, encoder.encode(texts), strict=True):
         theirs = analyzed(client, text)
         special.update((token, weight) for token, weight in theirs.items() if token in SPECIAL)
         rest = {token: weight for token, weight in theirs.items() if token not in SPECIAL}
         tokens += len(rest)
-        longest = max(longest, len(ours._tokenizer.encode(text, add_special_tokens=False).ids))
+        longest = max(longest, len(encoder._tokenizer.encode(text, add_special_tokens=False).ids))
         if rest != mine:
             differing.append((text, {key: (rest.get(key), mine.get(key)) for key in rest.keys() | mine.keys()
                                      if rest.get(key) != mine.get(key)}))  # fmt: skip
@@ -183,14 +183,14 @@ def test_the_weights_of_the_servers_analyzer_are_ours_on_thousands_of_texts(clie
     assert {weight for _, weight in special} == {1.0}
 
 
-def test_a_query_by_analyzer_scores_as_ours_bit_for_bit(client: Client, ours) -> None:
-    """Of documents without special tokens, as document encoders of this family make them."""
+def test_queries_by_analyzer_and_by_our_weights_have_the_same_scores(client: Client, encoder) -> None:
+    """Documents have no special tokens, as those of the document encoders of this family."""
     index = "by-analyzer"
     client.call("PUT", f"/{index}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
     texts = texts_of_cranfield()
     chance = random.Random(7)
     lines = []
-    for number, weights in enumerate(ours.encode(texts[225:525])):
+    for number, weights in enumerate(encoder.encode(texts[225:525])):
         document = {"sparse": {token: round(chance.uniform(0.1, 3), 3) for token in weights}}
         lines += [{"index": {"_id": str(number)}}, document]
     body = "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -199,7 +199,7 @@ def test_a_query_by_analyzer_scores_as_ours_bit_for_bit(client: Client, ours) ->
     for text in texts[:225]:
         asked = {"neural_sparse": {"sparse": {"query_text": text, "analyzer": "bert-uncased"}}}
         theirs = client.call("POST", f"/{index}/_search", {"size": 50, "query": asked})["hits"]["hits"]
-        request = neural_sparse_body(ours.encode([text])[0], field="sparse", size=50)
+        request = neural_sparse_body(encoder.encode([text])[0], field="sparse", size=50)
         mine = client.call("POST", f"/{index}/_search", request)["hits"]["hits"]
         assert [hit["_score"] for hit in mine] == [hit["_score"] for hit in theirs], text
         assert {hit["_id"]: hit["_score"] for hit in mine[:40]}.items() <= {
@@ -210,12 +210,14 @@ def test_a_query_by_analyzer_scores_as_ours_bit_for_bit(client: Client, ours) ->
     assert compared > 5000
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "with tokens missing"])
-def test_a_tokenizer_model_of_the_server_reads_our_idf_as_we_do(client: Client, tmp_path: Path, whole: bool) -> None:
+@pytest.mark.parametrize("complete", [True, False], ids=["complete", "with tokens missing"])
+def test_a_tokenizer_model_of_the_server_gives_our_weights_from_the_same_idf(
+    client: Client, tmp_path: Path, complete: bool
+) -> None:
     (tmp_path / "tokenizer.json").write_bytes((BERT / "tokenizer.json").read_bytes())
     corpus = open_corpus([str(CRANFIELD / "corpus.jsonl")], fields=FieldNames(carry_text=False))
     write_idf(corpus, tmp_path / "idf.json", model=ModelSettings(document=str(BERT)))
-    if not whole:
+    if not complete:
         table = json.loads((tmp_path / "idf.json").read_bytes())
         (tmp_path / "idf.json").write_text(json.dumps(dict(list(table.items())[::2])))
     texts = [text for text in texts_of_cranfield()[:225] if text]
@@ -225,8 +227,8 @@ def test_a_tokenizer_model_of_the_server_reads_our_idf_as_we_do(client: Client, 
 
 
 @pytest.mark.parametrize("kind", ["rank_features", "sparse_vector"])
-def test_what_the_server_encodes_meets_what_is_loaded(
-    client: Client, ours, model_id: str, tmp_path: Path, kind: str
+def test_documents_encoded_by_the_server_score_like_loaded_ones(
+    client: Client, encoder, model_id: str, tmp_path: Path, kind: str
 ) -> None:
     index = f"meets-{kind.replace('_', '-')}"
     pipeline = Pipeline(index=IndexSettings(kind=kind))
@@ -238,7 +240,7 @@ def test_what_the_server_encodes_meets_what_is_loaded(
         "empty": {"title": "", "text": " "},
     }.items():
         client.call("PUT", f"/{index}/_doc/{doc_id}", document, params={"refresh": "true"})
-    encoded = ours.encode(["Boundary layers of a flat plate"])[0]
+    encoded = encoder.encode(["Boundary layers of a flat plate"])[0]
     vocabulary = list(json.loads((BERT / "tokenizer.json").read_bytes())["model"]["vocab"])
     run = make_run(tmp_path / "run", {"loaded": encoded}, vocabulary=vocabulary, weights="float32")
     report = into(client, index, run, pipeline=pipeline)
@@ -259,7 +261,7 @@ def test_what_the_server_encodes_meets_what_is_loaded(
     ]
 
 
-def test_the_server_prunes_as_encode_says(client: Client, ours, model_id: str) -> None:
+def test_the_ingest_processor_prunes_like_encode(client: Client, encoder, model_id: str) -> None:
     index = "pruned"
     pipeline = Pipeline(encode=EncodeSettings(top_k=3), index=IndexSettings(source="keep"))
     options = CreateOptions(ingest="sparse-encoding", model_id=model_id)
@@ -268,11 +270,13 @@ def test_the_server_prunes_as_encode_says(client: Client, ours, model_id: str) -
     client.call("PUT", f"/{index}/_doc/a", {"text": text}, params={"pipeline": f"{index}-ingest"})
     kept = client.call("GET", f"/{index}/_doc/a")["_source"]
     assert set(kept) == {"text", "sparse"}
-    assert set(kept["sparse"]) == set(list(ours.encode([text])[0])[:3])
+    assert set(kept["sparse"]) == set(list(encoder.encode([text])[0])[:3])
 
 
 @pytest.mark.parametrize("kind", ["rank_features", "sparse_vector"])
-def test_long_texts_become_passages_that_a_nested_query_finds(client: Client, ours, model_id: str, kind: str) -> None:
+def test_long_texts_are_split_into_passages_that_a_nested_query_finds(
+    client: Client, encoder, model_id: str, kind: str
+) -> None:
     index = f"passages-{kind.replace('_', '-')}"
     pipeline = Pipeline(index=IndexSettings(kind=kind))
     options = CreateOptions(ingest="text-chunking", model_id=model_id, default=True)
@@ -281,7 +285,7 @@ def test_long_texts_become_passages_that_a_nested_query_finds(client: Client, ou
     for doc_id, text in (("long", long), ("short", "helicopter rotors"), ("empty", "")):
         client.call("PUT", f"/{index}/_doc/{doc_id}", {"text": text}, params={"refresh": "true"})
     field = "passage_vectors.sparse_encoding"
-    inner = {"neural_sparse": {field: {"query_tokens": ours.encode(["helicopter"])[0]}}}
+    inner = {"neural_sparse": {field: {"query_tokens": encoder.encode(["helicopter"])[0]}}}
     query = {"nested": {"path": "passage_vectors", "score_mode": "max", "query": inner}}
     found = client.call("POST", f"/{index}/_search", {"query": query})["hits"]["hits"]
     assert {hit["_id"] for hit in found} == {"long", "short"}
@@ -291,11 +295,11 @@ def test_long_texts_become_passages_that_a_nested_query_finds(client: Client, ou
     assert show_index(index, connection=Connection(client.address)).documents == 3
 
 
-def test_the_enricher_names_the_model_of_a_query_by_text(client: Client, ours, model_id: str) -> None:
+def test_the_query_enricher_sets_the_model_of_a_text_query(client: Client, encoder, model_id: str) -> None:
     index = "enriched"
     options = CreateOptions(search=("neural-query-enricher", "two-phase"), model_id=model_id, default=True)
     create_index(index, pipeline=Pipeline(), connection=Connection(client.address), options=options)
-    weights = ours.encode(["wing flutter"])[0]
+    weights = encoder.encode(["wing flutter"])[0]
     client.call("PUT", f"/{index}/_doc/a", {"sparse": weights}, params={"refresh": "true"})
     by_text = {"neural_sparse": {"sparse": {"query_text": "wing flutter"}}}
     hits = client.call("POST", f"/{index}/_search", {"query": by_text})["hits"]["hits"]
@@ -305,7 +309,7 @@ def test_the_enricher_names_the_model_of_a_query_by_text(client: Client, ours, m
     ]
 
 
-def test_a_running_server_with_the_plugin_is_enough_for_who_asks_for_none(url: str) -> None:
+def test_start_without_ml_accepts_a_running_server_with_ml(url: str) -> None:
     [instance] = process.instances()
     again = process.start(instance.port)
     assert (again.pid, again.with_ml) == (instance.pid, True)

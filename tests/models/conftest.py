@@ -1,4 +1,4 @@
-"""The tiny checkpoints, created once a session."""
+"""Tiny checkpoints, created once per session."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from support.families import Twin, make_twins
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Every checkpoint of `CHECKPOINTS`: name to what `--model` is given."""
+    """Every checkpoint of `CHECKPOINTS`: name to the value of `--model`."""
     return make_all(tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture(scope="session")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
-    """The checkpoints of `TWINS`, by name."""
     return make_twins(tmp_path_factory.mktemp("twins"))

@@ -1,4 +1,4 @@
-"""The batch plan by its properties."""
+"""Properties of the batch plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ lengths_of = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.
 
 
 @given(lengths_of, st.integers(1, 4096), st.integers(1, 70))
-def test_every_document_once_and_no_batch_over_the_budget(lengths, batch_tokens: int, batch_documents: int) -> None:
+def test_batches_hold_each_document_once_within_the_budget(lengths, batch_tokens: int, batch_documents: int) -> None:
     batches = plan_batches(lengths, batch_tokens, batch_documents)
     assert sorted(index for batch in batches for index in batch.tolist()) == list(range(len(lengths)))
     for batch in batches:
@@ -23,7 +23,7 @@ def test_every_document_once_and_no_batch_over_the_budget(lengths, batch_tokens:
 
 
 @given(lengths_of, st.integers(1, 4096))
-def test_the_plan_depends_on_nothing_else(lengths, batch_tokens: int) -> None:
+def test_the_plan_depends_only_on_lengths_and_budget(lengths, batch_tokens: int) -> None:
     before = lengths.copy()
     first, again = (plan_batches(lengths, batch_tokens, 64) for _ in range(2))
     assert [batch.tolist() for batch in first] == [batch.tolist() for batch in again]
@@ -35,12 +35,12 @@ def test_the_plan_depends_on_nothing_else(lengths, batch_tokens: int) -> None:
 
 def test_equal_lengths_keep_corpus_order() -> None:
     assert [batch.tolist() for batch in plan_batches(np.array([3, 5, 3, 5, 3]), 10, 64)] == [[1, 3], [0, 2, 4]]
-    # Enough that a sort which is not stable moves them.
+    # Enough documents for an unstable sort to reorder them.
     flat = np.concatenate(plan_batches(np.array([3, 5] * 500), 100, 64))
     assert flat.tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]
 
 
-def test_a_gpu_gets_more_tokens_of_a_narrow_model() -> None:
+def test_gpu_batches_of_a_narrow_model_hold_more_tokens() -> None:
     narrow, wide = (usual_batch_tokens("cuda", width) for width in (256, 768))
     assert narrow == 131072 and wide == 43690
     assert usual_batch_tokens("cpu", 256) == usual_batch_tokens("cpu", 768) == 2048

@@ -1,4 +1,4 @@
-"""Pruning and compaction as a device does them, against pruning.py and numpy."""
+"""Pruning and compaction on a device, compared with pruning.py and numpy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparse_ingest.pipeline import Pruning
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows
 
-# Few values, so that there are many ties.
+# Few distinct values, so that there are many ties.
 VALUES = st.sampled_from([0.0, 0.0, 0.125, 0.1, 0.3, 1.0, 2.5])
 RULES = st.builds(
     Pruning,
@@ -39,7 +39,7 @@ def csr(weights: np.ndarray) -> SparseRows:
 @settings(max_examples=150)
 @given(st.lists(st.lists(VALUES, min_size=12, max_size=12), min_size=1, max_size=5), RULES)
 def test_a_device_keeps_the_terms_that_pruning_keeps(rows: list[list[float]], rules: Pruning) -> None:
-    """And of terms that weigh the same as the last one of top_k all, which pruning on the host then cuts."""
+    """The device also keeps all terms equal to the last one of top_k; pruning on the host drops them."""
     weights = np.array(rows, dtype=np.float32)
     expected = prune(csr(weights), **rules.rules)
     terms = Transfer(torch.from_numpy(weights.copy()), rules, torch.tensor(7)).arrive()
@@ -57,7 +57,7 @@ def test_a_device_keeps_the_terms_that_pruning_keeps(rows: list[list[float]], ru
 
 
 @pytest.mark.parametrize("room", [1, 3, 100])
-def test_terms_for_which_there_was_no_room_come_too(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+def test_terms_beyond_the_preallocated_room_are_kept(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     monkeypatch.setattr(compaction, "ROOM", room)
     weights = torch.rand(4, 50, generator=torch.Generator().manual_seed(1)).sub_(0.2).relu_()
     weights[2] = 0
@@ -69,18 +69,18 @@ def test_terms_for_which_there_was_no_room_come_too(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("rules", [Pruning(), Pruning(top_k=200, max_ratio=0.1, min_weight=0.05)])
-def test_the_head_takes_less_than_a_twentieth_of_what_logits_would(rules: Pruning, tmp_path: Path) -> None:
-    """Of documents of 128 tokens in bfloat16: the dense rows that a fused head writes, and what compacts them."""
+def test_the_head_needs_less_than_a_twentieth_of_the_memory_of_logits(rules: Pruning, tmp_path: Path) -> None:
+    """Documents of 128 tokens in bfloat16: counts the dense rows of a fused head and their compaction."""
     documents, tokens, vocabulary = 64, 128, 30522
     weights = torch.rand(documents, vocabulary, generator=torch.Generator().manual_seed(1)).sub_(0.99).relu_()
     logits = documents * tokens * vocabulary * torch.bfloat16.itemsize
     allocated = peak_bytes(lambda: Transfer(weights, rules, torch.tensor(0)).arrive(), tmp_path / "trace.json")
-    assert 0 < allocated < 0.02 * logits  # it is seen at all, and is little beside the rows
+    assert 0 < allocated < 0.02 * logits  # measured at all, and small compared with the rows
     assert weights.nbytes + allocated < 0.05 * logits
 
 
 def peak_bytes(call: Callable[[], object], trace: Path) -> int:
-    """What torch's allocator held at most during a call, above what it held before."""
+    """Return the peak memory of torch's allocator during a call, above that before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     profiled.export_chrome_trace(str(trace))

@@ -1,4 +1,4 @@
-"""The compiled kernel of CPUs: by its real instructions where they are, by emulated ones everywhere."""
+"""The compiled CPU kernel: real instructions where the CPU has them, emulated ones everywhere."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sparse_ingest.models.packing import Packing
 llvm = pytest.importorskip("llvmlite.binding")
 CPU = torch.device("cpu")
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI, or ONEDNN_MAX_CPU_ISA forbids it")
-# Every way to divide a document into blocks of 12, 8 and 4 rows or of 32 and 16, and fewer rows than the least.
+# Every split of a document into blocks of 12, 8 and 4 rows or of 32 and 16, and fewer rows than the smallest block.
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 23, 24, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100)
 
 
-def made(dtype: torch.dtype, width: int, vocabulary: int, lengths: tuple[int, ...]):
-    """Rows, weight, bias, scales of columns and of documents."""
+def random_inputs(dtype: torch.dtype, width: int, vocabulary: int, lengths: tuple[int, ...]):
+    """Return rows, weight, bias, scales of columns and scales of documents."""
     generator = torch.Generator().manual_seed(vocabulary)
 
     def factors(count: int) -> torch.Tensor:
@@ -44,7 +44,7 @@ def made(dtype: torch.dtype, width: int, vocabulary: int, lengths: tuple[int, ..
 
 
 def expected_of(rows, weight, bias, of_columns, of_documents, lengths) -> torch.Tensor:
-    """The formula, one step after the other; sums in float64, in which those of whole numbers are exact."""
+    """Compute the formula step by step. Sums are float64, which is exact for integers."""
     products = (rows.double() @ weight.double().T).split(lengths)
     largest = torch.stack([part.amax(0) for part in products]).float()
     return ((largest * of_documents.unsqueeze(1)) * of_columns + bias).relu()
@@ -59,8 +59,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("instructions", ["avx512", "amx"])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
 @pytest.mark.parametrize(("width", "vocabulary"), [(64, 32), (100, 33), (768, 50), (8, 1)])
-def test_it_is_the_formula_by_emulated_instructions(instructions, dtype, width, vocabulary) -> None:
-    rows, weight, bias, of_columns, of_documents = made(dtype, width, vocabulary, LENGTHS)
+def test_emulated_instructions_match_the_formula(instructions, dtype, width, vocabulary) -> None:
+    rows, weight, bias, of_columns, of_documents = random_inputs(dtype, width, vocabulary, LENGTHS)
     head = Kernel(weight, bias, of_columns, instructions=instructions)
     found = head(rows, Packing(LENGTHS, CPU), of_documents)
     expected = expected_of(rows, weight, bias, of_columns, of_documents, LENGTHS)
@@ -72,11 +72,11 @@ def test_it_is_the_formula_by_emulated_instructions(instructions, dtype, width, 
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
-def test_it_is_the_formula_by_the_instructions_of_this_cpu(dtype) -> None:
+def test_the_instructions_of_this_cpu_match_the_formula(dtype) -> None:
     there = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}[dtype]
     if not there() or (instructions := instructions_for(dtype, 128)) is None:
-        pytest.skip("this CPU has not the instructions, or ONEDNN_MAX_CPU_ISA forbids them")
-    rows, weight, bias, of_columns, of_documents = made(dtype, 128, 1000, LENGTHS)
+        pytest.skip("this CPU lacks the instructions, or ONEDNN_MAX_CPU_ISA forbids them")
+    rows, weight, bias, of_columns, of_documents = random_inputs(dtype, 128, 1000, LENGTHS)
     found = Kernel(weight, bias, of_columns, instructions=instructions)(rows, Packing(LENGTHS, CPU), of_documents)
     expected = expected_of(rows, weight, bias, of_columns, of_documents, LENGTHS)
     torch.testing.assert_close(found, expected, rtol=0, atol=0 if dtype == torch.int8 else 1e-4)
@@ -91,7 +91,7 @@ def test_it_is_the_formula_by_the_instructions_of_this_cpu(dtype) -> None:
         ("bfloat16", "avx512", ("vdpbf16ps", "vmaxps")),
     ],
 )
-def test_for_a_cpu_that_has_them_the_instructions_are_these(dtype, instructions, words) -> None:
+def test_the_kernel_is_compiled_to_the_expected_instructions(dtype, instructions, words) -> None:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = llvm.parse_assembly(cpu_kernel_text.kernel_text(dtype, instructions, 256))
@@ -100,14 +100,14 @@ def test_for_a_cpu_that_has_them_the_instructions_are_these(dtype, instructions,
     assembly = target.create_target_machine(cpu="sapphirerapids", opt=3).emit_assembly(module)
     assert [word for word in words if word not in assembly] == []
     if instructions == "avx512":
-        # 12 rows by two vectors of columns are multiplied a step, and nothing is put aside in memory.
+        # Each step multiplies 12 rows by two vectors of columns, without spilling registers.
         step = max(assembly.split(".LBB"), key=lambda part: part.count(words[0]))
         assert step.count(words[0]) == 24
         assert "(%rsp)" not in step
 
 
 def test_tiles_are_16_rows_of_64_bytes() -> None:
-    """Byte by byte as Intel's manual has LDTILECFG: palette, first row, 14 of nothing, bytes of rows, rows."""
+    """LDTILECFG layout in Intel's manual: palette, first row, 14 reserved bytes, bytes per row, rows."""
     palette, first, *of_rows = struct.unpack("<BB14x16H16B", cpu_kernel_text._TILES)
     assert (palette, first) == (1, 0)
     assert of_rows[:16] == [64] * 8 + [0] * 8
@@ -116,7 +116,7 @@ def test_tiles_are_16_rows_of_64_bytes() -> None:
 
 @needs_vnni
 @pytest.mark.parametrize("rows_in", [torch.float32, torch.bfloat16])
-def test_whole_numbers_are_the_same_bits_with_and_without_it(rows_in) -> None:
+def test_int8_weights_are_bit_identical_with_and_without_the_kernel(rows_in) -> None:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(sum(LENGTHS), 96, generator=generator).to(rows_in)
     weight, bias = torch.randn(700, 96, generator=generator), torch.randn(700, generator=generator)
@@ -128,8 +128,8 @@ def test_whole_numbers_are_the_same_bits_with_and_without_it(rows_in) -> None:
 
 
 @needs_vnni
-def test_it_runs_on_threads_at_once() -> None:
-    rows, weight, bias, of_columns, of_documents = made(torch.int8, 128, 3000, LENGTHS)
+def test_the_kernel_runs_on_several_threads() -> None:
+    rows, weight, bias, of_columns, of_documents = random_inputs(torch.int8, 128, 3000, LENGTHS)
     head = Kernel(weight, bias, of_columns, instructions=instructions_for(torch.int8, 128) or "avx512")
     expected = head(rows, Packing(LENGTHS, CPU), of_documents)
     with ThreadPoolExecutor(4) as pool:
@@ -138,8 +138,8 @@ def test_it_runs_on_threads_at_once() -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-def test_a_document_gets_the_bits_that_it_gets_alone() -> None:
-    rows, weight, bias, *_ = made(torch.bfloat16, 64, 100, LENGTHS)
+def test_a_document_in_a_batch_gets_the_same_bits_as_alone() -> None:
+    rows, weight, bias, *_ = random_inputs(torch.bfloat16, 64, 100, LENGTHS)
     head = Kernel(weight, bias, instructions="avx512")
     together = head(rows, Packing(LENGTHS, CPU))
     starts = np.cumsum((0, *LENGTHS))
@@ -149,8 +149,8 @@ def test_a_document_gets_the_bits_that_it_gets_alone() -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-def test_weights_and_rows_may_lie_in_columns() -> None:
-    rows, weight, bias, *_ = made(torch.bfloat16, 64, 64, LENGTHS)
+def test_weights_and_rows_may_be_column_major() -> None:
+    rows, weight, bias, *_ = random_inputs(torch.bfloat16, 64, 64, LENGTHS)
     packing, heads = Packing(LENGTHS, CPU), []
     for one in (weight, weight.T.contiguous().T):
         heads.append(Kernel(one, bias, instructions="avx512"))
@@ -159,7 +159,7 @@ def test_weights_and_rows_may_lie_in_columns() -> None:
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("rows", [torch.ones(5, 8), torch.ones(5, 9).bfloat16(), torch.ones(4, 8).bfloat16()])
-def test_rows_that_it_would_misread_are_refused(rows: torch.Tensor) -> None:
+def test_rows_of_unsupported_layout_are_refused(rows: torch.Tensor) -> None:
     head = Kernel(torch.ones(3, 8).bfloat16(), torch.zeros(3), instructions="avx512")
     with pytest.raises(TypeError, match=r"expected torch.bfloat16 of \(5, 8\)"):
         head(rows, Packing((2, 3), CPU))
@@ -171,7 +171,7 @@ def parts() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(100, 32, generator=generator), torch.randn(100, generator=generator)
 
 
-def test_bfloat16_takes_it(parts, monkeypatch) -> None:
+def test_bfloat16_uses_the_kernel(parts, monkeypatch) -> None:
     monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
     monkeypatch.setattr(cpu_kernel, "compile_kernel", compile_emulated)
     assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), Kernel)
@@ -184,7 +184,7 @@ def test_without_llvm_the_plain_head_is_used(parts, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("mistake", ["a sum is larger", "LLVM does not know it"])
-def test_a_kernel_that_is_wrong_is_left_with_a_note(parts, monkeypatch, caplog, mistake) -> None:
+def test_a_kernel_with_wrong_results_is_not_used_and_noted(parts, monkeypatch, caplog, mistake) -> None:
     def compiled(text: str, _: str):
         wrong = text.replace("fadd", "fsub") if mistake == "a sum is larger" else text.replace("fadd", "fplus")
         return compile_emulated(wrong)
@@ -196,8 +196,8 @@ def test_a_kernel_that_is_wrong_is_left_with_a_note(parts, monkeypatch, caplog, 
     assert "Continuing with the plain one" in caplog.text
 
 
-def test_memory_that_runs_out_changes_no_head(parts, monkeypatch) -> None:
-    """The plain one gives other last bits, and another process of the run may have had the memory."""
+def test_running_out_of_memory_does_not_switch_the_head(parts, monkeypatch) -> None:
+    """The plain head gives other last bits, and another process of the run may have had enough memory."""
 
     def compiled(text: str, _: str):
         raise MemoryError
@@ -208,8 +208,8 @@ def test_memory_that_runs_out_changes_no_head(parts, monkeypatch) -> None:
         build_head(*parts, device=CPU, dtype=torch.bfloat16)
 
 
-def test_instructions_that_llvm_does_not_see_are_left_with_a_note(parts, monkeypatch, caplog) -> None:
-    """Compiled all the same they would end the process, not raise."""
+def test_instructions_unknown_to_llvm_are_not_used_and_noted(parts, monkeypatch, caplog) -> None:
+    """Compiling them anyway would crash the process instead of raising."""
     monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "amx")
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"avx512bf16": True, "amx-bf16": False})
     with caplog.at_level(logging.WARNING):
@@ -217,7 +217,7 @@ def test_instructions_that_llvm_does_not_see_are_left_with_a_note(parts, monkeyp
     assert "LLVM sees no amx-bf16 in this CPU. Continuing with the plain one" in caplog.text
 
 
-def test_an_llvm_that_is_too_old_is_left_with_a_note(parts, monkeypatch, caplog) -> None:
+def test_an_llvm_that_is_too_old_is_not_used_and_noted(parts, monkeypatch, caplog) -> None:
     monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
     monkeypatch.setattr(llvm, "llvm_version_info", (20, 1, 8))
     with caplog.at_level(logging.WARNING):
@@ -239,7 +239,7 @@ def test_an_llvm_that_is_too_old_is_left_with_a_note(parts, monkeypatch, caplog)
         (False, True, torch.float16, 128, None),
     ],
 )
-def test_which_instructions_multiply(monkeypatch, amx, tiles, dtype, width, expected) -> None:
+def test_the_best_instructions_for_a_dtype_are_chosen(monkeypatch, amx, tiles, dtype, width, expected) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(cpu_kernel, "has_amx", lambda: amx)
@@ -249,7 +249,7 @@ def test_which_instructions_multiply(monkeypatch, amx, tiles, dtype, width, expe
     assert instructions_for(dtype, width) == expected
 
 
-def test_other_systems_and_forbidden_instructions_have_none(monkeypatch) -> None:
+def test_other_systems_and_forbidden_instructions_disable_the_kernel(monkeypatch) -> None:
     for limit in ("AVX2", "AVX2_VNNI"):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
         assert instructions_for(torch.int8, 128) is instructions_for(torch.bfloat16, 128) is None
@@ -259,7 +259,7 @@ def test_other_systems_and_forbidden_instructions_have_none(monkeypatch) -> None
 
 
 @pytest.mark.usefixtures("emulated")
-def test_it_needs_no_compiler(tmp_path: Path, monkeypatch) -> None:
+def test_the_kernel_needs_no_compiler(tmp_path: Path, monkeypatch) -> None:
     """With nothing on PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
     weight, rows = torch.ones(3, 8, dtype=torch.int8), torch.ones(5, 8, dtype=torch.int8)

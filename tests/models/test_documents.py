@@ -1,4 +1,4 @@
-"""Documents to vectors: what sentence-transformers gives, whatever shares a batch and whoever computes it."""
+"""Document encoding: same results as sentence-transformers, for any batch and any number of workers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from support.checkpoints import CHECKPOINTS, PACKAGED, TEXTS, build_encoder, make_masked_lm
+from support.families import changed, dense
 from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
@@ -26,25 +27,13 @@ from sparse_ingest.records import in_batches
 MANY = [" ".join(text.split()[: 3 + place % 11]) for place in range(12) for text in TEXTS]
 
 
-def dense(encoded, size: int) -> np.ndarray:
-    rows = np.zeros((len(encoded.vectors.doc_ids), size), dtype=np.float32)
-    for row in range(len(rows)):
-        token_ids, weights = encoded.vectors.row(row)
-        rows[row, token_ids] = weights
-    return rows
-
-
-# For checkpoints that no test changes.
+# Cached: only for checkpoints that no test changes.
 shared_encoder = functools.cache(build_encoder)
 
 
 def encoded_rows(model: str | Path, texts=TEXTS, **settings) -> np.ndarray:
     encoder = shared_encoder(model, **settings)
     return dense(encoder.encode(texts), len(encoder.vocabulary))
-
-
-def edit_json(path: Path, **values) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +48,7 @@ def own(plain: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_it_gives_what_sentence_transformers_gives(name: str, checkpoints: dict[str, str]) -> None:
+def test_vectors_match_sentence_transformers(name: str, checkpoints: dict[str, str]) -> None:
     from sentence_transformers import SparseEncoder
 
     model = checkpoints[name]
@@ -68,7 +57,7 @@ def test_it_gives_what_sentence_transformers_gives(name: str, checkpoints: dict[
     encoder = shared_encoder(model)
     encoded = encoder.encode(TEXTS)
     found = dense(encoded, expected.shape[1])
-    # A weight within the tolerance of zero may be a term for one and none for the other.
+    # A weight within the tolerance of zero may be a term in one result and absent in the other.
     differing = (found > 0) != (expected > 0)
     assert np.maximum(found, expected)[differing].max(initial=0) < 1e-5
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -78,16 +67,15 @@ def test_it_gives_what_sentence_transformers_gives(name: str, checkpoints: dict[
     assert encoded.truncated_of.tolist() == [length > reference.max_seq_length for length in lengths]
 
 
-def test_cut_texts_are_counted(checkpoints: dict[str, str]) -> None:
+def test_truncated_texts_are_counted(checkpoints: dict[str, str]) -> None:
     encoder = shared_encoder(checkpoints["plain-bert"], max_length=8)
     encoded = encoder.encode(["river " * 6, "river " * 7, "", "river " * 70])
     assert (encoded.truncated_of.tolist(), encoded.tokens) == ([0, 1, 0, 1], 8 + 8 + 2 + 8)
     assert shared_encoder(PACKAGED).encode(["river " * 600]).truncated_of.tolist() == [1]
 
 
-@pytest.mark.parametrize("name", ["plain-bert", "plain-roberta", PACKAGED])
-def test_a_row_does_not_depend_on_what_shares_its_batch(name: str, checkpoints: dict[str, str]) -> None:
-    encoder = shared_encoder(checkpoints[name])
+def test_a_vector_does_not_depend_on_the_rest_of_its_batch(checkpoints: dict[str, str]) -> None:
+    encoder = shared_encoder(checkpoints[PACKAGED])
     size = len(encoder.vocabulary)
     together = dense(encoder.encode(TEXTS), size)
     alone = np.concatenate([dense(encoder.encode([text]), size) for text in TEXTS])
@@ -95,7 +83,7 @@ def test_a_row_does_not_depend_on_what_shares_its_batch(name: str, checkpoints: 
 
 
 @pytest.mark.parametrize("name", ["plain-distilbert", PACKAGED])
-def test_any_number_of_workers_gives_the_same_bytes(name: str, checkpoints: dict[str, str]) -> None:
+def test_any_number_of_workers_gives_the_same_bits(name: str, checkpoints: dict[str, str]) -> None:
     encoder = shared_encoder(checkpoints[name], batch_tokens=256)
     answers = []
     for workers in (1, 2, 3):
@@ -107,7 +95,7 @@ def test_any_number_of_workers_gives_the_same_bytes(name: str, checkpoints: dict
 
 
 def test_every_worker_computes_on_one_thread(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sum that is split over threads has another order on another machine."""
+    """A sum split over threads has another order on another machine."""
     import torch
 
     encoder, before, seen = shared_encoder(plain), torch.get_num_threads(), []
@@ -117,7 +105,7 @@ def test_every_worker_computes_on_one_thread(plain: Path, monkeypatch: pytest.Mo
     assert set(seen) == {1} and torch.get_num_threads() == before
 
 
-def test_progress_hears_of_every_document(plain: Path) -> None:
+def test_progress_counts_every_document(plain: Path) -> None:
     heard = []
     encoded = shared_encoder(plain, batch_tokens=256).encode(MANY, lambda *counts: heard.append(counts))
     assert tuple(map(sum, zip(*heard, strict=True))) == (len(MANY), encoded.tokens)
@@ -129,7 +117,7 @@ def test_no_texts_give_no_rows(plain: Path) -> None:
     assert encoded.vectors.indptr.tolist() == [0] and not len(encoded.vectors.weights)
 
 
-def test_the_second_logarithm_of_log1p_relu(plain: Path) -> None:
+def test_log1p_relu_applies_the_logarithm_twice(plain: Path) -> None:
     once, twice = encoded_rows(plain), encoded_rows(plain, activation="log1p_relu")
     np.testing.assert_allclose(np.log1p(once), twice, rtol=1e-6)
 
@@ -140,12 +128,12 @@ def test_special_tokens_can_be_zeroed(plain: Path) -> None:
     assert np.array_equal(kept[:, 5:], zeroed[:, 5:])
 
 
-def test_a_prompt_stands_in_front_of_every_text(plain: Path) -> None:
+def test_the_prompt_is_prepended_to_every_text(plain: Path) -> None:
     prompted = encoded_rows(plain, document_prompt="the bird: ")
     assert np.array_equal(prompted, encoded_rows(plain, ["the bird: " + text for text in TEXTS]))
 
 
-def test_lower_case_makes_capitals_small(tmp_path: Path) -> None:
+def test_lower_case_lowercases_texts(tmp_path: Path) -> None:
     model = make_masked_lm(tmp_path / "cased", cased=True)
     cased, lowered = encoded_rows(model), encoded_rows(model, lower_case=True)
     assert not np.array_equal(cased, lowered)
@@ -162,11 +150,11 @@ def test_a_text_without_any_token_gets_an_empty_row(own: Path) -> None:
         assert [length > 0 for length in lengths] == [bool(text) for text in texts]
 
 
-def test_two_ids_of_one_string_are_refused_with_both(plain: Path) -> None:
+def test_two_ids_with_the_same_string_are_refused(plain: Path) -> None:
     from sparse_ingest.models.tokenizer import Tokenizer as OurTokenizer
 
     class Repeating:
-        """A tokenizer whose strings fall together, as they do where byte fallback and a word share one."""
+        """A tokenizer in which two ids share one string, as a byte fallback and a word may."""
 
         def id_to_token(self, token_id: int) -> str:
             return "again" if token_id in (4, 9) else str(token_id)
@@ -177,7 +165,7 @@ def test_two_ids_of_one_string_are_refused_with_both(plain: Path) -> None:
         tokenizer.vocabulary(12)
 
 
-def test_weights_on_ids_without_a_token_are_left_out_and_counted(own: Path) -> None:
+def test_weights_of_ids_without_a_token_are_omitted_and_counted(own: Path) -> None:
     whole = build_encoder(own)
     rows = dense(whole.encode(TEXTS), len(whole.vocabulary))
     content = json.loads((own / "tokenizer.json").read_text())
@@ -203,7 +191,7 @@ def test_a_masked_lm_without_its_head_is_refused(own: Path) -> None:
 
 
 def test_weights_of_another_shape_are_refused(own: Path) -> None:
-    edit_json(own / "config.json", intermediate_size=48)
+    changed(own, "config.json", {"intermediate_size": 48})
     with pytest.raises(CheckpointError, match=r"in another shape, such as bert\.\S+ \(\[64\] for \[48\]\)"):
         build_encoder(own)
 
@@ -216,31 +204,31 @@ def test_a_damaged_weight_file_is_refused(own: Path) -> None:
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(own: Path) -> None:
-    """transformers makes one up, in which every word is unknown."""
+    """transformers would create one in which every word is unknown."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (own / name).unlink()
         with pytest.raises(CheckpointError, match="has no tokenizer: looked for tokenizer.json, vocab.txt"):
             build_encoder(own)
 
 
-def test_a_length_that_special_tokens_fill_is_refused(plain: Path) -> None:
+def test_a_max_length_without_room_for_text_is_refused(plain: Path) -> None:
     for length in (1, 2):
         with pytest.raises(PipelineError, match=f"max_length = {length}, but every text gets 2 special tokens"):
             build_encoder(plain, max_length=length)
     assert build_encoder(plain, max_length=3).encode(["river stone"]).truncated_of.tolist() == [1]
 
 
-def test_roberta_takes_as_many_tokens_as_its_position_table_holds(tmp_path: Path) -> None:
+def test_the_max_length_of_roberta_follows_its_position_table(tmp_path: Path) -> None:
     model = make_masked_lm(tmp_path / "roberta", "roberta")
     encoded = build_encoder(model).encode(["river " * 100])
     assert (encoded.tokens, encoded.truncated_of.tolist()) == (64, [1])
 
 
-def test_a_gpu_that_is_not_there_is_named() -> None:
+def test_a_missing_gpu_is_reported() -> None:
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is a GPU")
     assert choose_device("auto") == "cpu"
     with pytest.raises(UsageError, match="torch sees 0 GPUs"):
         choose_device("cuda:1")
@@ -260,12 +248,12 @@ def test_queries_use_their_own_prompt(checkpoints: dict[str, str]) -> None:
         assert list(weights.values()) == sorted(weights.values(), reverse=True)
 
 
-def test_the_number_of_terms_that_a_checkpoint_declares_is_kept(checkpoints: dict[str, str], tmp_path: Path) -> None:
-    """As sentence-transformers does: `max_active_dims` in its own config file, on both sides."""
+def test_max_active_dims_of_a_checkpoint_is_applied(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """As in sentence-transformers: `max_active_dims` in its config file limits documents and queries."""
     from sentence_transformers import SparseEncoder
 
     folder = Path(shutil.copytree(checkpoints["saved-bert"], tmp_path / "saved"))
-    edit_json(folder / "config_sentence_transformers.json", max_active_dims=7)
+    changed(folder, "config_sentence_transformers.json", {"max_active_dims": 7})
     pipeline = resolve_pipeline(Pipeline(), read_checkpoint(str(folder)))
     theirs = SparseEncoder(str(folder), device="cpu")
     assert pipeline.encode.top_k == theirs.max_active_dims == 7
@@ -275,10 +263,10 @@ def test_the_number_of_terms_that_a_checkpoint_declares_is_kept(checkpoints: dic
     assert sorted(weights.values()) == pytest.approx(sorted(expected[expected > 0].tolist()), abs=1e-4)
 
 
-@pytest.mark.parametrize("asked", ["foo", "mps", "cuda:0,cuda:1", "cuda:", "cpu:1", ""])
-def test_a_device_of_no_known_form_is_named(asked: str) -> None:
+@pytest.mark.parametrize("device", ["foo", "mps", "cuda:0,cuda:1", "cuda:", "cpu:1", ""])
+def test_an_unknown_device_is_reported(device: str) -> None:
     with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:N"):
-        choose_device(asked)
+        choose_device(device)
 
 
 def test_long_texts_are_tokenized_a_few_at_a_time() -> None:

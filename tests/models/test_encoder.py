@@ -1,4 +1,4 @@
-"""`SparseEncoder`: the numbers of sentence-transformers, the settings of a pipeline, and what is built when."""
+"""`SparseEncoder`: parity with sentence-transformers, pipeline settings, and lazy building of models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.checkpoints import PACKAGED, TEXTS, make_masked_lm, make_router, make_splade_card, write_idf
-from support.families import DOCUMENTS, QUERIES, TWINS, Twin, assert_same, changed, reference_of
+from support.families import DOCUMENTS, FAMILY_OF_TWIN, QUERIES, Twin, assert_same, changed, reference_of
 from support.forked import command
 from support.reporters import Recorder
 from support.run_contents import documents, write
@@ -35,19 +35,19 @@ shared = functools.cache(SparseEncoder)
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A masked LM of 64 tokens that serves both sides."""
+    """A masked LM with a limit of 64 tokens, used for documents and queries."""
     return str(make_masked_lm(tmp_path_factory.mktemp("encoder") / "plain"))
 
 
 @pytest.fixture(scope="module")
 def inference_free(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A masked LM for documents, and a weight table for queries."""
+    """A masked LM for documents and a weight table for queries."""
     return str(write_idf(make_masked_lm(tmp_path_factory.mktemp("encoder") / "idf", "distilbert")))
 
 
 @pytest.fixture(scope="module")
 def families(twins: dict[str, Twin]) -> dict[str, Twin]:
-    """A checkpoint of every family, and a real one from a package."""
+    """One checkpoint of every family, and a real one from a package."""
     folder = str(read_checkpoint(PACKAGED).folder)
     return {**twins, PACKAGED: Twin(PACKAGED, folder, read_checkpoint(PACKAGED).family)}
 
@@ -55,15 +55,15 @@ def families(twins: dict[str, Twin]) -> dict[str, Twin]:
 # Parity with sentence-transformers
 
 
-# The whole table of families is checked by `make test-all`; these differ in head, tokenizer, query side or layout.
+# `make test-all` checks all families; these differ in head, tokenizer, query side or layout.
 QUICK = {"card-bert", "card-roberta", "router-static", "plain-bert", PACKAGED}
-EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in [*TWINS, PACKAGED]]
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in [*FAMILY_OF_TWIN, PACKAGED]]
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_it_gives_what_sentence_transformers_gives(families: dict[str, Twin], name: str) -> None:
+def test_vectors_match_sentence_transformers(families: dict[str, Twin], name: str) -> None:
     encoder, reference = shared(families[name].model), reference_of(families[name].reference)
-    # The query side first: the order in which the two are built changes nothing.
+    # Queries first: the order in which the two sides are built does not matter.
     queries, expected_queries = encoder.encode_query(QUERIES), reference.encode_query(list(QUERIES))
     vectors, expected = encoder.encode_document(DOCUMENTS), reference.encode_document(list(DOCUMENTS))
     assert_same(vectors.to_scipy().toarray(), expected.to_dense().numpy())
@@ -79,7 +79,7 @@ def test_it_gives_what_sentence_transformers_gives(families: dict[str, Twin], na
 
 
 @pytest.mark.parametrize("name", ["card-roberta", "router-static", "plain-bert"])
-def test_one_text_gives_what_a_list_of_one_gives(twins: dict[str, Twin], name: str) -> None:
+def test_one_text_gives_the_same_vector_as_a_list_of_one(twins: dict[str, Twin], name: str) -> None:
     encoder, reference = shared(twins[name].model), reference_of(twins[name].reference)
     for text in ("the river and the stone", ""):
         for encode in (encoder.encode_document, encoder.encode_query):
@@ -90,7 +90,9 @@ def test_one_text_gives_what_a_list_of_one_gives(twins: dict[str, Twin], name: s
 
 
 @pytest.mark.parametrize("name", ["card-bert", "router-static"])
-def test_max_active_dims_keeps_the_heaviest_as_in_sentence_transformers(twins: dict[str, Twin], name: str) -> None:
+def test_max_active_dims_keeps_the_heaviest_terms_as_in_sentence_transformers(
+    twins: dict[str, Twin], name: str
+) -> None:
     encoder, reference = shared(twins[name].model), reference_of(twins[name].reference)
     texts = ["the river and the stone", "a lamp of water"]
     for side in ("encode_document", "encode_query"):
@@ -101,9 +103,7 @@ def test_max_active_dims_keeps_the_heaviest_as_in_sentence_transformers(twins: d
 
 
 @pytest.mark.parametrize("name", ["card-bert", "router-static"])
-def test_max_active_dims_replaces_the_number_that_the_model_declares(
-    twins: dict[str, Twin], tmp_path: Path, name: str
-) -> None:
+def test_max_active_dims_overrides_that_of_the_checkpoint(twins: dict[str, Twin], tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(twins[name].model, tmp_path / "declared"))
     changed(folder, "config_sentence_transformers.json", {"max_active_dims": 2})
     encoder, reference = SparseEncoder(folder), reference_of(str(folder))
@@ -115,7 +115,7 @@ def test_max_active_dims_replaces_the_number_that_the_model_declares(
             assert np.diff(found.indptr).max() == most
 
 
-def test_decode_has_the_shapes_of_sentence_transformers(plain: str) -> None:
+def test_decode_returns_the_shapes_of_sentence_transformers(plain: str) -> None:
     encoder, reference = shared(plain), reference_of(plain)
     one = encoder.decode(encoder.encode_document("the river"), top_k=3)
     assert dict(one) == pytest.approx(dict(reference.decode(reference.encode_document("the river"), top_k=3)), abs=1e-4)
@@ -127,8 +127,8 @@ def test_decode_has_the_shapes_of_sentence_transformers(plain: str) -> None:
     assert encoder.decode([{"stone": 1.0, "river": 2.0}], top_k=1) == [[("river", 2.0)]]
 
 
-def test_an_opensearch_checkpoint_gives_what_its_own_sides_give(inference_free: str) -> None:
-    """sentence-transformers reads no idf.json; test_parity.py compares both sides with the formula of its cards."""
+def test_an_opensearch_checkpoint_gives_the_vectors_of_its_two_encoders(inference_free: str) -> None:
+    """sentence-transformers does not read idf.json; test_parity.py checks both sides with the formula of the cards."""
     encoder = SparseEncoder(ModelSettings(document=inference_free, activation="relu"))
     table = query_encoder(ModelSettings(document=inference_free))
     assert encoder.encode_query(QUERIES).to_dicts() == table.encode(QUERIES)
@@ -145,7 +145,7 @@ def test_no_texts_give_no_rows(plain: str, inference_free: str) -> None:
         assert len(vectors) == 0 and vectors.to_scipy().shape == (0, len(vectors.vocabulary))
 
 
-def test_any_sequence_of_strings_is_a_list_of_texts(plain: str) -> None:
+def test_any_sequence_of_strings_is_accepted(plain: str) -> None:
     encoder, expected = shared(plain), shared(plain).encode_document(["the river", "a lamp"]).to_dicts()
     for texts in (("the river", "a lamp"), np.array(["the river", "a lamp"]), iter(["the river", "a lamp"])):
         assert encoder.encode_document(texts).to_dicts() == expected
@@ -163,14 +163,14 @@ def test_any_sequence_of_strings_is_a_list_of_texts(plain: str) -> None:
         (None, "The texts are NoneType"),
     ],
 )
-def test_what_is_no_text_is_refused_by_its_place(plain: str, texts: Any, message: str) -> None:
+def test_a_value_that_is_not_a_text_is_refused_with_its_position(plain: str, texts: Any, message: str) -> None:
     for encode in (shared(plain).encode_document, shared(plain).encode_query):
         with pytest.raises(UsageError, match=message):
             encode(texts)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "2"])
-def test_max_active_dims_must_be_a_whole_number_above_zero(plain: str, wrong: Any) -> None:
+def test_max_active_dims_must_be_a_positive_integer(plain: str, wrong: Any) -> None:
     for encode in (shared(plain).encode_document, shared(plain).encode_query):
         with pytest.raises(UsageError, match="max_active_dims is"):
             encode(["river"], max_active_dims=wrong)
@@ -198,7 +198,7 @@ def test_a_pipeline_file_is_found_by_its_path(plain: str, tmp_path: Path) -> Non
         SparseEncoder("nowhere.toml")
 
 
-def test_settings_and_pipelines_are_taken_as_they_are(plain: str) -> None:
+def test_model_settings_and_pipelines_are_accepted(plain: str) -> None:
     expected = shared(plain).encode_document("the river and the stone", max_active_dims=3)
     given = Pipeline(ModelSettings(document=plain), EncodeSettings(top_k=3))
     assert SparseEncoder(given).encode_document("the river and the stone") == expected
@@ -207,15 +207,15 @@ def test_settings_and_pipelines_are_taken_as_they_are(plain: str) -> None:
     assert cut == pytest.approx(shared(plain).encode_document("the river"), abs=1e-4)
 
 
-def test_a_model_that_is_not_there_is_reported_at_the_first_call(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported_at_the_first_call(tmp_path: Path) -> None:
     encoder = SparseEncoder(tmp_path / "nowhere")
     for encode in (encoder.encode_document, encoder.encode_query):
         with pytest.raises(CheckpointError, match="No model folder"):
             encode("river")
 
 
-def test_a_query_model_of_its_own_serves_queries_alone(plain: str, tmp_path: Path) -> None:
-    """Its token ids are its own; similarity compares strings."""
+def test_a_separate_query_model_encodes_queries_only(plain: str, tmp_path: Path) -> None:
+    """The two vocabularies have different token ids; similarity compares strings."""
     table = write_table(tmp_path / "table")
     encoder = SparseEncoder(ModelSettings(document=plain, query=str(table)))
     queries, vectors = encoder.encode_query(["catch a river", "stone"]), encoder.encode_document(["the river"])
@@ -245,12 +245,12 @@ def test_options_are_checked_before_anything_is_read(model: Any, options: dict[s
         SparseEncoder(model, **options)
 
 
-def test_a_device_that_is_not_there_is_refused(plain: str) -> None:
+def test_a_missing_device_is_refused(plain: str) -> None:
     with pytest.raises(UsageError, match="expected auto, cpu, cuda"):
         SparseEncoder(plain, device="tpu").encode_document("river")
 
 
-def test_the_repr_names_model_device_and_dtype() -> None:
+def test_repr_shows_model_device_and_dtype() -> None:
     assert repr(SparseEncoder("owner/name")) == "<SparseEncoder: 'owner/name', device='auto', float32>"
 
 
@@ -267,7 +267,7 @@ RULES = {
 @pytest.mark.parametrize(
     "rules", [rules if rules == "pruned" else pytest.param(rules, marks=pytest.mark.slow) for rules in RULES]
 )
-def test_documents_have_the_bits_of_a_run_of_the_same_pipeline(plain: str, tmp_path: Path, rules: str) -> None:
+def test_documents_are_bit_identical_to_a_run_of_the_same_pipeline(plain: str, tmp_path: Path, rules: str) -> None:
     settings = {"dtype": "float32", "weights": "float32", **RULES[rules]}
     pipeline = tmp_path / "pipeline.toml"
     lines = (f"{name} = {json.dumps(value)}" for name, value in settings.items())
@@ -282,7 +282,7 @@ def test_documents_have_the_bits_of_a_run_of_the_same_pipeline(plain: str, tmp_p
         assert dict(zip(*(array.tolist() for array in vectors.row(row)), strict=True)) == stored[str(row)][2]
 
 
-def test_queries_are_pruned_as_search_prunes_them(plain: str, inference_free: str) -> None:
+def test_queries_are_pruned_as_in_search(plain: str, inference_free: str) -> None:
     for model in (plain, inference_free):
         pipeline = Pipeline(ModelSettings(document=model), query=QuerySettings(top_k=3, max_ratio=0.1))
         text = "the river and the stone of water"
@@ -312,7 +312,7 @@ def test_smaller_batches_give_the_same_vectors(plain: str) -> None:
 # What is built, and when
 
 
-def test_queries_of_an_inference_free_model_bring_neither_torch_nor_transformers(
+def test_queries_of_an_inference_free_model_import_neither_torch_nor_transformers(
     inference_free: str, twins: dict[str, Twin]
 ) -> None:
     code = (
@@ -332,7 +332,7 @@ def test_queries_of_an_inference_free_model_bring_neither_torch_nor_transformers
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An entry for each BERT model that transformers builds in this test."""
+    """Return a list that gets an entry for each BERT model that transformers builds."""
     from transformers import BertForMaskedLM
 
     found: list[str] = []
@@ -348,8 +348,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("first", ["encode_query", "encode_document"])
-def test_a_masked_lm_of_both_sides_is_built_once(tmp_path: Path, built: list[str], first: str) -> None:
-    """Whatever their prompts."""
+def test_a_masked_lm_used_for_both_sides_is_built_once(tmp_path: Path, built: list[str], first: str) -> None:
+    """Also if the prompts differ."""
     folder = make_splade_card(tmp_path / "card", prompts={"query": "find: ", "document": "text: "})
     built.clear()
     encoder = SparseEncoder(folder)
@@ -372,7 +372,9 @@ def test_queries_alone_need_no_document_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "inference_free"])
-def test_sixteen_threads_get_the_answers_of_one(kind: str, built: list[str], request: pytest.FixtureRequest) -> None:
+def test_sixteen_threads_get_the_same_results_as_one(
+    kind: str, built: list[str], request: pytest.FixtureRequest
+) -> None:
     import torch
 
     model, threads = request.getfixturevalue(kind), torch.get_num_threads()
@@ -391,11 +393,11 @@ def test_sixteen_threads_get_the_answers_of_one(kind: str, built: list[str], req
         answers = list(pool.map(ask, [number % len(texts) for number in range(16)]))
     assert all(answer == expected for answer in answers)
     assert len(built) == (kind == "plain")
-    with ThreadPoolExecutor(1) as pool:  # a thread that starts has what was set last
+    with ThreadPoolExecutor(1) as pool:  # a new thread gets the last setting
         assert pool.submit(torch.get_num_threads).result() == threads
 
 
-def test_documents_and_queries_may_be_encoded_at_the_same_time(plain: str) -> None:
+def test_documents_and_queries_may_be_encoded_concurrently(plain: str) -> None:
     encoder = SparseEncoder(plain)
     expected_query, expected = shared(plain).encode_query("the river"), shared(plain).encode_document(TEXTS)
     calls: list[Callable[[], Any]] = [lambda: encoder.encode_query("the river"), lambda: encoder.encode_document(TEXTS)]
@@ -408,8 +410,8 @@ def test_documents_and_queries_may_be_encoded_at_the_same_time(plain: str) -> No
 # Progress
 
 
-class Heard(Recorder):
-    """Remembers what was begun, and the size of each step."""
+class Recorded(Recorder):
+    """Records the totals and the size of each step."""
 
     def __init__(self, *, stop_at: int | None = None) -> None:
         super().__init__(self._add, stop_at=stop_at)
@@ -423,8 +425,8 @@ class Heard(Recorder):
         self.steps.append(done)
 
 
-def test_a_reporter_hears_of_every_text(plain: str) -> None:
-    encoder, heard = SparseEncoder(plain, batch_tokens=64), Heard()
+def test_a_reporter_gets_every_text(plain: str) -> None:
+    encoder, heard = SparseEncoder(plain, batch_tokens=64), Recorded()
     encoder.encode_document(TEXTS, progress=heard)
     assert heard.begun == [("documents", len(TEXTS))] and heard.notes == []
     assert heard.done == len(TEXTS) and len(heard.steps) > 2
@@ -432,8 +434,8 @@ def test_a_reporter_hears_of_every_text(plain: str) -> None:
     assert heard.begun[1] == ("queries", len(TEXTS)) and heard.done == 2 * len(TEXTS)
 
 
-def test_a_reporter_may_ask_to_stop(plain: str) -> None:
-    encoder, heard = SparseEncoder(plain, batch_tokens=64), Heard(stop_at=1)
+def test_a_reporter_may_request_a_stop(plain: str) -> None:
+    encoder, heard = SparseEncoder(plain, batch_tokens=64), Recorded(stop_at=1)
     with pytest.raises(Interrupted, match="Stopped on request"):
         encoder.encode_document(TEXTS, progress=heard)
     assert len(heard.steps) == 1
@@ -449,7 +451,7 @@ def test_nothing_is_shown_unless_progress_is_asked_for(plain: str, capfd: pytest
     assert shown.out == "" and f"{len(TEXTS)}/{len(TEXTS)}" in shown.err and "documents/s" in shown.err
 
 
-def test_weights_without_a_token_are_warned_of_once(
+def test_weights_of_ids_without_a_token_are_warned_about_once(
     plain: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = shutil.copytree(plain, tmp_path / "own")

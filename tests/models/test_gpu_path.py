@@ -1,6 +1,6 @@
-"""What a GPU would be asked to do, on tensors that have a device, shapes and dtypes but no numbers.
+"""The GPU code path on torch's meta tensors, which have device, shape and dtype but no values.
 
-torch refuses there whatever needs a number on the host: so nothing of a batch waits for the device.
+On these torch raises where a value is needed on the host, so the tests prove that no batch waits for the device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if torch.cuda.is_available():
 
 @pytest.fixture
 def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMaker]:
-    """A model in half precision on a GPU that is not there."""
+    """Return a model in half precision on a GPU that does not exist."""
     pytest.importorskip("torch.nn.attention.varlen")
     maker = build_encoder(make_masked_lm(tmp_path / "bert"), dtype="float16").maker
     assert maker.body.packs
@@ -36,7 +36,7 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMak
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        for module in (packing, body):  # which pin memory, for which a driver is needed
+        for module in (packing, body):  # which pin memory, and that needs a driver
             monkeypatch.setattr(
                 module, "to_device", lambda array, device: mode.from_tensor(torch.from_numpy(array)).to(device)
             )
@@ -57,7 +57,7 @@ def test_packed_documents_go_through_body_and_head_without_waiting(maker: Vector
     assert weights.device == dropped.device == GPU and weights.shape == (4, len(maker.vocabulary))
 
 
-def test_attention_is_one_call_whatever_this_torch_can_split(
+def test_attention_is_one_call_with_the_signature_of_torch_2_11(
     maker: VectorMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch.nn.attention import varlen

@@ -1,4 +1,4 @@
-"""The fast heads against the plain one: whole numbers, the Triton kernel on the CPU, and the trial on a device."""
+"""The fast heads compared with the plain one: int8, the Triton kernel interpreted on the CPU, and the trial run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 RAGGED = (1, 5, 31, 32, 33, 129, 7)
 
 
-def made(lengths: tuple[int, ...], width: int, vocabulary: int, dtype: torch.dtype = torch.float32):
+def random_inputs(lengths: tuple[int, ...], width: int, vocabulary: int, dtype: torch.dtype = torch.float32):
     generator = torch.Generator().manual_seed(vocabulary)
     rows = torch.randn(sum(lengths), width, generator=generator).to(dtype)
     weight = torch.randn(vocabulary, width, generator=generator).to(dtype)
@@ -40,12 +40,12 @@ needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI, or
 @needs_vnni
 @pytest.mark.parametrize("lengths", [RAGGED, (1,), (40, 40)])
 @pytest.mark.parametrize("vocabulary", [1, 511, 512, 1300])
-def test_whole_numbers_are_within_their_rounding(lengths: tuple[int, ...], vocabulary: int) -> None:
-    rows, weight, bias = made(lengths, 64, vocabulary)
+def test_int8_weights_are_within_the_rounding_error(lengths: tuple[int, ...], vocabulary: int) -> None:
+    rows, weight, bias = random_inputs(lengths, 64, vocabulary)
     packing = Packing(lengths, CPU)
     found, expected = Int8Head(weight, bias)(rows, packing), plain(weight, bias)(rows, packing)
     assert found.dtype == torch.float32 and found.shape == expected.shape
-    # Half a step of each of 64 factors on both sides, were all rounding errors of one sign: the bound, not the habit.
+    # The worst case: half a step of each of 64 factors on both sides, all errors with the same sign.
     steps = rows.abs().max() * weight.abs().max() / STEPS
     assert (found - expected).abs().max() < 64 * steps
     assert (found - expected).abs().mean() < 2 * steps
@@ -53,8 +53,8 @@ def test_whole_numbers_are_within_their_rounding(lengths: tuple[int, ...], vocab
 
 @needs_vnni
 @pytest.mark.parametrize("width", [8, 768])
-def test_sums_of_whole_numbers_are_exact(width: int) -> None:
-    """Older instructions add pairs in 16 bits, which overflow where all factors are large."""
+def test_int8_sums_are_exact(width: int) -> None:
+    """Older instructions add pairs in 16 bits, which overflows if all factors are large."""
     rows, weight = torch.ones(40, width), torch.ones(600, width)
     weight[::2] = -1
     found = Int8Head(weight, torch.zeros(600))(rows, Packing((40,), CPU))
@@ -63,9 +63,9 @@ def test_sums_of_whole_numbers_are_exact(width: int) -> None:
 
 
 @needs_vnni
-def test_a_document_has_a_scale_of_its_own() -> None:
-    """A neighbor with hidden states a thousand times as large changes no bit of it."""
-    rows, weight, bias = made((9, 6), 64, 700)
+def test_each_document_has_its_own_int8_scale() -> None:
+    """A document in the same batch with hidden states 1,000 times as large changes no bit."""
+    rows, weight, bias = random_inputs((9, 6), 64, 700)
     head = Int8Head(weight, bias)
     alone = head(rows[9:], Packing((6,), CPU))
     rows[:9] *= 1000
@@ -73,14 +73,14 @@ def test_a_document_has_a_scale_of_its_own() -> None:
 
 
 @needs_vnni
-def test_hidden_states_of_zeros_leave_the_bias() -> None:
-    _, weight, bias = made((1,), 64, 700)
+def test_hidden_states_of_zero_give_the_bias() -> None:
+    _, weight, bias = random_inputs((1,), 64, 700)
     found = Int8Head(weight, bias)(torch.zeros(5, 64), Packing((2, 3), CPU))
     torch.testing.assert_close(found, bias.relu().expand(2, -1))
 
 
-def test_whole_numbers_are_refused_where_they_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, weight, bias = made((1,), 8, 8)
+def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, weight, bias = random_inputs((1,), 8, 8)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not has_vnni()
     with pytest.raises(UsageError, match="AVX512 VNNI, .* Continue an int8 run on a CPU"):
@@ -89,11 +89,11 @@ def test_whole_numbers_are_refused_where_they_are_slow(monkeypatch: pytest.Monke
         build_head(weight, bias, device=torch.device("cuda:0"), dtype=torch.float32, int8=True)
 
 
-# Lengths, width, vocabulary. Several programs share the documents of the fourth and the fifth; the last one is too wide
-# for weights that stay, and leaves a step of the width half empty.
+# Lengths, width, vocabulary. In the fourth and fifth case several programs share documents; the last case is too wide
+# to keep weights in shared memory, and its last step of the width is half empty.
 CASES = [(RAGGED, 48, 200), ((1,), 64, 64), ((128, 64, 1), 130, 129), ((2,) * 40, 16, 65),
          ((70,) * 9 + (1300,) + (65,) * 7, 16, 65), ((300, 128, 1), 312, 129)]  # fmt: skip
-# numpy, in which the kernel is interpreted, has no bfloat16: on a device the trial covers it.
+# The interpreter uses numpy, which has no bfloat16; on a device the trial covers it.
 DTYPES = ("float32", "float16")
 INTERPRETED = f"""
 import json, sys, torch
@@ -121,7 +121,7 @@ print(json.dumps({{
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict:
-    """What the kernel gave on the CPU: in a process of its own, as Triton is told to interpret when it is imported."""
+    """The kernel's results on the CPU, from a separate process: Triton reads TRITON_INTERPRET when it is imported."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", INTERPRETED]
@@ -131,8 +131,8 @@ def interpreted() -> dict:
 
 
 def verdicts(triton_head: Any) -> list[bool]:
-    """Whether the trial is passed by the kernel, and by one that is wrong in one column, is no number, or too short."""
-    _, weight, bias = made((1,), 32, 70)
+    """Return whether the trial accepts the kernel, and kernels with a wrong column, NaN or too few columns."""
+    _, weight, bias = random_inputs((1,), 32, 70)
     head, reference = triton_head(weight, bias, device=CPU, dtype=torch.float32), plain(weight, bias)
     wrong = (
         lambda *given: _changed(head(*given), (3, 69), 0.01),
@@ -150,30 +150,30 @@ def _changed(weights: torch.Tensor, place: tuple[int, int], by: float) -> torch.
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_the_kernel_gives_what_the_plain_head_gives(interpreted: dict, case: int, dtype: str) -> None:
+def test_the_kernel_matches_the_plain_head(interpreted: dict, case: int, dtype: str) -> None:
     found = interpreted["cases"][f"{case} {dtype}"]
     assert found["dtype"] == "torch.float32"
-    # Sums are float32 in half precision too: only their order differs.
+    # Sums are float32 for half precision too; only their order differs.
     assert found["largest"] > 1 and found["difference"] < 1e-5 * found["largest"]
 
 
-def test_the_kernel_pads_the_vocabulary_to_whole_tiles(interpreted: dict) -> None:
+def test_the_kernel_pads_the_vocabulary_to_full_tiles(interpreted: dict) -> None:
     padded = [interpreted["cases"][f"{case} float32"]["padded"] for case in range(len(CASES))]
     assert padded == [256, 128, 256, 128, 128, 256]
 
 
-def test_the_trial_lets_the_kernel_through_and_no_wrong_one(interpreted: dict) -> None:
+def test_the_trial_accepts_the_kernel_and_rejects_wrong_ones(interpreted: dict) -> None:
     assert interpreted["verdicts"] == [True, False, False, False]
 
 
-def test_a_head_that_cannot_run_on_the_device_is_left_with_a_note(monkeypatch, caplog) -> None:
-    """Here: the CPU, for which Triton compiles nothing."""
+def test_a_head_that_cannot_run_on_the_device_is_not_used_and_noted(monkeypatch, caplog) -> None:
+    """Triton compiles nothing for the CPU."""
     from sparse_ingest.models.heads import selection
 
     pytest.importorskip("triton")
     from sparse_ingest.models.heads.triton_max import TritonHead
 
-    _, weight, bias = made((1,), 16, 70)
+    _, weight, bias = random_inputs((1,), 16, 70)
     monkeypatch.setattr(selection, "Kernel", lambda *parts, **_: TritonHead(*parts, device=CPU, dtype=torch.float32))
     monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
     with caplog.at_level(logging.WARNING):

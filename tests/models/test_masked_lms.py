@@ -1,4 +1,4 @@
-"""How weights and code are read: shards, pickles that hold nothing but tensors, and remote code when it is trusted."""
+"""Loading of weights and code: shards, pickles of tensors only, and remote code only if trusted."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_sharded_weights_are_the_same(bert: Path, tmp_path: Path) -> None:
     assert np.array_equal(weights_of(folder), weights_of(bert))
 
 
-def test_weights_that_are_left_over_change_and_say_nothing(
+def test_unused_weights_are_ignored_silently(
     own: Path, bert: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the pooler of a training is."""
+    """Such as the pooler of a training checkpoint."""
     tensors = load_file(own / "model.safetensors")
     save_file({**tensors, "bert.pooler.dense.bias": torch.zeros(32)}, own / "model.safetensors", {"format": "pt"})
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
@@ -81,7 +81,7 @@ def test_a_pickle_of_tensors_is_read(bert: Path, own: Path) -> None:
     assert np.array_equal(weights_of(own), weights_of(bert))
 
 
-def test_a_pickle_that_holds_more_is_refused_and_not_run(own: Path, tmp_path: Path) -> None:
+def test_a_pickle_with_other_objects_is_refused_and_not_executed(own: Path, tmp_path: Path) -> None:
     tensors = load_file(own / "model.safetensors")
     (own / "model.safetensors").unlink()
     torch.save({**tensors, "more": Dangerous(tmp_path / "ran")}, own / "pytorch_model.bin")
@@ -90,16 +90,16 @@ def test_a_pickle_that_holds_more_is_refused_and_not_run(own: Path, tmp_path: Pa
     (own / "pytorch_model.bin").write_bytes(pickle.dumps(Dangerous(tmp_path / "ran"), protocol=2))
     with pytest.raises(CheckpointError, match="could run code") as caught:
         build_encoder(own)
-    assert "weights_only" not in str(caught.value)  # torch's advice is to switch it off
+    assert "weights_only" not in str(caught.value)  # torch advises disabling weights_only
     assert not (tmp_path / "ran").exists()
 
 
-def test_safetensors_go_before_a_pickle(bert: Path, own: Path) -> None:
+def test_safetensors_are_preferred_to_a_pickle(bert: Path, own: Path) -> None:
     (own / "pytorch_model.bin").write_bytes(b"anything")
     assert np.array_equal(weights_of(own), weights_of(bert))
 
 
-def test_a_table_in_a_pickle_needs_torch_and_nothing_else(
+def test_a_weight_table_in_a_pickle_needs_torch_only(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_router(tmp_path / "router", bert)
@@ -115,13 +115,13 @@ def test_a_table_in_a_pickle_needs_torch_and_nothing_else(
 
 
 @pytest.mark.parametrize("content", [{"other": torch.zeros(3)}, {"weight": torch.zeros(3, 3)}, [1.0]])
-def test_a_pickle_without_a_table_is_refused(tmp_path: Path, content: Any) -> None:
+def test_a_pickle_without_a_weight_table_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="no tensor `weight`|not tensors with a name"):
         read_table(tmp_path / "pytorch_model.bin")
 
 
-def test_a_table_in_a_pickle_that_holds_more_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_weight_table_in_a_pickle_with_other_objects_is_refused_and_not_executed(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3), "more": Dangerous(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="could run code"):
         read_table(tmp_path / "pytorch_model.bin")
@@ -144,7 +144,7 @@ class MineForMaskedLM(BertForMaskedLM):
 
 @pytest.fixture
 def with_code(own: Path, tmp_path: Path) -> Path:
-    """A BERT under a name of its own, which its own file builds; the file tells when it runs."""
+    """A BERT with its own model type and code file; the file records that it ran."""
     config = json.loads((own / "config.json").read_text())
     config |= {
         "model_type": "mine",
@@ -156,7 +156,7 @@ def with_code(own: Path, tmp_path: Path) -> Path:
     return own
 
 
-def test_remote_code_is_refused_with_what_would_run(with_code: Path, tmp_path: Path) -> None:
+def test_remote_code_is_refused_and_the_file_is_named(with_code: Path, tmp_path: Path) -> None:
     for build in (lambda: build_encoder(with_code), lambda: query_encoder(ModelSettings(document=str(with_code)))):
         with pytest.raises(CheckpointError) as caught:
             build()
@@ -166,7 +166,7 @@ def test_remote_code_is_refused_with_what_would_run(with_code: Path, tmp_path: P
     assert not (tmp_path / "ran").exists()
 
 
-def test_remote_code_runs_when_it_is_trusted_and_is_told(
+def test_trusted_remote_code_runs_and_is_reported(
     bert: Path, with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -177,7 +177,7 @@ def test_remote_code_runs_when_it_is_trusted_and_is_told(
     assert "class MineForMaskedLM of modeling_mine.py" in told and str(with_code) in told
 
 
-def test_the_flag_of_the_command_line_is_what_trusts(
+def test_the_command_line_flag_trusts_remote_code(
     with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -196,7 +196,7 @@ def test_an_index_or_a_run_cannot_grant_trust() -> None:
     assert asked == ModelSettings(document="some/model", trust_remote_code=True)
 
 
-def test_another_query_model_is_asked_with_its_own_settings() -> None:
+def test_another_query_model_uses_its_own_settings() -> None:
     side = {"query_prompt": "q: ", "max_length": 9}
     stored = {"document": "a/doc", "revision": "1", "query": "a/query", "query_revision": "2", "query_side": side}
     mine = ModelSettings(document="a/doc", revision="1", query="my/query")
@@ -206,7 +206,7 @@ def test_another_query_model_is_asked_with_its_own_settings() -> None:
 
 
 def test_code_in_another_repository_is_refused_even_when_trusted(with_code: Path) -> None:
-    """Its revision says nothing of that repository, whose newest state transformers would run."""
+    """The revision does not pin that repository, so transformers would run its newest commit."""
     config = json.loads((with_code / "config.json").read_text())
     config["auto_map"] = {name: f"someone/else--{code}" for name, code in config["auto_map"].items()}
     (with_code / "config.json").write_text(json.dumps(config))
@@ -225,7 +225,7 @@ def test_trusted_code_is_part_of_the_identity(with_code: Path) -> None:
     assert identity() != before
 
 
-def test_code_beside_a_known_architecture_never_runs(own: Path, bert: Path, tmp_path: Path) -> None:
+def test_code_of_a_known_architecture_never_runs(own: Path, bert: Path, tmp_path: Path) -> None:
     config = json.loads((own / "config.json").read_text())
     config["auto_map"] = {"AutoModelForMaskedLM": "modeling_mine.MineForMaskedLM"}
     (own / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Memory that runs out: the budget is halved and kept, and a text that fits no budget is named."""
+"""Running out of memory: the batch budget is halved and stays so; a text that fits no budget is named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = ["river stone", "lamp " * 20, "the water of the river " * 4, "stone", "b
 
 
 class SmallMemory:
-    """A head that has no memory for more than so many rows, and says it as torch does."""
+    """A head that raises torch's out-of-memory error above a number of rows."""
 
     def __init__(self, head, rows: int, error: BaseException) -> None:
         self.head, self.rows, self.error = head, rows, error
@@ -34,8 +34,8 @@ class SmallMemory:
         return self.head(rows, packing)
 
 
-def as_torch_says(size: int) -> RuntimeError:
-    """What the allocator for the CPU raises: asked for more than there is anywhere."""
+def torch_memory_error(size: int) -> RuntimeError:
+    """Return the error of torch's CPU allocator for a size that no machine has."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(size, dtype=torch.float64)
     return caught.value
@@ -43,7 +43,7 @@ def as_torch_says(size: int) -> RuntimeError:
 
 ERRORS = {
     "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    "cpu": as_torch_says(1 << 55),
+    "cpu": torch_memory_error(1 << 55),
     "python": MemoryError(),
 }
 
@@ -60,18 +60,18 @@ def small(model: Path, rows: int, error: BaseException = ERRORS["python"], batch
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_memory_that_ran_out_looks_like(name: str) -> None:
+def test_out_of_memory_errors_are_recognized(name: str) -> None:
     assert is_out_of_memory(ERRORS[name])
 
 
-def test_other_errors_are_not_taken_for_it(model: Path) -> None:
+def test_other_errors_are_not_taken_for_out_of_memory(model: Path) -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         small(model, 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied")).encode(TEXTS)
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_the_budget_is_halved_until_all_fits_and_stays_so(model: Path, name: str) -> None:
+def test_the_budget_is_halved_until_batches_fit_and_stays_so(model: Path, name: str) -> None:
     encoder = small(model, 40, ERRORS[name])
     lowered = []
     while True:
@@ -82,7 +82,7 @@ def test_the_budget_is_halved_until_all_fits_and_stays_so(model: Path, name: str
             lowered.append(error.batch_tokens)
             assert "no memory for a batch" in str(error)
     assert lowered and lowered == sorted(lowered, reverse=True) and encoder.batch_tokens == lowered[-1] <= 48
-    # As if that had been the budget from the start.
+    # Same result as with that budget from the start.
     expected = build_encoder(model, batch_tokens=lowered[-1]).encode(TEXTS)
     assert found.vectors.token_ids.tobytes() == expected.vectors.token_ids.tobytes()
     assert found.vectors.weights.tobytes() == expected.vectors.weights.tobytes()
@@ -90,7 +90,7 @@ def test_the_budget_is_halved_until_all_fits_and_stays_so(model: Path, name: str
 
 
 @pytest.mark.parametrize("way", ["encode", "encode_windows", "encode_passages"])
-def test_a_text_that_fits_no_budget_is_named(model: Path, way: str) -> None:
+def test_a_text_that_fits_no_budget_is_reported(model: Path, way: str) -> None:
     encoder = small(model, 20)
 
     def once() -> None:
@@ -104,7 +104,7 @@ def test_a_text_that_fits_no_budget_is_named(model: Path, way: str) -> None:
     assert f"its {caught.value.tokens} tokens do not fit into the memory of cpu" in str(caught.value)
 
 
-def test_a_window_that_fits_no_budget_is_named_by_its_text(model: Path) -> None:
+def test_a_window_that_fits_no_budget_is_reported_with_its_text(model: Path) -> None:
     encoder = build_encoder(model, max_length=10, window_stride=4)
     maker, compute, calls = encoder.maker, encoder.maker.compute, []
     maker.workers = 1
@@ -123,13 +123,13 @@ def test_a_window_that_fits_no_budget_is_named_by_its_text(model: Path) -> None:
     assert caught.value.text == 1 and calls
 
 
-def test_queries_are_weighed_with_the_smaller_budget(model: Path) -> None:
+def test_queries_are_encoded_with_the_smaller_budget(model: Path) -> None:
     expected = MaskedLMQueryEncoder(build_encoder(model)).encode(TEXTS)
     found = MaskedLMQueryEncoder(small(model, 40)).encode(TEXTS)
     assert [list(one) for one in found] == [list(one) for one in expected]
 
 
-def test_vectors_in_memory_are_those_of_the_smaller_budget_and_each_text_is_reported_once(model: Path) -> None:
+def test_in_memory_encoding_uses_the_smaller_budget_and_counts_each_text_once(model: Path) -> None:
     side, heard = DocumentSide(small(model, 40), Pipeline()), Recorder()
     found = side.encode(TEXTS, None, heard)
     expected = build_encoder(model, batch_tokens=side.encoder.batch_tokens).encode(TEXTS)
@@ -137,15 +137,15 @@ def test_vectors_in_memory_are_those_of_the_smaller_budget_and_each_text_is_repo
     assert heard.done == len(TEXTS) and "no memory for a batch" in heard.notes[0]
 
 
-def test_a_text_in_memory_that_fits_no_budget_is_named_by_its_place_among_all(model: Path) -> None:
+def test_an_in_memory_text_that_fits_no_budget_is_reported_with_its_position(model: Path) -> None:
     texts = ["stone"] * WINDOW_TEXTS + ["river", "lamp " * 40]
     with pytest.raises(DocumentTooLarge, match=f"Text {WINDOW_TEXTS + 1}: its 42 tokens do not fit"):
         DocumentSide(small(model, 40), Pipeline()).encode(texts, None, Recorder())
 
 
 @pytest.mark.slow
-def test_a_limit_that_the_system_sets_is_survived(model: Path) -> None:
-    """No head of a test says here that memory ran out: the child's address space is limited."""
+def test_encoding_survives_a_memory_limit_of_the_system(model: Path) -> None:
+    """A real limit on the address space of a child process, not a test head."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     answers = context.Queue()

@@ -1,4 +1,4 @@
-"""The quick WordPiece tokenizer gives the tokens of the library tokenizers, or is not used."""
+"""The fast WordPiece tokenizer gives the same tokens as `tokenizers`, or is not used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = [(32, 127), (9, 14), (0x80, 0x3000), (0x3000, 0xD800), (0xE000, 0x110000
 
 
 def texts(count: int) -> list[str]:
-    """Words of ASCII among characters of every kind, some of them long."""
+    """Return ASCII words mixed with characters of every kind, some of them long."""
     chance = random.Random(0)
 
     def character() -> str:
@@ -34,17 +34,17 @@ def texts(count: int) -> list[str]:
     return ["".join(character() for _ in range(chance.randrange(400))) for _ in range(count)]
 
 
-def tokenizer_of(model: str, **asked: Any) -> Tokenizer:
-    return Tokenizer(read_checkpoint(model).transformer, ModelSettings(**asked))
+def tokenizer_of(model: str, **options: Any) -> Tokenizer:
+    return Tokenizer(read_checkpoint(model).transformer, ModelSettings(**options))
 
 
 def without_fire(tokenizer: Any) -> str:
-    """The tokenizer's description with another word in the place of "fire"."""
+    """Return the tokenizer's JSON with "fire" replaced by another word."""
     return tokenizer.to_str().replace('"fire":', '"fireless":', 1)
 
 
 class Disguised:
-    """A tokenizer that describes itself as another one."""
+    """A tokenizer that returns the JSON of another one."""
 
     def __init__(self, real: Any, other: Any) -> None:
         self._real = real
@@ -60,7 +60,7 @@ def wordpiece() -> Any:
     return tokenizer_of(PACKAGED)._tokenizer
 
 
-def test_every_token_is_that_of_tokenizers(wordpiece: Any) -> None:
+def test_tokens_match_those_of_tokenizers(wordpiece: Any) -> None:
     quick = build_nanotokens(wordpiece)
     assert quick
     some = texts(500)
@@ -69,35 +69,37 @@ def test_every_token_is_that_of_tokenizers(wordpiece: Any) -> None:
     assert [ids.tolist() for ids in quick(some, 11)] == [ids[:11] for ids in expected]
 
 
-@pytest.mark.parametrize("asked", [{}, {"document_prompt": "passage: "}, {"lower_case": True}])
+@pytest.mark.parametrize("options", [{}, {"document_prompt": "passage: "}, {"lower_case": True}])
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_large_corpus_is_cut_as_a_small_one_is(asked: dict, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_corpus_is_truncated_like_a_small_one(
+    options: dict, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("nanotoken")
     some = [*texts(40), "fire and water " * 40, ""]
-    tokenizer = tokenizer_of(PACKAGED, max_length=32, **asked)
-    expected = tokenizer.cut(some, whole=whole)
+    tokenizer = tokenizer_of(PACKAGED, max_length=32, **options)
+    expected = tokenizer.cut(some, full=whole)
     monkeypatch.setattr(module, "QUICK_CHARACTERS", 1)
-    found = tokenizer.cut(some, whole=whole)
+    found = tokenizer.cut(some, full=whole)
     for one, other in zip(found, expected, strict=True):
         assert (one.token_ids.dtype, one.prompt, one.windows) == (np.int32, other.prompt, other.windows)
         assert [one.window(number).tolist() for number in range(one.windows)] == [
             other.window(number).tolist() for number in range(other.windows)
         ]
-    assert (tokenizer.__dict__.get("_quick") is None) == (whole and "document_prompt" in asked)
+    assert (tokenizer.__dict__.get("_quick") is None) == (whole and "document_prompt" in options)
 
 
-def test_bpe_stays_with_tokenizers() -> None:
+def test_bpe_uses_tokenizers() -> None:
     assert build_nanotokens(make_tokenizer("roberta").backend_tokenizer) is None
 
 
-def test_one_that_would_give_other_tokens_is_not_used(wordpiece: Any) -> None:
+def test_nanotoken_is_not_used_if_its_tokens_differ(wordpiece: Any) -> None:
     cased = type(wordpiece).from_str(wordpiece.to_str().replace('"lowercase":true', '"lowercase":false'))
     assert cased.encode("Fire").ids != wordpiece.encode("Fire").ids
     assert build_nanotokens(wordpiece)
     assert build_nanotokens(Disguised(wordpiece, cased)) is None
 
 
-def test_every_added_token_is_tried(wordpiece: Any) -> None:
+def test_every_added_token_is_checked(wordpiece: Any) -> None:
     one = type(wordpiece).from_str(wordpiece.to_str())
     one.add_tokens(["Foo-Bar"])
     words = sorted(one.get_vocab())
@@ -106,13 +108,13 @@ def test_every_added_token_is_tried(wordpiece: Any) -> None:
     assert build_nanotokens(Disguised(one, wordpiece)) is None
 
 
-def test_one_that_gives_other_tokens_later_ends_the_run(wordpiece: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_differ_later_end_the_run(wordpiece: Any) -> None:
     quick = build_nanotokens(wordpiece)
     assert quick
     some = ["fire and water"] * (COMPARED + 1)
     assert isinstance(quick, partial)
     quick(some, None)
-    # What a fault in nanotoken would look like: one more token than before for a text that is compared.
+    # Simulate a fault in nanotoken: an extra token in a text that is compared.
     wrong = partial(quick.func, *quick.args[:1], type(quick.args[1]).from_json(without_fire(wordpiece)))
     with pytest.raises(OtherTokens, match="starts with 'fire and water'.*uninstall nanotoken"):
         wrong(some, None)

@@ -1,4 +1,4 @@
-"""Where documents are in packed rows, what attention sees of them, and which models are packed."""
+"""Packed batches: row layout, attention masks, and which models are packed."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_blocks_hold_each_document_and_repeat_only_its_own_rows(lengths: tuple[i
             assert block.length <= lengths[document] * (1 + PADDING)
 
 
-def test_positions_begin_anew_with_each_document() -> None:
+def test_positions_restart_with_each_document() -> None:
     token_ids = [np.array(ids, dtype=np.int32) for ids in ([7, 7, 7], [9], [4, 1, 4])]
     assert ordinal_positions(token_ids).tolist() == [0, 1, 2, 0, 0, 1, 2]
-    # RoBERTa's padding within a text stands at the padding's position and is not counted.
+    # In RoBERTa, a padding token within a text gets the padding position and is not counted.
     assert positions_behind(1, token_ids).tolist() == [2, 3, 4, 2, 2, 1, 3]
 
 
-def test_positions_behind_padding_are_those_of_transformers() -> None:
+def test_positions_after_padding_match_transformers() -> None:
     from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
     ids = np.array([0, 9, 1, 8, 8, 1, 2], dtype=np.int32)
@@ -54,7 +54,7 @@ def test_positions_behind_padding_are_those_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("reach", [None, 0, 2, 50])
-def test_a_token_sees_its_own_document_only_and_as_far_as_it_may(reach: int | None) -> None:
+def test_a_token_attends_to_its_own_document_within_its_window(reach: int | None) -> None:
     lengths, heads, width = (5, 5, 1, 9), 2, 4
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(1, heads, sum(lengths), width, generator=generator) for _ in range(3))
@@ -86,8 +86,8 @@ def test_packed_and_padded_hidden_states_are_the_same(architecture: str, tmp_pat
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_grows_with_the_square_of_a_batch(architecture: str, tmp_path: Path) -> None:
-    """No mask over all tokens of a packed row: documents of 8,192 tokens would fill the memory with it."""
+def test_memory_does_not_grow_with_the_square_of_a_batch(architecture: str, tmp_path: Path) -> None:
+    """A mask over all tokens of a packed row would fill the memory for documents of 8,192 tokens."""
     body = build_encoder(make_masked_lm(tmp_path, architecture)).maker.body
     assert body.packs
     token_ids = [np.arange(5, 45, dtype=np.int32)] * 50
@@ -96,7 +96,7 @@ def test_nothing_grows_with_the_square_of_a_batch(architecture: str, tmp_path: P
     assert 2000 * 32 <= largest.elements <= 2000 * 200 < 2000**2
 
 
-def test_a_model_that_would_give_something_else_packed_is_padded(
+def test_a_model_with_other_results_when_packed_is_padded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from sparse_ingest.models import body
@@ -112,8 +112,8 @@ def test_a_model_that_would_give_something_else_packed_is_padded(
     np.testing.assert_allclose(found.vectors.weights, expected.vectors.weights, atol=1e-4)
 
 
-def test_a_model_that_mixes_padding_with_the_text_gives_each_document_what_it_gets_alone(tmp_path: Path) -> None:
-    """FNet's Fourier transform knows no mask."""
+def test_a_model_that_ignores_the_mask_encodes_each_document_alone(tmp_path: Path) -> None:
+    """The Fourier transform of FNet has no mask."""
     import transformers
 
     torch.manual_seed(1)
@@ -131,18 +131,18 @@ def test_a_model_that_mixes_padding_with_the_text_gives_each_document_what_it_ge
 
 
 class Missing:
-    """torch.ops.mkldnn of a torch that has no such operators."""
+    """torch.ops.mkldnn of a torch build without these operators."""
 
 
 class Changed:
-    """One whose operators take something else."""
+    """Operators with another signature."""
 
     def _reorder_linear_weight(self, weight: torch.Tensor) -> torch.Tensor:
         return weight
 
 
 class Wrong(Changed):
-    """One whose operators compute something else."""
+    """Operators with wrong results."""
 
     def _reorder_linear_weight(self, weight: torch.Tensor, rows: int = 0) -> torch.Tensor:
         return weight
@@ -152,32 +152,32 @@ class Wrong(Changed):
 
 
 @pytest.mark.parametrize("operators", [Missing, Changed, Wrong])
-def test_torch_itself_computes_where_the_operators_of_onednn_fail(
+def test_torch_linear_layers_are_used_if_onednn_operators_fail(
     operators: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, texts = make_masked_lm(tmp_path), ["river stone", "lamp", "the water of the river " * 4]
     expected = build_encoder(model).encode(texts)
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
-    linear.is_faster.cache_clear()
+    linear.has_fast_linear.cache_clear()
     try:
         found = build_encoder(model).encode(texts)
-        assert not linear.is_faster(torch.float32)
+        assert not linear.has_fast_linear(torch.float32)
     finally:
-        linear.is_faster.cache_clear()
+        linear.has_fast_linear.cache_clear()
     assert found.vectors.token_ids.tolist() == expected.vectors.token_ids.tolist()
     np.testing.assert_allclose(found.vectors.weights, expected.vectors.weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_linear_layers_of_onednn_compute_what_those_of_torch_do(dtype: torch.dtype) -> None:
+def test_onednn_linear_layers_match_torch(dtype: torch.dtype) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 3, bias=False)).to(dtype)
     rows = torch.randn(50, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
     with torch.inference_mode():
         expected = model(rows)
         linear.pack_linear_layers(model)
         torch.testing.assert_close(model(rows), expected)
-        assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.is_faster(dtype)
+        assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.has_fast_linear(dtype)
 
 
-def test_the_first_rows_of_packed_documents_and_their_end() -> None:
+def test_starts_are_the_first_rows_of_packed_documents_and_the_end() -> None:
     assert Packing((2, 1), CPU).starts.tolist() == [0, 2, 3]

@@ -1,15 +1,14 @@
-"""Every family of checkpoints against its own library: documents and queries, whatever shares their batch.
+"""Compare every checkpoint family with its own library, for documents and queries in batches.
 
-The library is the installed sentence-transformers, reading the very same folder. It cannot read three of the layouts:
-modules of the class `IDF`, which it no longer has, and `NewForMaskedLM` without its remote code are compared with the
-same weights under names that it knows; OpenSearch's plain layout is compared with the formula of OpenSearch's own cards
-(special tokens of documents zero, an unlisted query token 1.0).
+The library is the installed sentence-transformers on the same folder. It cannot read three layouts: modules of the
+removed class `IDF` and `NewForMaskedLM` without remote code are compared with the same weights under names it knows;
+OpenSearch's plain layout is compared with the formula on OpenSearch's cards (special tokens of documents 0, unlisted
+query tokens 1.0).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,12 @@ import pytest
 from support.checkpoints import PACKAGED, make_masked_lm, make_splade_card, write_idf
 from support.families import (
     DOCUMENTS,
+    FAMILY_OF_TWIN,
     QUERIES,
     SPECIAL,
-    TWINS,
     Twin,
     as_rows,
     assert_same,
-    changed,
     dense,
     encoder_of,
     reference_of,
@@ -36,8 +34,8 @@ from sparse_ingest.pipeline import ModelSettings
 IDF_ALONE = Path(__file__).parents[2].parent / "shared" / "data" / "bert-uncased"
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_documents_weigh_what_the_library_gives(twins: dict[str, Twin], name: str) -> None:
+@pytest.mark.parametrize("name", FAMILY_OF_TWIN)
+def test_document_weights_match_the_library(twins: dict[str, Twin], name: str) -> None:
     twin = twins[name]
     assert read_checkpoint(twin.model).family == twin.family
     expected = reference_of(twin.reference).encode_document(list(DOCUMENTS), convert_to_sparse_tensor=False).numpy()
@@ -48,11 +46,11 @@ def test_documents_weigh_what_the_library_gives(twins: dict[str, Twin], name: st
     assert np.count_nonzero(expected) > 10 * len(DOCUMENTS)
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_queries_weigh_what_the_library_gives(twins: dict[str, Twin], name: str) -> None:
+@pytest.mark.parametrize("name", FAMILY_OF_TWIN)
+def test_query_weights_match_the_library(twins: dict[str, Twin], name: str) -> None:
     twin = twins[name]
     encoder = query_encoder(ModelSettings(document=twin.model))
-    assert isinstance(read_checkpoint(twin.model).query, WeightTableSide) == (TWINS[name] == "router")
+    assert isinstance(read_checkpoint(twin.model).query, WeightTableSide) == (FAMILY_OF_TWIN[name] == "router")
     expected = reference_of(twin.reference).encode_query(list(QUERIES), convert_to_sparse_tensor=False).numpy()
     ids = {token: place for place, token in enumerate(encoder_of(twin.model).vocabulary)}
     assert_same(as_rows(encoder.encode(QUERIES), ids, expected.shape[1]), expected)
@@ -60,19 +58,8 @@ def test_queries_weigh_what_the_library_gives(twins: dict[str, Twin], name: str)
     assert_same(as_rows(alone, ids, expected.shape[1]), expected)
 
 
-def test_a_table_keeps_as_many_tokens_as_its_checkpoint_declares(twins: dict[str, Twin], tmp_path: Path) -> None:
-    """The same for documents is `[encode] top_k`, which the checkpoint fills (test_documents.py)."""
-    folder = Path(shutil.copytree(twins["router-static"].model, tmp_path / "top"))
-    changed(folder, "config_sentence_transformers.json", {"max_active_dims": 2})
-    expected = reference_of(str(folder)).encode_query(list(QUERIES), convert_to_sparse_tensor=False).numpy()
-    found = query_encoder(ModelSettings(document=str(folder))).encode(QUERIES)
-    ids = {token: place for place, token in enumerate(encoder_of(str(folder)).vocabulary)}
-    assert max(map(len, found)) == 2
-    assert_same(as_rows(found, ids, expected.shape[1]), expected)
-
-
-def test_a_typed_padding_token_weighs_what_it_weighs_alone(twins: dict[str, Twin]) -> None:
-    """In the library a longer text in the same batch takes its weight away, since padding is written over it."""
+def test_a_padding_token_in_a_text_has_the_same_weight_in_a_batch_and_alone(twins: dict[str, Twin]) -> None:
+    """In the library a longer text in the same batch removes its weight, because padding overwrites it."""
     twin = twins["router-saved"]
     texts = ["[PAD] stone", "the river and the stone"]
     reference, encoder = reference_of(twin.reference), query_encoder(ModelSettings(document=twin.model))
@@ -84,7 +71,7 @@ def test_a_typed_padding_token_weighs_what_it_weighs_alone(twins: dict[str, Twin
 
 
 def test_a_document_and_a_query_checkpoint_each_keep_their_own_files(tmp_path: Path) -> None:
-    """The pair of naver: two plain folders, named in one pipeline, with tokenizers and lengths of their own."""
+    """naver's pair: two plain folders in one pipeline, each with its own tokenizer and length."""
     document = make_masked_lm(tmp_path / "doc", "distilbert", model_max_length=40)
     query = make_masked_lm(tmp_path / "query", "bert", cased=True, seed=7, model_max_length=9)
     expected = reference_of(str(query)).encode_query(list(QUERIES), convert_to_sparse_tensor=False).numpy()
@@ -97,7 +84,7 @@ def test_a_document_and_a_query_checkpoint_each_keep_their_own_files(tmp_path: P
 
 @pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
 def test_opensearch_plain_layout_follows_its_own_card(tmp_path: Path, activation: str) -> None:
-    """Nothing in such a folder says `log1p_relu`, which the third generation has: its pipeline file does."""
+    """Such a folder does not state `log1p_relu`, which v3 models use; the pipeline file sets it."""
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -117,8 +104,8 @@ def test_opensearch_plain_layout_follows_its_own_card(tmp_path: Path, activation
         assert found == pytest.approx({token: idf.get(token, 1.0) for token in tokens})
 
 
-def test_prompts_are_looked_for_under_the_names_that_the_library_knows(tmp_path: Path) -> None:
-    """A prompt called "passage", and a default prompt, stand before nothing."""
+def test_prompts_are_read_under_the_names_that_the_library_uses(tmp_path: Path) -> None:
+    """A prompt named "passage" and a default prompt are not applied."""
     folder = make_splade_card(tmp_path / "card", prompts={})
     path = folder / "config_sentence_transformers.json"
     prompts = {"prompts": {"passage": "stone ", "search": "river "}, "default_prompt_name": "search"}
@@ -132,8 +119,8 @@ def test_prompts_are_looked_for_under_the_names_that_the_library_knows(tmp_path:
 
 
 @pytest.mark.skipif(not IDF_ALONE.is_dir(), reason="the folder shared/data is not there")
-def test_bert_uncased_as_a_query_side_gives_the_librarys_weights() -> None:
-    """The table alone as `query`, against the module that sentence-transformers makes of it, but for special tokens."""
+def test_bert_uncased_queries_match_the_library() -> None:
+    """The table as `query` and the module that sentence-transformers builds from it, except for special tokens."""
     from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
     from transformers import PreTrainedTokenizerFast
 
@@ -141,7 +128,7 @@ def test_bert_uncased_as_a_query_side_gives_the_librarys_weights() -> None:
     module = SparseStaticEmbedding.from_json(str(IDF_ALONE / "idf.json"), tokenizer)
     texts = [text for text in QUERIES if text and text not in SPECIAL]
     expected = module(module.preprocess(texts))["sentence_embedding"].detach().numpy()
-    # A character that the vocabulary lacks is [UNK], which weighs nothing here and something there.
+    # A character outside the vocabulary is [UNK], which has weight 0 here and more in the library.
     expected[:, tokenizer.convert_tokens_to_ids(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"])] = 0
     found = query_encoder(ModelSettings(document=PACKAGED, query=str(IDF_ALONE))).encode(texts)
     assert_same(as_rows(found, tokenizer.get_vocab(), expected.shape[1]), expected)

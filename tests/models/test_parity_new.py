@@ -1,8 +1,8 @@
-"""`NewForMaskedLM` without its remote code: against its formulas, written down here once more.
+"""`NewForMaskedLM` without its remote code, compared with a separate implementation of its formulas.
 
-Read from the public modeling file of Alibaba-NLP/new-impl: post-norm layers, packed or separate query, key and value,
-gated feed-forward with the gate behind, rotary positions with NTK scaling that holds for every length, token types
-where there are some, and a head of dense, gelu, norm and decoder.
+From the public modeling file of Alibaba-NLP/new-impl: post-norm layers, packed or separate query, key and value, gated
+feed-forward with the gate second, rotary positions with NTK scaling at every length, optional token types, and a head
+of dense, gelu, norm and decoder.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ SCALINGS = {
 
 @pytest.fixture(scope="module")
 def gte(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """A gte checkpoint by its number of token types."""
+    """Return a function from a number of token types to a gte checkpoint."""
     root = tmp_path_factory.mktemp("gte")
     return {types: make_masked_lm(root / str(types), "gte", type_vocab_size=types) for types in (0, 1, 2)}
 
 
 def frequencies(config: dict) -> torch.Tensor:
-    """What a pair of numbers turns by at each position."""
+    """Return the rotary frequency of each pair of numbers."""
     size = WIDTH // HEADS
     theta, scaling = config["rope_theta"], config["rope_scaling"]
     plain = theta ** -(torch.arange(0, size, 2).double() / size)
@@ -57,8 +57,8 @@ def frequencies(config: dict) -> torch.Tensor:
     return plain / torch.exp(growth * torch.arange(1, size // 2 + 1).double() ** mixed)
 
 
-def turned(states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Heads x positions x numbers, where the first half of the numbers is paired with the second."""
+def rotated(states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rotate heads x positions x numbers, pairing the first half of the numbers with the second."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat(
         (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()), dim=-1
@@ -66,7 +66,7 @@ def turned(states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def logits(folder: Path, token_ids: list[int]) -> torch.Tensor:
-    """The logits of one text in float64."""
+    """Return the logits of one text in float64."""
     weights = {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
     config = json.loads((folder / "config.json").read_text())
 
@@ -93,7 +93,7 @@ def logits(folder: Path, token_ids: list[int]) -> torch.Tensor:
         else:
             projected = tuple(linear(f"{at}.attention.{letter}_proj", states) for letter in "qkv")
         query, key, value = (part.view(len(token_ids), HEADS, -1).transpose(0, 1) for part in projected)
-        query, key = turned(query, angles), turned(key, angles)
+        query, key = rotated(query, angles), rotated(key, angles)
         scores = query @ key.transpose(1, 2) / (WIDTH / HEADS) ** 0.5
         mixed = (scores.softmax(-1) @ value).transpose(0, 1).reshape(len(token_ids), WIDTH)
         states = norm(f"{at}.attn_ln", states + linear(f"{at}.attention.o_proj", mixed))
@@ -119,16 +119,16 @@ def assert_follows(folder: Path, texts: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("types", [0, 1, 2])
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_it_follows_the_formulas(gte: dict[int, Path], tmp_path: Path, scaling: str, types: int) -> None:
+def test_logits_match_the_formulas(gte: dict[int, Path], tmp_path: Path, scaling: str, types: int) -> None:
     assert_follows(make_new(tmp_path / "new", gte[types], rope_scaling=SCALINGS[scaling]), TEXTS)
 
 
-def test_separate_projections_follow_them_too(gte: dict[int, Path], tmp_path: Path) -> None:
+def test_separate_projections_match_the_formulas(gte: dict[int, Path], tmp_path: Path) -> None:
     assert_follows(make_new(tmp_path / "new", gte[0], packed=False, rope_scaling=SCALINGS["ntk"]), TEXTS)
 
 
 def test_scaling_changes_the_weights(gte: dict[int, Path], tmp_path: Path) -> None:
-    """So that the tests above cannot pass without any scaling."""
+    """Otherwise the tests above would pass without any scaling."""
     weights = [
         build_encoder(make_new(tmp_path / name, gte[0], rope_scaling=scaling)).encode(TEXTS).vectors.weights[:20]
         for name, scaling in SCALINGS.items()
@@ -138,7 +138,7 @@ def test_scaling_changes_the_weights(gte: dict[int, Path], tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_text_of_8192_tokens_follows_the_formulas(gte: dict[int, Path], tmp_path: Path) -> None:
+def test_a_text_of_8192_tokens_matches_the_formulas(gte: dict[int, Path], tmp_path: Path) -> None:
     folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"], max_position_embeddings=8192)
     words = ("river", "stone", "lamp", "the", "of", "water", "bird", "cloud", "search", "index", "run")
     text = " ".join(words[place * place % len(words)] for place in range(9000))
@@ -147,7 +147,7 @@ def test_a_text_of_8192_tokens_follows_the_formulas(gte: dict[int, Path], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
         ({"layer_norm_type": "rms_norm"}, "layer_norm_type = 'rms_norm'"),
@@ -157,15 +157,15 @@ def test_a_text_of_8192_tokens_follows_the_formulas(gte: dict[int, Path], tmp_pa
         ({"num_hidden_layers": 3}, "lacks"),
     ],
 )
-def test_what_gte_cannot_compute_is_refused(gte: dict[int, Path], tmp_path: Path, changed: dict, said: str) -> None:
-    with pytest.raises(CheckpointError, match=said):
+def test_options_that_gte_lacks_are_refused(gte: dict[int, Path], tmp_path: Path, changed: dict, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         build_encoder(make_new(tmp_path / "new", gte[0], **changed))
 
 
-def test_nothing_is_said_while_it_is_built(
+def test_building_prints_no_warnings(
     gte: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """transformers would tell that it does not know `new`, and ask for remote code."""
+    """transformers would warn that it does not know `new`, and ask for remote code."""
     folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"])
     capfd.readouterr()
     with caplog.at_level(logging.WARNING):
@@ -173,8 +173,8 @@ def test_nothing_is_said_while_it_is_built(
     assert capfd.readouterr().err == "" and not caplog.records
 
 
-def test_frequencies_stay_exact_in_short_numbers(gte: dict[int, Path], tmp_path: Path) -> None:
-    """Rounded to bfloat16, far positions would be elsewhere."""
+def test_rotary_frequencies_stay_exact_in_half_precision(gte: dict[int, Path], tmp_path: Path) -> None:
+    """Rounding them to bfloat16 would shift far positions."""
     folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"])
     rotary = build_encoder(folder, dtype="bfloat16").maker.body._model.gte.rotary_emb
     config = json.loads((folder / "config.json").read_text())
@@ -182,8 +182,8 @@ def test_frequencies_stay_exact_in_short_numbers(gte: dict[int, Path], tmp_path:
     torch.testing.assert_close(rotary.inv_freq.double(), frequencies(config), rtol=1e-6, atol=0)
 
 
-def test_a_model_that_has_no_code_of_its_own_is_built_the_same(gte: dict[int, Path], tmp_path: Path) -> None:
-    """`auto_map` is not what decides."""
+def test_a_checkpoint_without_remote_code_is_built_the_same(gte: dict[int, Path], tmp_path: Path) -> None:
+    """`auto_map` makes no difference."""
     folder = make_new(tmp_path / "new", gte[0])
     bare = Path(shutil.copytree(folder, tmp_path / "bare"))
     config = json.loads((bare / "config.json").read_text())

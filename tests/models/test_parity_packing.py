@@ -1,7 +1,7 @@
-"""A text's weights do not depend on the texts that share its batch, for every way of numbering positions.
+"""A text's weights do not depend on the rest of its batch, for every kind of position.
 
-BERT counts positions from 0, RoBERTa from behind the padding id, DistilBERT has no token types, ModernBERT turns
-rotary positions and looks around locally in most layers, gte turns them everywhere. All of them are computed packed.
+BERT counts positions from 0, RoBERTa from the padding id + 1, DistilBERT has no token types, ModernBERT uses rotary
+positions and local attention in most layers, gte rotary positions everywhere. All are computed packed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORDS = ("river", "stone", "lamp", "the", "of", "water", "bird", "cloud", "searc
 
 
 def texts() -> list[str]:
-    """Texts of every length, no two alike, the short ones twice with other words."""
+    """Return texts of every length, all different; short lengths occur twice."""
     return [
         " ".join(WORDS[(place * place + turn) % len(WORDS)] for place in range(length))
         for turn in range(3)
@@ -39,7 +39,7 @@ def rows(encoded, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_batch_of_mixed_lengths_gives_each_text_what_it_gets_alone(architecture: str, tmp_path: Path) -> None:
+def test_each_text_of_a_mixed_batch_gets_the_same_weights_as_alone(architecture: str, tmp_path: Path) -> None:
     encoder = build_encoder(make_masked_lm(tmp_path, architecture))
     assert encoder.maker.body.packs
     size, given = len(encoder.vocabulary), texts()
@@ -55,7 +55,7 @@ def test_a_batch_of_mixed_lengths_gives_each_text_what_it_gets_alone(architectur
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8-bfloat16"])
-def test_what_shares_a_batch_moves_weights_by_one_step_of_the_index_at_most(dtype: str) -> None:
+def test_the_rest_of_a_batch_changes_weights_by_one_index_step_at_most(dtype: str) -> None:
     """The contract of half precision, on prose and trained weights: 99.9% of the terms above 0.05."""
     if dtype != "bfloat16" and not has_vnni():
         pytest.skip("this CPU has no VNNI")
@@ -75,8 +75,8 @@ def test_what_shares_a_batch_moves_weights_by_one_step_of_the_index_at_most(dtyp
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_place_of_a_word_matters(architecture: str, tmp_path: Path) -> None:
-    """So that the test above cannot pass where positions are ignored."""
+def test_word_order_changes_the_weights(architecture: str, tmp_path: Path) -> None:
+    """Otherwise the test above would pass if positions were ignored."""
     encoder = build_encoder(make_masked_lm(tmp_path, architecture))
     size = len(encoder.vocabulary)
     first, second = (rows(encoder.encode([text]), size) for text in ("the river and stone", "stone the and river"))

@@ -1,4 +1,4 @@
-"""From `encode` to `search`: what a run records of its model is enough to encode queries as the pipeline would."""
+"""From `encode` to `search`: the model recorded in a run is enough to encode queries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUERIES = ("river stone", "the Bird [UNK] \U0001f600", "water " * 60 + "stone")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def pipeline_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Pipeline files by name."""
     root = tmp_path_factory.mktemp("runs")
     (root / "corpus.jsonl").write_text(
@@ -38,15 +38,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["pair", "router"])
-def test_a_run_is_searched_with_the_query_side_that_its_pipeline_names(
-    name: str, made: dict[str, str], tmp_path: Path
+def test_a_run_is_searched_with_the_query_model_of_its_pipeline(
+    name: str, pipeline_files: dict[str, str], tmp_path: Path
 ) -> None:
-    corpus = Path(made[name]).with_name("corpus.jsonl")
-    arguments = ["encode", "--pipeline", made[name], "--corpus", str(corpus), "--out", str(tmp_path / "run")]
+    corpus = Path(pipeline_files[name]).with_name("corpus.jsonl")
+    arguments = ["encode", "--pipeline", pipeline_files[name], "--corpus", str(corpus), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     pipeline = pipeline_of_run(Pipeline(), open_run(tmp_path / "run"))
-    expected = query_encoder(read_pipeline(made[name]).model).encode(QUERIES)
+    expected = query_encoder(read_pipeline(pipeline_files[name]).model).encode(QUERIES)
     assert all(expected)
     assert query_encoder(pipeline.model).encode(QUERIES) == expected
     found = CliRunner().invoke(cli, ["search", "--run", str(tmp_path / "run"), "--json", QUERIES[0]])

@@ -1,4 +1,4 @@
-"""What `--dtype auto` chooses: measured on documents, in a fixed order, with its reasons."""
+"""The choice of `--dtype auto`: measured on documents, in a fixed order, with reasons."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sparse_ingest.models import linear, precision
 from sparse_ingest.models.documents import Encoded
 from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, vendor
 from sparse_ingest.models.memory import DocumentTooLarge
-from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
+from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
 from sparse_ingest.models.tokenizer import FirstWindow
 from sparse_ingest.records import SparseRows
 
 
-class Told:
-    """An encoder that gives the terms it is told: one row of token id to weight."""
+class FixedEncoder:
+    """An encoder that returns a given row of token id to weight."""
 
     def __init__(self, row: dict[int, float], tokens: int = 1) -> None:
         self.row, self.tokens = row, tokens
@@ -37,24 +37,24 @@ FLOAT32 = {place: 1.0 for place in range(200)} | {500: 0.05}
 
 
 def choose(**rows: dict[int, float]) -> dict:
-    return choose_dtype(lambda dtype: Told(rows[dtype]), "cuda", ["a text"])  # type: ignore[arg-type, return-value]
+    return choose_dtype(lambda dtype: FixedEncoder(rows[dtype]), "cuda", ["a text"])  # type: ignore[arg-type, return-value]
 
 
-def test_the_first_that_keeps_enough_is_taken() -> None:
+def test_the_first_dtype_that_keeps_enough_is_chosen() -> None:
     choice = choose(float32=FLOAT32, float16={**FLOAT32, 900: 0.3})
     assert choice == {
         "dtype": "float16", "device": "cuda", "documents": 1, "tried": {"float16": {"mass": 1.0, "terms": 1.0}},
     }  # fmt: skip
 
 
-def test_one_that_loses_a_heavy_term_is_passed_over() -> None:
+def test_a_dtype_that_loses_a_heavy_term_is_skipped() -> None:
     lost = {place: 1.0 for place in range(197)}
     choice = choose(float32=FLOAT32, float16=lost, bfloat16=FLOAT32)
     assert choice["dtype"] == "bfloat16" and choice["tried"]["float16"]["terms"] == 0.985
     assert choose(float32=FLOAT32, float16=lost, bfloat16=lost)["dtype"] == "float32"
 
 
-def test_light_terms_count_by_their_mass_only() -> None:
+def test_light_terms_count_only_by_their_mass() -> None:
     light = {**FLOAT32, **{place: 0.01 for place in range(1000, 1010)}}
     assert choose(float32=light, float16=FLOAT32)["dtype"] == "float16"
     heavier = {**FLOAT32, **{place: 0.09 for place in range(1000, 1010)}}
@@ -65,7 +65,7 @@ def test_light_terms_count_by_their_mass_only() -> None:
 def test_the_sample_is_bounded_by_its_tokens(tokens: int, documents: int) -> None:
     seen = []
 
-    class Noted(Told):
+    class Noted(FixedEncoder):
         def encode(self, texts) -> Encoded:
             seen.append(texts)
             return super().encode(texts)
@@ -75,8 +75,8 @@ def test_the_sample_is_bounded_by_its_tokens(tokens: int, documents: int) -> Non
     assert choice["documents"] == documents and seen == [texts[:documents]] * 2
 
 
-def test_a_document_without_room_in_memory_is_left_out_of_the_sample() -> None:
-    class Small(Told):
+def test_a_document_that_does_not_fit_in_memory_is_omitted_from_the_sample() -> None:
+    class Small(FixedEncoder):
         def encode(self, texts) -> Encoded:
             if "long" in texts:
                 raise DocumentTooLarge(texts.index("long"), 9, "cuda")
@@ -87,7 +87,7 @@ def test_a_document_without_room_in_memory_is_left_out_of_the_sample() -> None:
     assert choose_dtype(lambda dtype: Small(FLOAT32), "cuda", ["long"])["dtype"] == "float32"  # type: ignore[arg-type, return-value]
 
 
-def test_a_dtype_in_which_the_model_overflows_is_passed_over(checkpoints: dict[str, str]) -> None:
+def test_a_dtype_in_which_the_model_overflows_is_skipped(checkpoints: dict[str, str]) -> None:
     def build(dtype: str):
         encoder = build_encoder(checkpoints["plain-bert"], dtype=dtype)
         if dtype == "float16":
@@ -100,11 +100,11 @@ def test_a_dtype_in_which_the_model_overflows_is_passed_over(checkpoints: dict[s
     assert choice["tried"]["float16"] == {"mass": 0.0, "terms": 0.0} and "bfloat16" in choice["tried"]
 
 
-def test_nothing_is_tried_without_documents() -> None:
+def test_without_documents_no_dtype_is_tried() -> None:
     assert choose_dtype(lambda dtype: 1 / 0, "cuda", [])["dtype"] == "float32"  # type: ignore[arg-type, return-value]
 
 
-def test_the_halves_are_measured_on_a_real_model(checkpoints: dict[str, str]) -> None:
+def test_half_precision_is_measured_on_a_real_model(checkpoints: dict[str, str]) -> None:
     built = []
 
     def build(dtype: str):
@@ -117,7 +117,7 @@ def test_the_halves_are_measured_on_a_real_model(checkpoints: dict[str, str]) ->
     assert all(0.9 < share <= 1 for kept in choice["tried"].values() for share in kept.values())
 
 
-def test_bfloat16_computes_here(checkpoints: dict[str, str]) -> None:
+def test_bfloat16_works_on_this_machine(checkpoints: dict[str, str]) -> None:
     expected = build_encoder(checkpoints["plain-bert"]).encode(TEXTS).vectors
     found = build_encoder(checkpoints["plain-bert"], dtype="bfloat16").encode(TEXTS).vectors
     assert found.weights.dtype == np.float32
@@ -139,8 +139,8 @@ def test_amx_can_be_forbidden_by_the_environment(monkeypatch: pytest.MonkeyPatch
     assert has_amx() == allowed
 
 
-def test_a_gpu_tries_both_halves() -> None:
-    assert candidates("cuda:1") == ("float16", "bfloat16")
+def test_a_gpu_tries_bfloat16_and_float16() -> None:
+    assert faster_dtypes("cuda:1") == ("float16", "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -148,31 +148,33 @@ def test_a_gpu_tries_both_halves() -> None:
     [(True, True, ("int8-bfloat16", "bfloat16", "int8")), (True, False, ("bfloat16",)), (False, True, ("int8",)),
      (False, False, ())],
 )  # fmt: skip
-def test_what_a_cpu_tries_follows_its_instructions(monkeypatch: pytest.MonkeyPatch, bfloat16, vnni, expected) -> None:
+def test_dtypes_tried_on_a_cpu_depend_on_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, bfloat16, vnni, expected
+) -> None:
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: bfloat16)
     monkeypatch.setattr(precision, "has_vnni", lambda: vnni)
-    assert candidates("cpu") == expected
+    assert faster_dtypes("cpu") == expected
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512", "made_by", "limit", "fast"),
+    ("amx", "avx512", "cpu_vendor", "limit", "fast"),
     [(False, True, "AuthenticAMD", "DEFAULT", True), (False, True, "AuthenticAMD", "avx512_core_bf16", True),
      (False, True, "AuthenticAMD", "AVX512_CORE_VNNI", False), (False, True, "GenuineIntel", "DEFAULT", False),
      (False, True, "", "DEFAULT", False), (False, False, "AuthenticAMD", "DEFAULT", False),
      (True, True, "GenuineIntel", "DEFAULT", True), (True, True, "GenuineIntel", "AVX512_CORE_BF16", False)],
 )  # fmt: skip
 def test_bfloat16_is_fast_with_amx_and_on_amd(
-    monkeypatch: pytest.MonkeyPatch, amx, avx512, made_by, limit, fast
+    monkeypatch: pytest.MonkeyPatch, amx, avx512, cpu_vendor, limit, fast
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(linear, "vendor", lambda: made_by)
+    monkeypatch.setattr(linear, "vendor", lambda: cpu_vendor)
     assert has_fast_bfloat16() == fast
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="not a Linux")
-def test_the_maker_of_the_cpu_is_the_one_that_linux_names() -> None:
+def test_the_cpu_vendor_matches_linux() -> None:
     assert vendor() in Path("/proc/cpuinfo").read_text() and "\n" not in vendor()
 
 

@@ -1,4 +1,4 @@
-"""A dtype that the rule of `--dtype auto` lets through ranks as float32 does, on judged queries."""
+"""Search quality of the dtypes that `--dtype auto` accepts, on queries with relevance judgments."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def queries() -> tuple[list[str], list[QueryVector]]:
     return [query.id for query in asked], vectors
 
 
-def figure(dtype: str, documents, queries) -> float:
+def ndcg(dtype: str, documents, queries) -> float:
     encoded = build_encoder(PACKAGED, dtype=dtype, max_length=256).encode([text for _, text in documents])
     doc_ids, token_ids = [doc_id for doc_id, _ in documents], encoded.vectors.token_ids.astype(np.uint32)
     rows = encoded.vectors._replace(doc_ids=doc_ids, token_ids=token_ids)
@@ -53,7 +53,7 @@ def figure(dtype: str, documents, queries) -> float:
 
 @pytest.fixture(scope="module")
 def expected(documents, queries) -> float:
-    return figure("float32", documents, queries)
+    return ndcg("float32", documents, queries)
 
 
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")
@@ -62,21 +62,21 @@ needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", *(pytest.param(dtype, marks=needs_vnni) for dtype in ("int8", "int8-bfloat16"))]
 )
-def test_it_ranks_within_two_thousandths_of_float32(dtype: str, documents, queries, expected: float) -> None:
+def test_ndcg_is_within_0_002_of_float32(dtype: str, documents, queries, expected: float) -> None:
     assert expected > 0.45
-    found = figure(dtype, documents, queries)
+    found = ndcg(dtype, documents, queries)
     print(f"nDCG@10 on Cranfield at 256 tokens: float32 {expected:.4f}, {dtype} {found:.4f}")
     assert abs(found - expected) < 0.002
 
 
 @needs_vnni
 @pytest.mark.parametrize(("fast_bfloat16", "dtype"), [(False, "int8"), (True, "int8-bfloat16")])
-def test_the_rule_lets_whole_numbers_through_on_this_corpus(
+def test_auto_accepts_int8_on_this_corpus(
     fast_bfloat16: bool, dtype: str, documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sparse_ingest.models.precision.has_fast_bfloat16", lambda: fast_bfloat16)
     texts = [text for _, text in documents[:SAMPLE]]
     choice = choose_dtype(lambda dtype: build_encoder(PACKAGED, dtype=dtype, max_length=256), "cpu", texts)
     print(choice)
-    # So many documents have the tokens of a sample.
+    # This many documents have the tokens of one sample.
     assert choice["dtype"] == dtype and choice["documents"] == 88

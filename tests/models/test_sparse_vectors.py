@@ -1,4 +1,4 @@
-"""Sparse vectors in memory: how rows are read, converted, compared, and refused."""
+"""Sparse vectors in memory: reading, conversion, similarity, and refused input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def vectors() -> SparseVectors:
 
 
 def random_vectors(rows: int, terms: int, width: int, seed: int) -> SparseVectors:
-    """Rows with so many different tokens each."""
+    """Return rows with `terms` different tokens each."""
     generator = np.random.default_rng(seed)
     token_ids = np.sort(np.argsort(generator.random((rows, width)), axis=1)[:, :terms], axis=1)
     weights = generator.uniform(0.01, 4, rows * terms).astype(np.float32)
@@ -61,7 +61,7 @@ def test_a_row_that_does_not_exist_is_an_index_error(vectors: SparseVectors, pla
         ([], []),
     ],
 )
-def test_slices_row_numbers_and_masks_give_vectors(
+def test_slices_row_numbers_and_masks_select_vectors(
     vectors: SparseVectors, places: slice | list[int] | np.ndarray, expected: list[int]
 ) -> None:
     named = SparseVectors.from_rows(vectors.to_rows()._replace(doc_ids=["a", "b", "c"]), VOCABULARY)
@@ -77,8 +77,8 @@ def test_decode_gives_tokens_and_weights_heaviest_first(vectors: SparseVectors) 
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, True, "3"])
-def test_top_k_must_be_a_whole_number_above_zero(vectors: SparseVectors, top_k: object) -> None:
-    with pytest.raises(UsageError, match="top_k is .*expected a whole number above zero"):
+def test_top_k_must_be_a_positive_integer(vectors: SparseVectors, top_k: object) -> None:
+    with pytest.raises(UsageError, match="top_k is .*expected an integer above zero"):
         vectors.decode(top_k)
 
 
@@ -111,7 +111,7 @@ def test_rows_without_ids_are_numbered(vectors: SparseVectors) -> None:
     assert vectors.to_rows().doc_ids == ["0", "1", "2"]
 
 
-def test_a_large_vocabulary_takes_wider_token_ids() -> None:
+def test_a_large_vocabulary_uses_wider_token_ids() -> None:
     tokens = [f"t{place}" for place in range(65537)]
     assert SparseVectors.from_dicts([{"t65536": 1.0}], tokens).to_rows().token_ids.dtype == np.uint32
 
@@ -124,7 +124,7 @@ def test_the_repr_shows_the_shape_and_the_first_row(vectors: SparseVectors) -> N
     assert repr(many).endswith("{'0': 9, '1': 8, '2': 7, '3': 6, '4': 5, ...}>")
 
 
-def test_arrays_that_do_not_fit_are_refused() -> None:
+def test_inconsistent_arrays_are_refused() -> None:
     ids, weights = np.array([1, 5], np.int32), np.array([1, 2], np.float32)
     with pytest.raises(UsageError, match="indptr must start with 0"):
         SparseVectors(np.array([0, 1]), ids, weights, VOCABULARY)
@@ -134,12 +134,12 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         SparseVectors(np.array([0, 2]), ids, weights, [*VOCABULARY, "x"], ["a", "b"])
 
 
-def test_a_token_that_the_vocabulary_lacks_is_refused() -> None:
+def test_a_token_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises(UsageError, match="no token 'zebra'"):
         SparseVectors.from_dicts([{"zebra": 1.0}], VOCABULARY)
 
 
-def test_similarity_has_the_bits_of_exact_search() -> None:
+def test_similarity_is_bit_identical_to_exact_search() -> None:
     documents, queries = random_vectors(500, 40, 300, seed=1), random_vectors(7, 12, 300, seed=2)
     found = similarity(queries, documents)
     assert found.shape == (7, 500) and found.dtype == np.float32
@@ -150,20 +150,20 @@ def test_similarity_has_the_bits_of_exact_search() -> None:
         assert found[row].tobytes() == expected.tobytes()
 
 
-def test_similarity_of_many_documents_is_that_of_the_full_matrices() -> None:
+def test_similarity_of_many_documents_matches_the_full_matrix_product() -> None:
     documents, queries = random_vectors(40_000, 4, 30, seed=3), random_vectors(3, 5, 30, seed=4)
     expected = (queries.to_scipy().astype(np.float64) @ documents.to_scipy().astype(np.float64).T).toarray()
     np.testing.assert_allclose(similarity(queries, documents), expected, rtol=1e-6)
 
 
 def test_similarity_matches_tokens_by_string(vectors: SparseVectors) -> None:
-    """Another vocabulary, whose ids mean other tokens, and with a token that is in no document."""
+    """The other vocabulary has different ids, and a token that is in no document."""
     query = SparseVectors.from_dicts([{"zebra": 9.0, "stone": 2.0, "the": 1.0}], ("zebra", "stone", None, "the"))
     assert similarity(query, vectors).tolist() == [[0.5, 0.0, 6.0]]
     assert similarity(vectors, query).tolist() == [[0.5], [0.0], [6.0]]
 
 
-def test_similarity_takes_dictionaries(vectors: SparseVectors) -> None:
+def test_similarity_accepts_dictionaries(vectors: SparseVectors) -> None:
     query = {"zebra": 9.0, "stone": 2.0, "the": 1.0}
     assert similarity(query, vectors).tolist() == [[0.5, 0.0, 6.0]]
     assert similarity([query, {}], ROWS).tolist() == [[0.5, 0.0, 6.0], [0.0, 0.0, 0.0]]
@@ -175,13 +175,13 @@ def test_similarity_of_nothing_is_empty(vectors: SparseVectors) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["the river", 7, [1.0, 2.0], None])
-def test_what_holds_no_vectors_is_refused(vectors: SparseVectors, wrong: object) -> None:
+def test_similarity_refuses_other_types(vectors: SparseVectors, wrong: object) -> None:
     with pytest.raises(UsageError, match="expected"):
         similarity(vectors, wrong)
 
 
-def test_similarity_needs_the_memory_of_a_block_of_documents() -> None:
-    """With all 100,000 documents in one block it is 91 MB."""
+def test_similarity_needs_memory_for_one_block_of_documents() -> None:
+    """All 100,000 documents in one block would need 91 MB."""
     some = random_vectors(1000, 50, 200, seed=5)
     documents = some[np.tile(np.arange(1000), 100)]
     tracemalloc.start()

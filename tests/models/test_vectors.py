@@ -1,4 +1,4 @@
-"""Batches on the workers of a CPU and batches begun ahead, as on a GPU, give the same vectors."""
+"""CPU workers and GPU-style asynchronous batches give the same vectors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def answers(maker, results, token_ids, rules=Pruning()):  # noqa: B008
 
 
 @pytest.mark.parametrize("static", [True, False])
-def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asynchronous_batches_match_workers(encoder, static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not static:
 
         def missing(*_, **__):
@@ -46,8 +46,8 @@ def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monke
 
 
 @pytest.mark.parametrize("way", ["on_workers", "ahead"])
-def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never taken for a document without terms, which a maximum over them may look like."""
+def test_nan_hidden_states_are_refused(encoder, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They must not be taken for a document without terms, as a maximum over NaN may look like one."""
     maker, token_ids = encoder.maker, [ids for ids, _ in encoder.tokenize(MANY)]
     hidden = maker.body.hidden
 
@@ -62,7 +62,7 @@ def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkey
         answers(maker, getattr(maker, way), token_ids)
 
 
-def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruning_is_applied_before_the_copy_to_the_host(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     maker, token_ids = encoder.maker, [ids for ids, _ in encoder.tokenize(MANY)]
     copied = []
     monkeypatch.setattr(compaction, "ROOM", 3)
@@ -72,7 +72,7 @@ def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPa
     assert max(copied) <= 1 + 7 * (len(MANY) // 7 + 1)
 
 
-def test_memory_that_runs_out_ahead_names_its_batch(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_in_an_asynchronous_batch_names_the_batch(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     maker, token_ids = encoder.maker, [ids for ids, _ in encoder.tokenize(MANY)]
     begin = maker._start
 

@@ -1,4 +1,4 @@
-"""The verb: what a plan predicts is what an index then shows, and its files hold what they promise."""
+"""`plan`: predictions match the index, and the written files hold the plan."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from support.forked import command
+from support.json_page import check
 from support.plans import DOCUMENTS, made_plan
 from support.runs import make_run
 
@@ -25,16 +26,17 @@ from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 from sparse_ingest.evaluation.measures import measure
 from sparse_ingest.loading.load import load
-from sparse_ingest.pipeline import IndexSettings, Pipeline, changed, read_pipeline
+from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings, changed, read_pipeline
 from sparse_ingest.planning import drawing, outputs
 from sparse_ingest.planning.plan import plan
 from sparse_ingest.planning.report import PlanReport
-from sparse_ingest.planning.rules import in_words
+from sparse_ingest.planning.rules import rule_text
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index
 from sparse_ingest.searching.query import many_query_weights
 from sparse_ingest.searching.run_search import rank_run
+from sparse_ingest.searching.search import open_index
 
 pytestmark = pytest.mark.usefixtures("hasty_merges")
 
@@ -42,19 +44,19 @@ Made = tuple[Any, Any, Any]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def plan_inputs(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return made_plan(tmp_path_factory.mktemp("plan"))
 
 
 @pytest.fixture(scope="module")
-def judged(made: Made) -> PlanReport:
-    run, queries, qrels = made
+def judged(plan_inputs: Made) -> PlanReport:
+    run, queries, qrels = plan_inputs
     return plan(run.path, queries, pipeline=Pipeline(), qrels=qrels, loss=0.05)
 
 
 @pytest.fixture(scope="module")
-def unjudged(made: Made) -> PlanReport:
-    run, queries, _ = made
+def unjudged(plan_inputs: Made) -> PlanReport:
+    run, queries, _ = plan_inputs
     return plan(run.path, queries, pipeline=Pipeline(), loss=0.1)
 
 
@@ -78,7 +80,7 @@ def into(client: Client, index: str, run: Any, rule: dict[str, Any], kind: Any =
 
 
 def posting_file_bytes(client: Client, index: str) -> int:
-    """What Lucene's files of documents and frequencies take."""
+    """Return the size of Lucene's files of documents and frequencies."""
     answer = client.call(
         "GET", f"/{quote(index)}/_stats/segments", params={"include_segment_file_sizes": "true", "level": "shards"}
     )
@@ -86,10 +88,10 @@ def posting_file_bytes(client: Client, index: str) -> int:
     return int(files["doc"]["size_in_bytes"])
 
 
-def test_the_chosen_point_is_what_the_index_then_shows(
-    made: Made, judged: PlanReport, client: Client, index_name: str
+def test_predictions_of_the_chosen_point_match_the_index(
+    plan_inputs: Made, judged: PlanReport, client: Client, index_name: str
 ) -> None:
-    run, queries, qrels = made
+    run, queries, qrels = plan_inputs
     assert judged.choice
     point = judged.choice.point
     assert point.documents and point.loss <= 0.05 and point.postings < 0.7 * judged.points[0].postings
@@ -97,7 +99,7 @@ def test_the_chosen_point_is_what_the_index_then_shows(
     asked = list(many_query_weights(queries, judged.pipeline))
     ranked = list(rank_index(client, index_name, asked, Engine(), size=10))
     check_like_predicted(measure(ranked, qrels, ["nDCG@10"]).per_query["nDCG@10"], point, judged_order(queries))
-    # The ten scores are those of the run, bit for bit; of equal ones at the border the index gives other documents.
+    # The 10 scores equal those of the run bit for bit; of ties at the cutoff the index may return other documents.
     exact = rank_run(run, asked, size=11, stored=True, prune=lambda vectors: prune(vectors, **point.documents))
     tied = 0
     for here, there in zip(ranked, exact, strict=True):
@@ -107,7 +109,7 @@ def test_the_chosen_point_is_what_the_index_then_shows(
         else:
             assert set(here.doc_ids) == set(there.doc_ids[:10])
     assert tied == point.tied > 0
-    # What a query visits is the number of documents that have its tokens, each once.
+    # A query visits each document that has one of its tokens once.
     visited = [sum(_count(client, index_name, token) for token in weights) for _, weights in asked[:5]]
     pruned = [
         prune(vectors, **point.documents)
@@ -123,12 +125,12 @@ def test_the_chosen_point_is_what_the_index_then_shows(
 
 
 def judged_order(queries: list[Any]) -> list[str]:
-    """The ids of the queries in the order of a point's values."""
+    """Return the query ids in the order of a point's values."""
     return sorted((query.id for query in queries), key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def check_like_predicted(found: dict[str, float], point: Any, order: list[str]) -> None:
-    """Each query has the predicted quality, but for those with equal scores at the border of the ten best."""
+    """Check that each query has the predicted quality, except for ties at the cutoff of 10."""
     same = [found[query_id] == value for query_id, value in zip(order, point.per_query.tolist(), strict=True)]
     assert len(same) - sum(same) <= point.tied <= len(same) // 5
 
@@ -139,10 +141,10 @@ def _count(client: Client, index: str, token: str) -> int:
     return int(client.call("POST", f"/{index}/_search", body)["hits"]["total"]["value"])
 
 
-def test_postings_take_the_bytes_that_are_predicted(
-    made: Made, judged: PlanReport, client: Client, index_name: str
+def test_predicted_posting_bytes_match_the_index(
+    plan_inputs: Made, judged: PlanReport, client: Client, index_name: str
 ) -> None:
-    run, _, _ = made
+    run, _, _ = plan_inputs
     rules: list[dict[str, Any]] = [{}, {"max_ratio": 0.2}, {"top_k": 6}]
     measured, predicted = [], []
     for number, rule in enumerate(rules):
@@ -150,7 +152,7 @@ def test_postings_take_the_bytes_that_are_predicted(
         measured.append(posting_file_bytes(client, f"{index_name}-{number}"))
         predicted.append(next(point.bytes for point in judged.points if point.documents == rule) if number < 2 else
                          _predicted(run, rule))  # fmt: skip
-    # Differences, as the file holds the words of titles and texts besides.
+    # Compare differences, because the files also hold the words of titles and texts.
     for place in (1, 2):
         assert predicted[0] - predicted[place] == pytest.approx(measured[0] - measured[place], rel=0.1)
 
@@ -163,13 +165,13 @@ def _predicted(run: Any, rule: dict[str, Any]) -> int:
     return round(posting_bytes(counts, DOCUMENTS))
 
 
-def test_without_judgments_quality_is_what_is_found_of_the_truth(made: Made, unjudged: PlanReport) -> None:
-    (run, queries, _), report = made, unjudged
+def test_without_judgments_quality_is_recall_of_the_ground_truth(plan_inputs: Made, unjudged: PlanReport) -> None:
+    (run, queries, _), report = plan_inputs, unjudged
     assert (report.quality, report.full_quality) == ("overlap@10", 1.0)
     assert report.points[0].loss == 0 and report.points[0].overlap_100 == 1.0
     assert report.choice
     point, whole = report.choice.point, list(many_query_weights(queries, Pipeline(model=report.pipeline.model)))
-    # Each of equal scores at the border is right.
+    # Any document with the score at the cutoff is correct.
     truth = [
         {doc_id for doc_id, score in zip(one.doc_ids, one.scores, strict=True) if score >= one.scores[:10][-1]}
         for one in rank_run(run, whole, size=100, stored=True)
@@ -183,8 +185,10 @@ def test_without_judgments_quality_is_what_is_found_of_the_truth(made: Made, unj
 
 
 @pytest.mark.parametrize("kind", ["rank_features", "sparse_vector"])
-def test_an_index_is_planned_with_its_own_engines(made: Made, client: Client, index_name: str, kind: Any) -> None:
-    run, queries, qrels = made
+def test_an_index_is_planned_with_the_engines_of_its_field(
+    plan_inputs: Made, client: Client, index_name: str, kind: Any
+) -> None:
+    run, queries, qrels = plan_inputs
     rule = {"max_ratio": 0.03, "top_k": 40}
     into(client, index_name, run, rule, kind)
     report = plan(
@@ -193,14 +197,14 @@ def test_an_index_is_planned_with_its_own_engines(made: Made, client: Client, in
     )  # fmt: skip
     engines = {point.engine for point in report.settings}
     assert engines == ({"exact", "two-phase"} if kind == "rank_features" else {"seismic", "exact"})
-    # The baseline of a sparse_vector field is exact search of the run: the index cannot be asked for it.
+    # A sparse_vector field offers no exact search, so the baseline is exact search of the run.
     measured = [point for point in report.settings if kind == "rank_features" or point.engine != "exact"]
     assert len(report.settings) - len(measured) == (kind == "sparse_vector")
     assert all(point.documents == rule for point in report.settings)
     assert all(point.latency_p50_ms for point in measured)
     assert report.choice and report.choice.point in measured
     table = drawing.as_text(report).split("\n\n")[1]
-    # A star marks the row that was taken, which depends on the latencies.
+    # A star marks the chosen row, which depends on latencies.
     rows = [line.replace("*", " ").split() for line in table.splitlines()]
     assert len([row for row in rows if row[5:7] == ["all", "exact"]]) == 1, table
     assert report.pipeline.index.kind == kind and changed(report.pipeline.load) == rule
@@ -219,17 +223,43 @@ def test_an_index_is_planned_with_its_own_engines(made: Made, client: Client, in
         assert chosen.engine == "seismic" and chosen.seismic.keys() == {"top_n", "heap_factor", "k"}
 
 
-def test_an_index_of_another_run_is_refused(made: Made, client: Client, index_name: str, tmp_path: Path) -> None:
-    run, queries, _ = made
+def test_a_hybrid_plan_measures_query_pruning_within_hybrid_search(made: Made, client: Client, index_name: str) -> None:
+    run, queries, qrels = made
+    into(client, index_name, run, {})
+    how: dict[str, Any] = {"pipeline": Pipeline(), "qrels": qrels, "loss": 0.3}
+    how |= {"hybrid": True, "hybrid_weights": [0.2, 0.8]}
+    report = plan(run.path, queries, index=index_name, connection=Connection(client.address), **how)
+    rules = [point.query for point in report.settings]
+    assert rules[0] == {} and len(rules) > 8 and {point.engine for point in report.settings} == {"exact"}
+    assert report.settings[0].loss == 0 and report.settings[0].overlap_10 == 1
+    assert report.hybrid == {"hybrid": True, "hybrid_weights": [0.2, 0.8]}
+    # The quality is that of a hybrid search of the index, for unpruned queries and for the choice.
+    assert report.choice
+    for pipeline, quality in (
+        (Pipeline(query=QuerySettings(hybrid=True, hybrid_weights=(0.2, 0.8))), report.full_quality),
+        (replace(report.pipeline, model=ModelSettings()), report.choice.point.ndcg_10),
+    ):
+        with open_index(index_name, url=client.address, pipeline=pipeline) as opened:
+            found = measure(opened.rank(queries, k=10), qrels, ["nDCG@10"]).mean["nDCG@10"]
+        assert found == pytest.approx(quality)
+    assert "nDCG@10 of hybrid search with unpruned queries" in drawing.as_text(report)
+    with pytest.raises(UsageError, match="hybrid applies to --index only"):
+        plan(run.path, queries, **how)
+
+
+def test_an_index_of_another_run_is_refused(plan_inputs: Made, client: Client, index_name: str, tmp_path: Path) -> None:
+    run, queries, _ = plan_inputs
     into(client, index_name, make_run(tmp_path / "other", model=run.manifest.model["document"]), {})
-    with pytest.raises(ClusterError, match=f"holds run .*, but the plan is for run {run.manifest.run_id[:8]}"):
+    with pytest.raises(
+        ClusterError, match=f"was loaded from run .*, but the plan is for run {run.manifest.run_id[:8]}"
+    ):
         plan(run.path, queries, pipeline=Pipeline(), index=index_name, connection=Connection(client.address))
 
 
-def test_the_files_hold_the_plan_and_ask_for_nothing(judged: PlanReport, files: Path) -> None:
+def test_the_files_hold_the_plan_and_load_nothing(judged: PlanReport, files: Path) -> None:
     assert (files / "plan.png").read_bytes().startswith(b"\x89PNG")
     page = (files / "plan.html").read_text()
-    # No address but the names of XML vocabularies, and nothing that would load one.
+    # No URL except XML namespaces, and nothing that would load one.
     assert not re.search(r"(src|href)=\"(?!#)", page) and "url(http" not in page and "@import" not in page
     assert page.count("<svg") == 1 and "class=taken" in page
     stored = json.loads((files / "plan.json").read_text())
@@ -237,14 +267,14 @@ def test_the_files_hold_the_plan_and_ask_for_nothing(judged: PlanReport, files: 
     assert inside and json.loads(inside[1]) == stored == json.loads(json.dumps(judged.to_dict()))
 
 
-def test_files_that_are_there_stay(judged: PlanReport, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(judged: PlanReport, tmp_path: Path) -> None:
     (tmp_path / "pipeline.toml").write_text("mine")
     with pytest.raises(UsageError, match="pipeline.toml already exists"):
         outputs.write_outputs(judged, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline.toml"]
 
 
-def test_the_pipeline_file_is_read_back_as_the_choice(judged: PlanReport, files: Path) -> None:
+def test_the_pipeline_file_holds_the_chosen_settings(judged: PlanReport, files: Path) -> None:
     assert judged.choice
     point, read = judged.choice.point, read_pipeline(str(files / "pipeline.toml"))
     assert read == judged.pipeline
@@ -253,7 +283,7 @@ def test_the_pipeline_file_is_read_back_as_the_choice(judged: PlanReport, files:
     assert {name: value for name, value in query.items() if value is not None} == dict(point.query)
 
 
-def test_the_frontier_holds_what_no_other_point_beats(judged: PlanReport) -> None:
+def test_the_frontier_holds_points_that_no_other_dominates(judged: PlanReport) -> None:
     best = [judged.points[place] for place in judged.frontier]
     for point in best:
         for other in judged.points:
@@ -262,11 +292,9 @@ def test_the_frontier_holds_what_no_other_point_beats(judged: PlanReport) -> Non
     assert judged.choice and judged.choice.point in best
 
 
-def test_the_table_shows_ten_rows_with_the_choice_and_what_it_is_compared_with(
-    judged: PlanReport, unjudged: PlanReport
-) -> None:
+def test_the_table_shows_ten_rows_with_the_choice_and_the_baseline(judged: PlanReport, unjudged: PlanReport) -> None:
     assert len(unjudged.frontier) > 20 and unjudged.frontier[0] == 0
-    assert 0 not in judged.frontier  # whole vectors lose nothing, but others find more
+    assert 0 not in judged.frontier  # unpruned vectors lose nothing, but others find more
     for report, every, rows in (
         (unjudged, False, 10), (unjudged, True, len(unjudged.frontier)), (judged, True, 1 + len(judged.frontier)),
         (replace(unjudged, choice=None), False, 10), (replace(judged, choice=None), True, 1 + len(judged.frontier)),
@@ -278,17 +306,17 @@ def test_the_table_shows_ten_rows_with_the_choice_and_what_it_is_compared_with(
         assert [line.split()[3] for line in table if line.split()[:3] == ["all", "all", "exact"]] == ["0.00%"]
         starred = [line for line in table if line.startswith("* ")]
         assert len(starred) == (report.choice is not None)
-        assert report.choice is None or in_words(report.choice.point.documents) in starred[0]
+        assert report.choice is None or rule_text(report.choice.point.documents) in starred[0]
 
 
-def test_what_is_said_of_no_choice_is_true(judged: PlanReport) -> None:
+def test_the_message_without_a_choice_is_correct(judged: PlanReport) -> None:
     none = replace(judged, choice=None, unsettled=None)
     assert drawing.as_text(none).endswith("No cheaper setting is certain to stay within 5%: keep unpruned vectors.")
     hopeless = replace(none, points=[max(judged.points, key=lambda point: point.loss)], frontier=[0], allowed_loss=0.01)
     assert drawing.as_text(hopeless).endswith("No setting keeps the loss within 1%.")
 
 
-def test_the_chart_has_a_title_and_its_legend_beside_the_points(judged: PlanReport) -> None:
+def test_the_chart_has_a_title_and_its_legend_outside_the_points(judged: PlanReport) -> None:
     figure = drawing._figure(judged)
     figure.draw_without_rendering()
     [axes], [legend] = figure.axes, figure.legends
@@ -298,30 +326,31 @@ def test_the_chart_has_a_title_and_its_legend_beside_the_points(judged: PlanRepo
 
 
 @pytest.mark.parametrize(
-    ("queries", "qrels", "said"),
+    ("queries", "qrels", "message"),
     [
         (5, None, "Found 5 queries with a weighted token; .* needs at least 10"),
         (40, {}, "Found 0 queries with judgments"),
         (40, {f"q{number}": {"unknown": 1} for number in range(40)}, "of the corpus that was encoded"),
     ],
 )
-def test_what_is_no_sample_is_said(made: Made, queries: int, qrels: Any, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        plan(made[0].path, made[1][:queries], pipeline=Pipeline(), qrels=qrels)
+def test_unusable_queries_are_refused(plan_inputs: Made, queries: int, qrels: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(plan_inputs[0].path, plan_inputs[1][:queries], pipeline=Pipeline(), qrels=qrels)
 
 
-def test_the_command_writes_the_files_and_prints_the_same(made: Made, tmp_path: Path) -> None:
-    run, queries, qrels = made
+def test_the_command_writes_the_files_and_prints_the_plan(plan_inputs: Made, tmp_path: Path) -> None:
+    run, queries, qrels = plan_inputs
     (tmp_path / "queries.tsv").write_text("".join(f"{query.id}\t{query.text}\n" for query in queries))
     answer = command("plan", run.path, "--queries", tmp_path / "queries.tsv", "--json", "--loss", "0.2",
                      "--out", tmp_path / "out")  # fmt: skip
     assert answer.code == 0, answer.err
     report = json.loads(answer.out)
+    check("plan", report)
     assert report["choice"]["point"]["loss"] <= 0.2 and report["run_id"] == run.manifest.run_id
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(outputs.NAMES)
 
 
-def test_without_matplotlib_the_extra_is_named(
+def test_missing_matplotlib_names_the_extra(
     judged: PlanReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -1,4 +1,4 @@
-"""One pass gives for every rule what pruning and searching one by one give."""
+"""One pass over a run gives for every pruning rule the same results as pruning and searching one by one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_ingest.cluster.scores import stored_weights
-from sparse_ingest.planning.rules import as_flags, document_families, in_words, query_rules
+from sparse_ingest.planning.rules import as_flags, document_families, query_rules, rule_text
 from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.records import SparseRows
@@ -21,7 +21,7 @@ def random_parts(*sizes: int, seed: int = 7) -> list[SparseRows]:
     parts = []
     for size in sizes:
         lengths = random.integers(0, 60, size)
-        lengths[:2] = 0, 1  # a document without terms, and one that alpha_mass empties
+        lengths[:2] = 0, 1  # a document without terms, and one emptied by alpha_mass
         ids = [np.sort(random.choice(VOCABULARY, length, replace=False)) for length in lengths]
         weights = random.gamma(1.5, 0.5, lengths.sum()).astype(np.float32) + np.float32(1e-3)
         weights[::7] = 0.5  # ties
@@ -48,7 +48,7 @@ def random_queries(count: int) -> list[QueryVector]:
     return [*queries, QueryVector(np.empty(0, np.uint32), np.empty(0, np.float32))]
 
 
-def test_every_rule_finds_what_exact_search_of_pruned_vectors_finds() -> None:
+def test_every_rule_matches_exact_search_of_pruned_vectors() -> None:
     parts, queries = random_parts(90, 250, 3, 120), random_queries(12)
     sweep = Sweep(document_families(30.0), queries, VOCABULARY, depth=DEPTH)
     for part in parts:
@@ -70,19 +70,19 @@ def test_every_rule_finds_what_exact_search_of_pruned_vectors_finds() -> None:
 
 
 @pytest.mark.parametrize("mean", [1.0, 3.4, 120.0, 2000.0])
-def test_a_rule_of_a_family_keeps_nothing_that_a_milder_one_does_not(mean: float) -> None:
+def test_a_stricter_rule_keeps_a_subset_of_a_milder_one(mean: float) -> None:
     [part] = random_parts(200)
     for family in document_families(mean):
         kept = [set(_terms(prune(part, **rule))) for rule in family]
         assert all(strict <= mild for mild, strict in zip(kept, kept[1:], strict=False))
     rules = query_rules(mean)
-    assert rules[0] == {} and len({in_words(rule) for rule in rules}) == len(rules)
+    assert rules[0] == {} and len({rule_text(rule) for rule in rules}) == len(rules)
 
 
-def test_rules_are_written_as_load_takes_them() -> None:
+def test_rules_are_written_as_options_of_load() -> None:
     assert as_flags({"top_k": 60}) == " --top-k 60"
     assert as_flags({"alpha_mass": 0.95}) == " --alpha-mass 0.95"
-    assert in_words({"top_k": 60, "max_ratio": 0.1}) == "top_k 60 and max_ratio 0.1"
+    assert rule_text({"top_k": 60, "max_ratio": 0.1}) == "top_k 60 and max_ratio 0.1"
 
 
 def _terms(part: SparseRows) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The weights of tokens counted in a corpus, against a plain recount, and asked with afterwards."""
+"""`idf`: token weights counted in a corpus, compared with a separate count, and used in queries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = FieldNames(carry_text=False)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A plain layout without weights: queries need none."""
+    """A plain layout without model weights; queries need none."""
     folder = tmp_path / "model"
     folder.mkdir()
     write_table(folder)
@@ -59,7 +59,7 @@ def float32(value: float) -> float:
 
 
 def recounted(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
-    """The formula and the counts once more, text by text, with nothing of ours."""
+    """Count and weigh again, text by text, without code of the package."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
@@ -88,27 +88,27 @@ def test_counts_are_exact_over_many_batches(folder: Path, tmp_path: Path, monkey
     assert report.empty > 0
 
 
-def test_the_formula_is_that_of_the_published_table() -> None:
-    """Its largest weight is that of a token in one of the 8,841,823 passages of MS MARCO."""
+def test_the_formula_matches_the_published_table() -> None:
+    """Its largest weight is that of a token in 1 of the 8,841,823 passages of MS MARCO."""
     assert float32(idf.weight_of(1, 8_841_823)) == 15.58953857421875
     assert idf.weight_of(10**9, 10**9) > 0
 
 
-def test_queries_weigh_by_the_table(folder: Path, tmp_path: Path) -> None:
+def test_queries_use_the_table(folder: Path, tmp_path: Path) -> None:
     texts = ["catch a river", "river", "an exception", "river stone"]
     counted(folder, write_corpus(tmp_path / "c.jsonl", texts), folder / "idf.json")
     weights = query_encoder(ModelSettings(document=str(folder))).encode(["Catch the river [CLS]"])[0]
     assert weights == {"catch": float32(idf.weight_of(1, 4)), "river": float32(idf.weight_of(3, 4))}
 
 
-def test_a_text_is_not_cut_where_tokenizer_json_cuts(folder: Path, tmp_path: Path) -> None:
+def test_truncation_in_tokenizer_json_is_ignored(folder: Path, tmp_path: Path) -> None:
     spec = write_corpus(tmp_path / "c.jsonl", ["an an an an an an stone", "river"])
     counted(folder, spec, tmp_path / "idf.json")
     table = json.loads((tmp_path / "idf.json").read_bytes())
     assert table["stone"] == table["river"] == float32(idf.weight_of(1, 2))
 
 
-def test_title_and_text_are_one_document_and_lower_case_comes_first(folder: Path, tmp_path: Path) -> None:
+def test_title_and_text_are_joined_and_lowercased_first(folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**content, "normalizer": None}))
     path = tmp_path / "c.jsonl.gz"
@@ -119,28 +119,28 @@ def test_title_and_text_are_one_document_and_lower_case_comes_first(folder: Path
     assert json.loads((tmp_path / "idf.json").read_bytes())["river"] == float32(idf.weight_of(2, 2))
 
 
-def test_a_bad_document_ends_it_with_nothing_written_or_is_named_and_counted(folder: Path, tmp_path: Path) -> None:
+def test_a_bad_document_fails_the_command_or_is_skipped_and_counted(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"_id": "a", "text": "river"}\n{"_id": "b"}\n{"_id": "c", "text": "stone"}\n')
     out = tmp_path / "idf.json"
-    with pytest.raises(CorpusError, match=r"c\.jsonl line 2: no column"):
+    with pytest.raises(CorpusError, match=r"c\.jsonl:2: no column"):
         counted(folder, str(path), out)
     assert not out.exists()
     given = ["--model", str(folder), "--corpus", str(path), "--out", str(out), "--on-bad-document", "skip", "--json"]
     shown = CliRunner().invoke(command, given, standalone_mode=False)
     assert shown.return_value == 3
-    assert "Skipped: c.jsonl line 2" in shown.stderr
+    assert "Skipped: c.jsonl:2" in shown.stderr
     report = json.loads(shown.stdout)
     assert (report["documents"], report["skipped"], report["seen"]) == (2, 1, 2)
     assert out.exists()
 
 
-def test_the_first_rows_alone_are_counted_when_asked(folder: Path, tmp_path: Path) -> None:
+def test_limit_counts_the_first_rows_only(folder: Path, tmp_path: Path) -> None:
     spec = write_corpus(tmp_path / "c.jsonl", ["river"] * 10)
     assert counted(folder, spec, tmp_path / "idf.json", limit=4).documents == 4
 
 
-def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_without_force(folder: Path, tmp_path: Path) -> None:
     spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
     out.write_text("mine")
     with pytest.raises(UsageError, match=r"already exists\. Give --force"):
@@ -154,14 +154,14 @@ def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) 
         counted(folder, spec, tmp_path, force=True)
 
 
-def test_a_file_that_appears_meanwhile_stays(folder: Path, tmp_path: Path) -> None:
+def test_a_file_created_by_another_process_during_the_count_is_kept(folder: Path, tmp_path: Path) -> None:
     spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
     with pytest.raises(UsageError, match="written by another process and is kept"):
         counted(folder, spec, out, progress=Recorder(lambda documents: out.write_text("theirs")))
     assert out.read_text() == "theirs"
 
 
-def test_a_corpus_without_a_token_a_model_or_a_tokenizer_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_no_tokens_no_model_or_no_tokenizer_gives_one_message(folder: Path, tmp_path: Path) -> None:
     spec = write_corpus(tmp_path / "c.jsonl", ["", "[CLS]"])
     with pytest.raises(CorpusError, match="No document has a token"):
         counted(folder, spec, tmp_path / "idf.json")
@@ -195,7 +195,7 @@ def test_no_more_than_a_batch_is_read_ahead(folder: Path, tmp_path: Path, monkey
     assert 0 < most <= 7
 
 
-def test_it_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+def test_idf_does_not_import_torch(folder: Path, tmp_path: Path) -> None:
     spec = write_corpus(tmp_path / "c.jsonl", ["river"])
     code = (
         "import sys; from sparse_ingest.cli.main import cli; "

@@ -1,4 +1,4 @@
-"""The vocabulary of a checkpoint by id."""
+"""Vocabulary of a checkpoint by token id."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sparse_ingest.errors import CheckpointError
 from sparse_ingest.queries.weight_table import read_vocabulary
 
 
-def test_the_vocabulary_is_the_tokenizers_and_as_long_as_the_models(tmp_path: Path) -> None:
+def test_the_vocabulary_comes_from_the_tokenizer_with_the_size_of_the_model(tmp_path: Path) -> None:
     write_table(tmp_path)
     assert read_vocabulary(tmp_path) == TOKENS
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": len(TOKENS) + 2}))
     assert read_vocabulary(tmp_path) == [*TOKENS, None, None]
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer.json cannot be read"):
         read_vocabulary(tmp_path)
     write_table(tmp_path)

@@ -1,4 +1,4 @@
-"""Weight tables: against a tiny tokenizer made here, and against OpenSearch's own table where it is beside."""
+"""Weight tables of queries: a tiny tokenizer created here, and OpenSearch's published table if installed."""
 
 from __future__ import annotations
 
@@ -47,41 +47,41 @@ def float32(value: float) -> float:
     return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
-def test_each_distinct_token_weighs_what_the_table_says_heaviest_first(folder: Path) -> None:
+def test_each_distinct_token_gets_its_table_weight_heaviest_first(folder: Path) -> None:
     weights = weights_of("an exception an EXCEPTION catch an", folder)
     assert list(weights.items()) == [("except", 4.75), ("##ion", 2.5), ("catch", 2.5), ("an", float32(0.1))]
 
 
-def test_a_missing_token_is_left_out_or_weighs_what_was_asked(folder: Path) -> None:
+def test_a_missing_token_is_omitted_or_gets_missing_idf_weight(folder: Path) -> None:
     assert weights_of("river catch", folder) == {"catch": 2.5}
     assert weights_of("river catch", folder, missing_idf_weight=1.0) == {"catch": 2.5, "river": 1.0}
 
 
-def test_a_token_of_weight_zero_is_left_out(folder: Path) -> None:
+def test_a_token_of_weight_zero_is_omitted(folder: Path) -> None:
     assert weights_of("stone catch", folder, missing_idf_weight=1.0) == {"catch": 2.5}
 
 
-def test_special_and_unknown_tokens_weigh_nothing_or_what_the_table_says(folder: Path) -> None:
+def test_special_and_unknown_tokens_have_no_weight_unless_in_the_table(folder: Path) -> None:
     text = "[CLS] zebra catch [SEP]"
     assert weights_of(text, folder, missing_idf_weight=1.0) == {"catch": 2.5}
     assert weights_of(text, folder, query_special_tokens="keep") == {"catch": 2.5, "[CLS]": 1.0, "[UNK]": 1.0}
 
 
-def test_truncation_and_padding_of_the_tokenizer_file_do_not_apply(folder: Path) -> None:
+def test_truncation_and_padding_in_tokenizer_json_are_ignored(folder: Path) -> None:
     assert set(weights_of("river an exception catch", folder, missing_idf_weight=1.0)) == {
         "river", "an", "except", "##ion", "catch",
     }  # fmt: skip
 
 
-def test_a_text_is_cut_where_the_settings_say_without_special_tokens(folder: Path) -> None:
+def test_a_text_is_truncated_at_max_length_without_special_tokens(folder: Path) -> None:
     assert list(weights_of("catch an exception", folder, max_length=2)) == ["catch", "an"]
 
 
-def test_only_so_many_tokens_are_kept_as_the_checkpoint_declares(folder: Path) -> None:
+def test_max_active_dims_of_a_checkpoint_limits_tokens(folder: Path) -> None:
     assert list(weights_of("catch an exception", folder, max_active_dims=2)) == ["except", "##ion"]
 
 
-def test_lower_casing_and_the_prompt_stand_before_the_tokenizer(folder: Path, tmp_path: Path) -> None:
+def test_lowercasing_and_the_prompt_are_applied_before_the_tokenizer(folder: Path, tmp_path: Path) -> None:
     write_table(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "normalizer": None}))
@@ -94,7 +94,7 @@ def test_texts_keep_their_order_and_an_empty_text_gives_an_empty_dict(folder: Pa
     assert table(folder).encode(["", "catch", " \n"]) == [{}, {"catch": 2.5}, {}]
 
 
-def test_a_table_of_lines_gives_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_jsonl_table_gives_the_same_weights(folder: Path, tmp_path: Path) -> None:
     write_table(tmp_path)
     (tmp_path / "idf.json").unlink()
     lines = "".join(f"{token}\t{weight}\n" for token, weight in WEIGHTS.items())
@@ -104,9 +104,9 @@ def test_a_table_of_lines_gives_the_same(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
-def test_a_tensor_gives_the_same_as_the_table(folder: Path, tmp_path: Path, kind: type) -> None:
+def test_a_tensor_gives_the_same_weights_as_the_table(folder: Path, tmp_path: Path, kind: type) -> None:
     write_table(tmp_path)
-    # What is before the vector in the file must be stepped over.
+    # The reader must skip the tensors before the vector.
     by_id = np.array([WEIGHTS.get(token, 0.0) for token in TOKENS], dtype=kind)
     save_file({"before": np.arange(5), "weight": by_id}, tmp_path / "model.safetensors")
     found = weights_of("an exception catch stone river", tmp_path, "model.safetensors")
@@ -124,13 +124,13 @@ def test_a_bfloat16_tensor_is_read_exactly(tmp_path: Path) -> None:
 
 
 def by_recipe(text: str, weights: dict[str, float], tokenizer: Tokenizer) -> dict[str, float]:
-    """What a service in another language does: distinct tokens, looked up."""
+    """Weigh a text as a service in another language does: look up each distinct token."""
     tokens = set(tokenizer.encode(text, add_special_tokens=False).tokens)
     return {token: weights[token] for token in tokens if token in weights}
 
 
 @pytest.mark.parametrize("settings", [{}, {"missing_idf_weight": 1.0}, {"query_special_tokens": "keep"}])
-def test_the_table_for_services_and_the_tokenizer_file_give_the_same_weights(folder: Path, settings) -> None:
+def test_the_exported_table_and_the_tokenizer_give_the_same_weights(folder: Path, settings) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     encoder = table(folder, **settings)
@@ -139,7 +139,7 @@ def test_the_table_for_services_and_the_tokenizer_file_give_the_same_weights(fol
     assert encoder.reading() == "nothing cut, no special tokens added"
 
 
-def test_what_a_service_must_do_before_it_looks_up_is_said(folder: Path) -> None:
+def test_the_export_names_the_preprocessing_of_queries(folder: Path) -> None:
     encoder = table(folder, max_active_dims=8, query_prompt="q: ", max_length=5, lower_case=True)
     assert encoder.reading() == (
         "the prompt 'q: ' before it, lower-cased, cut after 5 tokens, no special tokens added, "
@@ -148,7 +148,7 @@ def test_what_a_service_must_do_before_it_looks_up_is_said(folder: Path) -> None
 
 
 @needs_bert
-def test_the_table_of_bert_uncased_gives_the_weights_of_queries() -> None:
+def test_the_exported_table_of_bert_uncased_gives_query_weights() -> None:
     tokenizer = Tokenizer.from_file(str(BERT / "tokenizer.json"))
     tokenizer.no_truncation()
     encoder = query_encoder(ModelSettings(document=str(BERT)))
@@ -158,10 +158,8 @@ def test_the_table_of_bert_uncased_gives_the_weights_of_queries() -> None:
         assert by_recipe(text, weights, tokenizer) == encoder.encode([text])[0]
 
 
-def test_weights_below_zero_are_left_out_and_told(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A trained table may have some; sentence-transformers keeps them, no index can be asked for them."""
+def test_negative_weights_are_omitted_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A trained table may have some. sentence-transformers keeps them, but an index cannot be queried with them."""
     write_table(tmp_path)
     by_id = np.array([-1.0 if token == "an" else 2.0 for token in TOKENS], dtype=np.float32)
     save_file({"weight": by_id}, tmp_path / "model.safetensors")
@@ -172,13 +170,13 @@ def test_weights_below_zero_are_left_out_and_told(
 @pytest.mark.parametrize(
     "content", ["", "[1]", "{}", '{"a": "1"}', '{"a": -1}', '{"a": NaN}', '{"a": 1e39}', '{"a": true}']
 )
-def test_a_damaged_table_is_one_sentence(folder: Path, tmp_path: Path, content: str) -> None:
+def test_a_damaged_table_gives_one_message(folder: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "idf.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"idf\.json"):
         table(folder, tmp_path / "idf.json")
 
 
-def test_a_damaged_tensor_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_tensor_gives_one_message(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": np.zeros((2, 3), dtype=np.float32), "ids": np.arange(9)}, path)
     whole = path.read_bytes()
@@ -199,7 +197,7 @@ def test_a_damaged_tensor_is_one_sentence(folder: Path, tmp_path: Path) -> None:
         table(folder, path)
 
 
-def test_an_absent_or_damaged_tokenizer_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_tokenizer_gives_one_message(folder: Path, tmp_path: Path) -> None:
     for content in (None, "{"):
         if content:
             (tmp_path / "tokenizer.json").write_text(content)
@@ -207,7 +205,7 @@ def test_an_absent_or_damaged_tokenizer_is_one_sentence(folder: Path, tmp_path: 
             table(tmp_path, folder / "idf.json")
 
 
-def test_it_needs_neither_torch_nor_transformers_nor_numpy(folder: Path) -> None:
+def test_table_queries_import_neither_torch_nor_transformers_nor_numpy(folder: Path) -> None:
     """From the name of a checkpoint to the weights of a query."""
     code = (
         "import sys; from sparse_ingest.models.query_encoders import query_encoder; "
@@ -241,13 +239,13 @@ def test_bert_uncased_starts_and_encodes_fast(kind: str, tmp_path: Path) -> None
         started = time.process_time()
         encoder.encode(texts)
         seconds.append(time.process_time() - started)
-    # In processor time, because other tests may keep the machine busy.
+    # CPU time, because other tests may run on this machine.
     print(f"{kind}: start {start_s:.3f} s, query {statistics.median(seconds) * 1e6:.0f} us")
     assert start_s < 0.3
     assert statistics.median(seconds) < 100e-6
 
 
-def test_pruning_a_query_keeps_the_heaviest_and_breaks_ties_by_token_string() -> None:
+def test_pruning_a_query_keeps_the_heaviest_tokens_and_breaks_ties_by_string() -> None:
     weights = as_query_weights([("d", 4.0), ("b", 1.0), ("a", 1.0), ("c", 2.0), ("e", 0.5)])
     assert list(prune_query(weights, QuerySettings())) == ["d", "c", "a", "b", "e"]
     assert list(prune_query(weights, QuerySettings(top_k=3))) == ["d", "c", "a"]

@@ -1,4 +1,4 @@
-"""Stores for the tests of this folder."""
+"""Object stores for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def store_url() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(store_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address s3://... of an empty bucket, which this process and those it starts can reach."""
+    """Return the s3:// address of an empty bucket, reachable from this process and its children."""
     for name, value in environment_of(store_url).items():
         monkeypatch.setenv(name, value)
-    # fsspec keeps what it opened for an environment that was.
+    # fsspec caches file systems, also those of an earlier environment.
     s3fs.S3FileSystem.clear_instance_cache()
     return make_bucket(store_url)
 
 
 @pytest.fixture
-def spoiled(store_url: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
-    """The way to the store leads through a proxy that spoils requests."""
+def faulty(store_url: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """Route requests to the store through a proxy that injects faults."""
     with faulty_store(store_url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         s3fs.S3FileSystem.clear_instance_cache()

@@ -1,4 +1,4 @@
-"""Locks in a store: one holder, taken over when it has died, and known to be lost by who slept."""
+"""Leases in an object store: one holder; expired ones are acquired by others, and a holder that slept notices."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def folder(bucket: str) -> RemotePath:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEWED_S", 0.1)
     monkeypatch.setattr(leases, "EXPIRES_S", 0.5)
 
 
 def abandoned(folder: RemotePath, **holder: object) -> None:
-    """What a process leaves behind that was killed."""
+    """Create the lease that a killed process leaves behind."""
     content = {"token": "t", "host": "another", "process": 1, "count": 3} | holder
     (folder / "one.lock").write_whole(json.dumps(content).encode())
 
@@ -39,7 +39,7 @@ def dead_process() -> int:
     return number
 
 
-def test_one_of_two_holds_a_lease_and_gives_it_back(folder: RemotePath) -> None:
+def test_a_lease_has_one_holder_and_can_be_released(folder: RemotePath) -> None:
     one, two = Leases(folder), Leases(folder)
     assert one.take("one") and not two.take("one") and two.take("two")
     one.refuse_lost()
@@ -50,7 +50,7 @@ def test_one_of_two_holds_a_lease_and_gives_it_back(folder: RemotePath) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_lease_that_is_renewed_does_not_expire(folder: RemotePath, quick: None) -> None:
+def test_a_lease_that_is_renewed_does_not_expire(folder: RemotePath, short_lease: None) -> None:
     one, two = Leases(folder), Leases(folder)
     assert one.take("one")
     until = time.monotonic() + 1.5
@@ -60,7 +60,7 @@ def test_a_lease_that_is_renewed_does_not_expire(folder: RemotePath, quick: None
     one.release("one")
 
 
-def test_a_lease_of_another_machine_expires(folder: RemotePath, quick: None) -> None:
+def test_a_lease_held_on_another_machine_expires(folder: RemotePath, short_lease: None) -> None:
     abandoned(folder)
     one, began = Leases(folder), time.monotonic()
     while not one.take("one"):
@@ -69,7 +69,7 @@ def test_a_lease_of_another_machine_expires(folder: RemotePath, quick: None) -> 
     one.release("one")
 
 
-def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(folder: RemotePath) -> None:
+def test_a_lease_of_a_dead_process_on_this_machine_is_acquired_immediately(folder: RemotePath) -> None:
     abandoned(folder, host=leases._here(), process=os.getpid())
     assert not Leases(folder).take("one")
     abandoned(folder, host=f"{leases._here()} in a container", process=dead_process())
@@ -80,7 +80,7 @@ def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(folder: Remo
     one.release("one")
 
 
-def test_whoever_slept_finds_its_lease_lost_and_leaves_the_other_alone(folder: RemotePath) -> None:
+def test_a_holder_that_slept_notices_the_lost_lease_and_keeps_the_new_one(folder: RemotePath) -> None:
     one = Leases(folder)
     assert one.take("one")
     abandoned(folder, token="of another")
@@ -90,16 +90,16 @@ def test_whoever_slept_finds_its_lease_lost_and_leaves_the_other_alone(folder: R
     assert b"of another" in (folder / "one.lock").read_bytes()
 
 
-def test_a_lease_that_was_written_though_the_answer_was_lost_is_held(bucket: str, spoiled: FaultyStore) -> None:
+def test_a_lease_is_acquired_even_if_the_response_was_lost(bucket: str, faulty: FaultyStore) -> None:
     one = Leases(RemotePath.at(f"{bucket}/locks"))
-    spoiled.spoil("PUT", "lost answer")
+    faulty.inject("PUT", "lost answer")
     assert one.take("one")
-    assert spoiled.done == ["lost answer"]
+    assert faulty.done == ["lost answer"]
     one.release("one")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"host": 3}'])
-def test_a_lock_that_holds_something_else_is_no_error(folder: RemotePath, quick: None, content: bytes) -> None:
+def test_a_lock_file_with_other_content_is_no_error(folder: RemotePath, short_lease: None, content: bytes) -> None:
     (folder / "one.lock").write_whole(content)
     one, began = Leases(folder), time.monotonic()
     while not one.take("one"):

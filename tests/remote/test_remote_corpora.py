@@ -1,4 +1,4 @@
-"""Corpora at addresses: the rows of the same files here, read on where a run stopped, and nothing secret said."""
+"""Remote corpora: same rows as local files, resumable reading, and no secrets in messages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ WANTED = [(row["_id"], row["text"]) for row in ROWS]
     "name",
     [name if name in ("c.jsonl.zst", "d.parquet") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
-def test_every_form_is_read_from_the_web(web: str, files: Path, name: str) -> None:
+def test_every_file_format_is_read_from_the_web(web: str, files: Path, name: str) -> None:
     corpus = corpus_of(f"{web}/{name}?sig={SECRET}")
     assert texts(corpus) == WANTED
     assert corpus.identity() == corpus_of(files / name).identity()
@@ -76,27 +76,27 @@ def test_every_form_is_read_from_the_web(web: str, files: Path, name: str) -> No
     "name",
     [name if name in ("b.jsonl.gz", "d.parquet") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
-def test_every_form_is_read_from_a_store(bucket: str, files: Path, name: str) -> None:
+def test_every_file_format_is_read_from_a_store(bucket: str, files: Path, name: str) -> None:
     place = RemotePath.at(bucket) / name
     place.upload(files / name)
     assert texts(corpus_of(place)) == WANTED
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "d.parquet", pytest.param("e.csv", marks=pytest.mark.slow)])
-def test_reading_goes_on_at_a_position_without_what_lies_before(
-    spoiled: FaultyStore, bucket: str, files: Path, name: str
+def test_reading_resumes_at_a_position_without_fetching_the_start(
+    faulty: FaultyStore, bucket: str, files: Path, name: str
 ) -> None:
     place = RemotePath.at(bucket) / name
     place.upload(files / name)
     position = next(position for row, position in corpus_of(place).rows() if row.row == 1799)
-    fetched = spoiled.sent_of(".*")
+    fetched = faulty.sent_of(".*")
     assert [row.document.id for row, _ in corpus_of(place).rows(position) if row.document] == [
         f"d{number}" for number in range(1800, 2000)
     ]
-    assert spoiled.sent_of(".*") - fetched < 0.4 * (files / name).stat().st_size
+    assert faulty.sent_of(".*") - fetched < 0.4 * (files / name).stat().st_size
 
 
-def test_an_address_of_a_file_here_is_that_file(files: Path) -> None:
+def test_a_file_address_is_a_local_file(files: Path) -> None:
     corpus = corpus_of(f"file://{files}/a.jsonl")
     assert corpus.sources[0].label == corpus_of(files / "a.jsonl").sources[0].label
     with pytest.raises(CorpusError, match=f'no file or folder "{files}/none.jsonl"'):
@@ -115,7 +115,7 @@ def test_folders_and_globs_of_a_store(bucket: str, tmp_path: Path) -> None:
             corpus_of(f"{bucket}/{spec}")
 
 
-def test_the_folder_of_a_collection_stands_for_its_corpus(bucket: str, tmp_path: Path) -> None:
+def test_the_folder_of_a_collection_means_its_corpus(bucket: str, tmp_path: Path) -> None:
     for name in ("corpus.jsonl", "queries.jsonl"):
         (tmp_path / name).write_text(json.dumps({"_id": name, "text": "x"}) + "\n")
     put_folder(tmp_path, RemotePath.at(f"{bucket}/beir"))
@@ -123,7 +123,7 @@ def test_the_folder_of_a_collection_stands_for_its_corpus(bucket: str, tmp_path:
 
 
 @pytest.mark.parametrize("other", ["of another size", "of the same size"])
-def test_a_file_that_is_replaced_meanwhile_is_named(bucket: str, other: str) -> None:
+def test_a_file_replaced_while_it_is_read_is_reported(bucket: str, other: str) -> None:
     place = RemotePath.at(bucket) / "a.jsonl"
     line = json.dumps({"_id": "x", "text": "y"}).encode() + b"\n"
     place.write_whole(line)
@@ -133,14 +133,14 @@ def test_a_file_that_is_replaced_meanwhile_is_named(bucket: str, other: str) -> 
         list(corpus.rows())
 
 
-def test_a_bad_row_is_named_by_file_and_line(web: str, files: Path) -> None:
+def test_a_bad_row_is_reported_with_file_and_line(web: str, files: Path) -> None:
     (files / "bad.jsonl").write_text('{"_id": "a", "text": "x"}\n{"_id": \n')
     corpus = corpus_of(f"{web}/bad.jsonl?sig={SECRET}")
     bad = [row for row, _ in corpus.rows() if row.document is None]
     assert [(row.file, row.line) for row in bad] == [("bad.jsonl", 2)]
 
 
-def test_a_corpus_that_is_not_there_or_refused_is_one_sentence(web: str) -> None:
+def test_a_missing_or_forbidden_corpus_gives_one_message(web: str) -> None:
     with pytest.raises(CorpusError, match=r'no file or folder "http://127.0.0.1:\d+/none.jsonl"'):
         corpus_of(f"{web}/none.jsonl?sig={SECRET}")
     with pytest.raises(StorageError, match="Check the credentials") as error:
@@ -148,9 +148,9 @@ def test_a_corpus_that_is_not_there_or_refused_is_one_sentence(web: str) -> None
     assert SECRET[:4] not in str(error.value)
 
 
-def test_faults_in_the_middle_lose_no_row(spoiled: FaultyStore, bucket: str, files: Path) -> None:
+def test_connection_faults_lose_no_row(faulty: FaultyStore, bucket: str, files: Path) -> None:
     place = RemotePath.at(bucket) / "a.jsonl"
     place.upload(files / "a.jsonl")
-    spoiled.spoil("GET", None, 503, "cut", "drop", 500)
+    faulty.inject("GET", None, 503, "cut", "drop", 500)
     assert texts(corpus_of(place)) == WANTED
-    assert spoiled.done == [503, "cut", "drop", 500]
+    assert faulty.done == [503, "cut", "drop", 500]

@@ -1,4 +1,4 @@
-"""`kill -9` at any instant while a run is made in a store, started again until it is done: the bytes made in peace."""
+"""Kill `encode` into an object store at random times; the final bytes match those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ KEPT = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
 
 
-class Peace:
-    """The command, and the run that it makes undisturbed in a folder."""
+class Reference:
+    """The command, and the run it writes to a local folder without faults."""
 
     def __init__(self, folder: Path, rows: Sequence[dict[str, str]]) -> None:
         model = make_masked_lm(folder / "model")
@@ -36,7 +36,7 @@ class Peace:
         assert command(*self.arguments, "--out", self.run).code == 3
 
     def compare(self, out: RemotePath) -> None:
-        """Finish the run; every byte that lasts must be that of the undisturbed one."""
+        """Finish the run, and compare every lasting byte with the undisturbed run."""
         answer = command(*self.arguments, "--out", out)
         assert answer.code == 3, answer.err
         files = stored(out)
@@ -44,23 +44,23 @@ class Peace:
             name: content for name, content in contents(self.run).items() if name.startswith(KEPT)
         }
         assert lasting(open_run(out)) == lasting(open_run(self.run))
-        # The lock of the last step stays if its holder was killed right behind it.
+        # The lock of the last step remains if its holder was killed right after it.
         assert not [name for name in files if name.startswith("locks/part")]
 
 
 @pytest.fixture(scope="module")
-def peace(tmp_path_factory: pytest.TempPathFactory) -> Peace:
-    return Peace(tmp_path_factory.mktemp("peace"), ROWS)
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return Reference(tmp_path_factory.mktemp("reference"), ROWS)
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Peace:
-    """Of four shards."""
-    return Peace(tmp_path_factory.mktemp("short"), ROWS[:60])
+def short(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """A run of four shards."""
+    return Reference(tmp_path_factory.mktemp("short"), ROWS[:60])
 
 
 def check(files: dict[str, bytes]) -> None:
-    """Whatever was killed: a file is complete, and done/ speaks the truth about shards/."""
+    """Check that each file is complete, and that done/ matches shards/."""
     for name, content in files.items():
         record = json.loads(content) if name.endswith(".json") else {}
         if name.startswith("done/"):
@@ -70,11 +70,11 @@ def check(files: dict[str, bytes]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_killed_at_random_times(peace: Peace, bucket: str, tmp_path: Path, seed: int) -> None:
+def test_killed_at_random_times(reference: Reference, bucket: str, tmp_path: Path, seed: int) -> None:
     out, log = RemotePath.at(f"{bucket}/run"), tmp_path / "log"
     random_times, killed = random.Random(seed), 0
     for _ in range(4):
-        process = start(*peace.arguments, "--out", out, log=log)
+        process = start(*reference.arguments, "--out", out, log=log)
         wanted = len(list((out / "done").iterdir())) + random_times.randrange(4)
         while process.is_alive() and len(list((out / "done").iterdir())) < wanted:
             time.sleep(0.001)
@@ -84,42 +84,42 @@ def test_killed_at_random_times(peace: Peace, bucket: str, tmp_path: Path, seed:
         killed += process.exitcode == -9
         check(stored(out))
     assert killed > 1, log.read_text()
-    peace.compare(out)
+    reference.compare(out)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_store_that_fails_now_and_then_loses_nothing(
-    peace: Peace, spoiled: FaultyStore, bucket: str, seed: int
+def test_occasional_store_faults_lose_nothing(
+    reference: Reference, faulty: FaultyStore, bucket: str, seed: int
 ) -> None:
     out, choice = RemotePath.at(f"{bucket}/run"), random.Random(seed)
     faults = [*[None] * 20, 503, 500, "drop", "cut", "lost answer"]
-    spoiled.spoil("(GET|PUT|HEAD|DELETE) ", *(choice.choice(faults) for _ in range(200)))
-    peace.compare(out)
-    assert len(spoiled.done) > 20
+    faulty.inject("(GET|PUT|HEAD|DELETE) ", *(choice.choice(faults) for _ in range(200)))
+    reference.compare(out)
+    assert len(faulty.done) > 20
 
 
-def test_an_encode_that_a_store_stops_goes_on_afterwards(
-    short: Peace, spoiled: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+def test_an_encode_stopped_by_store_faults_can_be_resumed(
+    short: Reference, faulty: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     out = RemotePath.at(f"{bucket}/run")
-    spoiled.spoil("PUT .*shards/part-00002", always=503)
+    faulty.inject("PUT .*shards/part-00002", always=503)
     answer = command(*short.arguments, "--out", out)
     assert answer.code == 1
     assert "part-00002.parquet cannot be written: " in answer.err
     assert "start again: what is finished is kept" in answer.err
     check(stored(out))
-    spoiled.spoil("nothing")
-    # As if its maker had been killed before it gave its lock back.
+    faulty.inject("nothing")
+    # As if the process had been killed before it released its lock.
     (out / "locks" / "part-00000.lock").write_whole(b"{}")
     short.compare(out)
 
 
-def test_an_upload_that_comes_after_another_process_took_over_changes_nothing(
-    short: Peace, bucket: str, monkeypatch: pytest.MonkeyPatch
+def test_a_late_upload_after_another_process_acquired_the_lock_changes_nothing(
+    short: Reference, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a laptop sleeps in the middle of one; both processes have their own last bits."""
+    """As when a laptop sleeps during an upload. The two processes have different last bits."""
     out, upload = RemotePath.at(f"{bucket}/run"), RemotePath.upload
     taken_over: list[Answer] = []
 
@@ -139,7 +139,7 @@ def test_an_upload_that_comes_after_another_process_took_over_changes_nothing(
     short.compare(out)
 
 
-def test_what_a_killed_process_made_on_this_machine_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_files_of_a_killed_process_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     held = ScratchFolder()
     abandoned = tmp_path / held.path.name[:-3]

@@ -1,4 +1,4 @@
-"""Loads of runs in a store or on the web, into the real server: journals, restarts, refused documents."""
+"""Load runs from an object store or the web into a real server: journals, restarts, refused documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparse_ingest.storage.places import RemotePath
 from sparse_ingest.verification.verify import verify
 
 
-def in_store(run: Run, bucket: str, name: str = "run") -> Run:
+def copy_to_store(run: Run, bucket: str, name: str = "run") -> Run:
     assert isinstance(run.path, Path)
     put_folder(run.path, RemotePath.at(f"{bucket}/{name}"))
     return open_run(RemotePath.at(f"{bucket}/{name}"))
@@ -31,7 +31,7 @@ def in_store(run: Run, bucket: str, name: str = "run") -> Run:
 def test_a_run_in_a_store_is_loaded_shown_and_verified(
     client: Client, index_name: str, bucket: str, tmp_path: Path
 ) -> None:
-    run = in_store(make_run(tmp_path / "run"), bucket)
+    run = copy_to_store(make_run(tmp_path / "run"), bucket)
     report = into(client, index_name, run)
     assert (report.documents, report.refused) == (5, 0)
     assert report.journal == f"{bucket}/run/load/{client.cluster_uuid}/{report.uuid}"
@@ -45,10 +45,10 @@ def test_a_run_in_a_store_is_loaded_shown_and_verified(
 
 
 @pytest.mark.slow
-def test_dead_letters_lie_in_the_store_and_are_sent_again(
+def test_dead_letters_are_stored_in_the_store_and_sent_again(
     client: Client, index_name: str, bucket: str, tmp_path: Path
 ) -> None:
-    run = in_store(run_with_bad_titles(tmp_path / "run", ("words", "small")), bucket)
+    run = copy_to_store(run_with_bad_titles(tmp_path / "run", ("words", "small")), bucket)
     report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
     assert report.refused == 2 and report.dead == f"{report.journal}/dead.jsonl"
     lines = RemotePath.at(report.dead).read_bytes().splitlines()
@@ -58,12 +58,10 @@ def test_dead_letters_lie_in_the_store_and_are_sent_again(
 
 
 @pytest.mark.slow
-def test_a_newer_run_in_a_store_is_loaded_as_its_differences(
-    client: Client, index_name: str, bucket: str, tmp_path: Path
-) -> None:
-    old = in_store(make_run(tmp_path / "old", MANY, shard_rows=16), bucket, "old")
+def test_since_works_with_runs_in_a_store(client: Client, index_name: str, bucket: str, tmp_path: Path) -> None:
+    old = copy_to_store(make_run(tmp_path / "old", MANY, shard_rows=16), bucket, "old")
     newer = {**{key: terms for key, terms in MANY.items() if key != "d7"}, "d9": {"lamp": 2.0}}
-    new = in_store(make_run(tmp_path / "new", newer, shard_rows=16), bucket, "new")
+    new = copy_to_store(make_run(tmp_path / "new", newer, shard_rows=16), bucket, "new")
     into(client, index_name, old)
     answer = command("load", f"{bucket}/new", "--index", index_name, "--url", client.address,
                      "--since", f"{bucket}/old", "--delete-missing", "--json")  # fmt: skip
@@ -75,18 +73,18 @@ def test_a_newer_run_in_a_store_is_loaded_as_its_differences(
 
 
 def test_a_shard_in_a_store_is_fetched_once_to_check_it_and_once_to_send_it(
-    client: Client, index_name: str, spoiled: FaultyStore, bucket: str, tmp_path: Path
+    client: Client, index_name: str, faulty: FaultyStore, bucket: str, tmp_path: Path
 ) -> None:
     texts = {doc_id: {"text": os.urandom(20_000).hex()} for doc_id in MANY}
     local = make_run(tmp_path / "run", MANY, shard_rows=30, fields=texts)
-    run = in_store(local, bucket)
-    spoiled.sent.clear()
+    run = copy_to_store(local, bucket)
+    faulty.sent.clear()
     into(client, index_name, run)
     for shard in local.done_shards():
         path = local.shard_path(shard)
         assert isinstance(path, Path)
         size, footer = path.stat().st_size, 64 << 10
-        fetched = spoiled.sent_of(f"GET .*{path.name}")
+        fetched = faulty.sent_of(f"GET .*{path.name}")
         assert 2 * size <= fetched <= 2 * size + footer, (fetched, size)
     assert list(run.scratch_path("any").parent.iterdir()) == [], "downloaded shards are removed"
 
@@ -107,11 +105,11 @@ def test_a_run_on_the_web_is_loaded_and_verified(
     assert sorted((tmp_path / "served").rglob("*")) == before
 
 
-def test_a_run_on_a_web_server_without_ranges_is_refused_before_an_index_is_made(
+def test_a_web_server_without_range_requests_is_refused_before_an_index_is_created(
     client: Client, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "home"))
-    # Smaller files are read from the start to the end.
+    # Smaller files are read from start to end, without ranges.
     make_run(
         tmp_path / "run", MANY, shard_rows=30, fields={doc_id: {"text": os.urandom(20_000).hex()} for doc_id in MANY}
     )
@@ -123,21 +121,21 @@ def test_a_run_on_a_web_server_without_ranges_is_refused_before_an_index_is_made
     assert indexes.find_index(client, index_name) is None
 
 
-def test_a_store_that_fails_while_a_run_is_loaded_loses_nothing(
-    client: Client, index_name: str, spoiled: FaultyStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_store_faults_during_a_load_lose_nothing(
+    client: Client, index_name: str, faulty: FaultyStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    run = in_store(make_run(tmp_path / "run", MANY, shard_rows=20), bucket)
-    spoiled.spoil("PUT .*journal", None, 503)
+    run = copy_to_store(make_run(tmp_path / "run", MANY, shard_rows=20), bucket)
+    faulty.inject("PUT .*journal", None, 503)
     with pytest.raises(StorageError, match="start again: what is finished is kept"):
         into(client, index_name, run)
-    spoiled.spoil("none")
+    faulty.inject("none")
     report = into(client, index_name, run)
     assert (report.documents, report.loaded_shards) == (len(MANY), 2)
     assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 
 
-def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_path: Path) -> None:
+def test_a_journal_in_a_store_matches_one_on_disk(bucket: str, tmp_path: Path) -> None:
     letters = [Refusal("é", 0, 7, 400, "no"), Refusal("b", 0, 9, 400, "no")]
     places = (RemotePath.at(f"{bucket}/load"), tmp_path / "load")
     for place in places:
@@ -146,7 +144,7 @@ def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_pa
         journal.begin({0, 1})
         journal.record_dead(letters)
         if isinstance(place, RemotePath):
-            assert stored(place) == {}, "letters of a shard that is not finished stay here"
+            assert stored(place) == {}, "dead letters of an unfinished shard stay local"
         journal.finish(0, {"rows": 20, "acknowledged": 18, "refused": 2})
         journal.begin({1})
         journal.finish(1, {"rows": 3, "acknowledged": 3, "refused": 0})

@@ -1,4 +1,4 @@
-"""Addresses: what they name, what is read and written there, and that no secret of theirs is said."""
+"""Remote addresses: parsing, reading, writing, and no secrets in messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.stores import SECRET, FaultyStore, web_server
 from sparse_ingest.errors import MissingExtraError, StorageError, UsageError
 from sparse_ingest.storage.places import RemotePath, place_of, without_secrets
 
-CONTENT = bytes(range(256)) * 40_000  # three blocks
+CONTENT = bytes(range(256)) * 40_000  # 3 blocks
 
 
 @pytest.fixture(params=["s3", "memory"])
@@ -31,7 +31,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemotePat
         yield RemotePath.at(f"{url}/file%20%C3%A4.bin")
 
 
-def test_what_has_a_scheme_is_an_address() -> None:
+def test_a_path_with_a_scheme_is_an_address() -> None:
     assert str(place_of("memory://bucket/x")) == "memory://bucket/x" and str(place_of("HTTP://h/x")) == "http://h/x"
     for spec in ("a/b", "/a/b", "a:b", "C:/x", "hf:name", "-", "./s3:/x"):
         assert place_of(spec) == Path(spec)
@@ -64,7 +64,7 @@ def test_a_file_is_written_once_and_read(folder: RemotePath) -> None:
     assert not place.exists()
 
 
-def test_a_folder_is_listed_in_order_of_bytes(folder: RemotePath) -> None:
+def test_a_folder_is_listed_in_byte_order(folder: RemotePath) -> None:
     for name in ("b", "a.json", "é", "B", "inner/x"):
         place = folder
         for part in name.split("/"):
@@ -94,14 +94,14 @@ def test_a_web_file_is_read(served: RemotePath) -> None:
         assert file.read() == CONTENT
 
 
-def test_a_web_file_is_gone_into(served: RemotePath) -> None:
+def test_a_web_file_can_be_opened_at_an_offset(served: RemotePath) -> None:
     with served.open() as file:
         file.seek(6_000_000)
         assert file.read(1000) == CONTENT[6_000_000:6_001_000]
         assert file.read() == CONTENT[6_001_000:]
 
 
-def test_a_web_file_that_became_shorter_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_web_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     with web_server(tmp_path) as url, RemotePath.at(f"{url}/file").open() as file:
         (tmp_path / "file").write_bytes(CONTENT[:5_000_000])
@@ -109,7 +109,7 @@ def test_a_web_file_that_became_shorter_is_refused(tmp_path: Path) -> None:
             file.read()
 
 
-def test_a_server_without_ranges_goes_no_way_back(tmp_path: Path) -> None:
+def test_without_range_requests_seeking_back_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     with web_server(tmp_path, ranges=False) as url, RemotePath.at(f"{url}/file").open_ranges() as file:
         file.seek(6_000_000)
@@ -119,7 +119,7 @@ def test_a_server_without_ranges_goes_no_way_back(tmp_path: Path) -> None:
             file.read(10)
 
 
-def test_a_signed_link_and_a_password_are_used_and_never_said(tmp_path: Path) -> None:
+def test_a_signed_link_and_a_password_are_sent_and_never_shown(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     with web_server(tmp_path, token=f"sig={SECRET}") as url:
         place = RemotePath.at(f"{url.replace('//', f'//user:{SECRET}@')}/file?a=1&sig={SECRET}")
@@ -134,15 +134,15 @@ def test_a_signed_link_and_a_password_are_used_and_never_said(tmp_path: Path) ->
         assert SECRET[:4] not in text and "sig" not in text and "user" not in text
 
 
-def test_texts_lose_their_secrets() -> None:
-    said = "404, url='https://me:pass@host/a?sig=1&x=2' and https://b/c?d s3://k:v@bucket/e?f"
-    assert without_secrets(said) == "404, url='https://host/a' and https://b/c s3://bucket/e?f"
+def test_secrets_are_removed_from_texts() -> None:
+    message = "404, url='https://me:pass@host/a?sig=1&x=2' and https://b/c?d s3://k:v@bucket/e?f"
+    assert without_secrets(message) == "404, url='https://host/a' and https://b/c s3://bucket/e?f"
     assert without_secrets("HTTPS://me:p@s/s@host/a?sig=1") == "HTTPS://host/a"
     assert without_secrets("ftp://me:pa/s?s@host/a at http://host:80/a@b") == "ftp://host/a at http://host:80/a@b"
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         (f"s3://key:{SECRET}@bucket/x", "s3://bucket/x has credentials in the address"),
         (f"gs://key:{SECRET}@bucket/x", "GOOGLE_APPLICATION_CREDENTIALS"),
@@ -150,15 +150,15 @@ def test_texts_lose_their_secrets() -> None:
         (f"https://me:{SECRET}@[::1/x?sig={SECRET}", "https://[::1/x is not an address: "),
     ],
 )
-def test_addresses_that_are_refused(address: str, said: str) -> None:
+def test_invalid_addresses_are_refused(address: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         RemotePath.at(address)
-    assert said in str(error.value) and SECRET not in str(error.value)
+    assert message in str(error.value) and SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize(("address", "library"), [("s3://bucket/x", "s3fs"), ("https://host/x", "fsspec.core")])
-def test_a_missing_extra_is_one_sentence(address: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fsspec.core  # noqa: F401 - with its registry, which has a name of its own in the package
+def test_a_missing_extra_gives_one_message(address: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec.core  # noqa: F401 - also loads its registry
 
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, library, None)
@@ -166,13 +166,13 @@ def test_a_missing_extra_is_one_sentence(address: str, library: str, monkeypatch
         RemotePath.at(address)
 
 
-@pytest.mark.slow  # Google's library looks for a cloud around it
-def test_google_cloud_storage_is_known_by_its_addresses() -> None:
+@pytest.mark.slow  # Google's library probes for a cloud environment
+def test_google_cloud_storage_addresses_are_accepted() -> None:
     place = RemotePath.at("gs://bucket/folder/run") / "done"
     assert (str(place), place.writable, place.listable) == ("gs://bucket/folder/run/done", True, True)
 
 
-def test_the_web_is_for_reading(tmp_path: Path) -> None:
+def test_web_addresses_are_read_only(tmp_path: Path) -> None:
     with web_server(tmp_path) as url:
         place = RemotePath.at(f"{url}/x")
         for act in (lambda: place.write_whole(b""), place.unlink, lambda: place.upload(tmp_path / "x")):
@@ -183,57 +183,57 @@ def test_the_web_is_for_reading(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [503, pytest.param(500, marks=pytest.mark.slow), "drop"])
-def test_a_store_that_fails_for_a_moment_is_asked_again(spoiled: FaultyStore, bucket: str, fault: int | str) -> None:
+def test_requests_are_retried_after_a_transient_store_fault(faulty: FaultyStore, bucket: str, fault: int | str) -> None:
     place = RemotePath.at(f"{bucket}/file")
-    spoiled.spoil("PUT", fault)
+    faulty.inject("PUT", fault)
     place.write_whole(b"content")
-    spoiled.spoil("GET", fault)
+    faulty.inject("GET", fault)
     assert place.read_bytes() == b"content"
-    spoiled.spoil("HEAD", fault, fault)
+    faulty.inject("HEAD", fault, fault)
     assert place.exists()
-    assert spoiled.done == [fault, fault]
+    assert faulty.done == [fault, fault]
 
 
-def test_an_answer_that_is_cut_off_is_asked_for_again(spoiled: FaultyStore, bucket: str, tmp_path: Path) -> None:
+def test_a_truncated_response_is_requested_again(faulty: FaultyStore, bucket: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     place = RemotePath.at(f"{bucket}/file")
     place.upload(tmp_path / "file")
-    spoiled.spoil("GET", "cut", "cut", "drop")
+    faulty.inject("GET", "cut", "cut", "drop")
     with place.open() as file:
         assert file.read() == CONTENT
-    assert spoiled.done == ["cut", "cut", "drop"]
+    assert faulty.done == ["cut", "cut", "drop"]
 
 
-def test_what_was_created_though_the_answer_was_lost_is_there(spoiled: FaultyStore, bucket: str) -> None:
+def test_an_exclusive_file_exists_even_if_the_response_was_lost(faulty: FaultyStore, bucket: str) -> None:
     place = RemotePath.at(f"{bucket}/file")
-    spoiled.spoil("PUT", "lost answer")
+    faulty.inject("PUT", "lost answer")
     with pytest.raises(FileExistsError):
         place.write_whole(b"content", exclusive=True)
     assert place.read_bytes() == b"content"
 
 
-def test_a_refusal_is_said_at_once(spoiled: FaultyStore, bucket: str) -> None:
-    spoiled.spoil("", always=403)
+def test_a_refusal_is_reported_without_retries(faulty: FaultyStore, bucket: str) -> None:
+    faulty.inject("", always=403)
     with pytest.raises(StorageError, match="Check the credentials") as error:
         (RemotePath.at(bucket) / "file").read_bytes()
     assert SECRET not in str(error.value)
-    assert len(spoiled.seen) < 3
+    assert len(faulty.seen) < 3
 
 
 @pytest.mark.slow
-def test_a_store_that_goes_on_failing_is_one_sentence(spoiled: FaultyStore, bucket: str) -> None:
-    spoiled.spoil("", always=503)
+def test_a_store_that_keeps_failing_gives_one_message(faulty: FaultyStore, bucket: str) -> None:
+    faulty.inject("", always=503)
     for act in (lambda: (RemotePath.at(bucket) / "file").read_bytes(), RemotePath.at(bucket).exists):
         with pytest.raises(StorageError, match="start again: what is finished is kept"):
             act()
 
 
-def test_a_web_server_that_fails_is_no_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_web_server_error_is_not_reported_as_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparse_ingest.storage.places._PAUSES_S", (0.01, 0.01))
     (tmp_path / "file").write_bytes(b"x")
     with web_server(tmp_path) as url:
         place = RemotePath.at(f"{url}/file")
         assert place.exists()
         assert not (place.parent / "none").exists()
-    with pytest.raises(StorageError, match="cannot be looked at"):
+    with pytest.raises(StorageError, match="cannot be inspected"):
         place.exists()

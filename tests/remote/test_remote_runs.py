@@ -1,4 +1,4 @@
-"""Runs in a store and on the web: what a folder of this machine would hold, byte for byte."""
+"""Runs in an object store and on the web hold the same bytes as in a local folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def kept(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name.startswith(KEPT)}
 
 
-def test_a_run_in_a_store_holds_the_bytes_of_one_in_a_folder(
+def test_a_run_in_a_store_has_the_same_bytes_as_in_a_folder(
     encode_arguments: list[object], tmp_path: Path, bucket: str
 ) -> None:
     assert command(*encode_arguments, "--out", tmp_path / "run").code == 3
@@ -58,7 +58,7 @@ def test_a_run_in_a_store_holds_the_bytes_of_one_in_a_folder(
 
 
 @pytest.mark.slow
-def test_a_run_in_a_store_goes_on_where_it_stopped(encode_arguments: list[object], tmp_path: Path, bucket: str) -> None:
+def test_a_run_in_a_store_is_resumed(encode_arguments: list[object], bucket: str) -> None:
     assert command(*encode_arguments, "--out", f"{bucket}/run").code == 3
     run = RemotePath.at(f"{bucket}/run")
     before = stored(run)
@@ -71,9 +71,7 @@ def test_a_run_in_a_store_goes_on_where_it_stopped(encode_arguments: list[object
 
 
 @pytest.mark.slow
-def test_vectors_of_a_run_in_a_store_are_used_again(
-    encode_arguments: list[object], tmp_path: Path, bucket: str
-) -> None:
+def test_vectors_of_a_run_in_a_store_are_reused(encode_arguments: list[object], bucket: str) -> None:
     assert command(*encode_arguments, "--out", f"{bucket}/old").code == 3
     answer = command(*encode_arguments, "--out", f"{bucket}/new", "--reuse", f"{bucket}/old", "--json")
     assert json.loads(answer.out)["reused"] == 20, answer.err
@@ -98,7 +96,7 @@ def test_two_processes_fill_one_run_in_a_store(encode_arguments: list[object], t
 
 
 @pytest.mark.parametrize("place", ["s3", "memory"])
-def test_what_is_no_run_is_left_alone(encode_arguments: list[object], bucket: str, place: str) -> None:
+def test_a_place_that_is_no_run_is_not_changed(encode_arguments: list[object], bucket: str, place: str) -> None:
     folder = RemotePath.at(f"{bucket}/other" if place == "s3" else f"memory://{time.monotonic_ns()}")
     (folder / "notes.txt").write_whole(b"mine")
     answer = command(*encode_arguments, "--out", folder)
@@ -108,7 +106,7 @@ def test_what_is_no_run_is_left_alone(encode_arguments: list[object], bucket: st
 
 @pytest.mark.slow
 def test_a_run_in_another_file_system_of_fsspec(encode_arguments: list[object], tmp_path: Path) -> None:
-    """`memory://` stands for those that no test can reach, such as gs://."""
+    """`memory://` stands for file systems that tests cannot reach, such as gs://."""
     assert command(*encode_arguments, "--out", tmp_path / "run").code == 3
     place = RemotePath.at(f"memory://{time.monotonic_ns()}/run")
     assert command(*encode_arguments, "--out", place).code == 3
@@ -128,8 +126,8 @@ def test_a_damaged_shard_in_a_store_is_refused(tmp_path: Path, bucket: str) -> N
         list(checked_parts(run, [0]))
 
 
-def test_of_a_shard_in_a_store_only_what_is_asked_for_is_fetched(
-    tmp_path: Path, bucket: str, spoiled: FaultyStore
+def test_only_the_requested_columns_of_a_shard_in_a_store_are_fetched(
+    tmp_path: Path, bucket: str, faulty: FaultyStore
 ) -> None:
     documents = {f"d{number}": {"river": 1.0 + number} for number in range(100)}
     fields = {doc_id: {"text": os.urandom(10_000).hex()} for doc_id in documents}
@@ -139,11 +137,11 @@ def test_of_a_shard_in_a_store_only_what_is_asked_for_is_fetched(
     place.write_whole(content)
     assert [doc_id for _, doc_id in read_doc_ids(place)] == list(documents)
     assert read_vectors(place, 0).doc_ids == list(documents)
-    # Its footer, 64 KB of the end, is read twice.
-    assert spoiled.sent_of("GET") < 200_000 < len(content)
+    # The footer, the last 64 KB, is read twice.
+    assert faulty.sent_of("GET") < 200_000 < len(content)
 
 
-def test_a_bucket_that_is_not_there_is_one_sentence(encode_arguments: list[object], bucket: str) -> None:
+def test_a_missing_bucket_gives_one_message(encode_arguments: list[object], bucket: str) -> None:
     answer = command(*encode_arguments, "--out", f"{bucket}-none/run")
     assert answer.code == 1
     assert "cannot be written: its bucket or folder does not exist" in answer.err
@@ -172,20 +170,20 @@ def test_a_run_on_the_web_is_searched_and_shown(web: str, tmp_path: Path, monkey
     ]
 
 
-def test_a_run_on_the_web_is_not_written(web: str, encode_arguments: list[object]) -> None:
+def test_a_run_on_the_web_cannot_be_written(web: str, encode_arguments: list[object]) -> None:
     answer = command(*encode_arguments, "--out", web)
     assert answer.code == 1 and "is a web address, which is read-only" in answer.err
     assert "hidden" not in answer.err
 
 
-def test_an_unfinished_run_on_the_web_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unfinished_run_on_the_web_gives_one_message(tmp_path: Path) -> None:
     make_run(tmp_path / "run", complete=False)
     with web_server(tmp_path) as url:
         answer = command("status", f"{url}/run")
     assert answer.code == 1 and "a web server does not list its shards" in answer.err
 
 
-def test_a_run_on_the_web_that_is_none(tmp_path: Path) -> None:
+def test_a_web_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with web_server(tmp_path) as url:
         answer = command("status", f"{url}/run")
     assert answer.code == 1 and "is not a run" in answer.err

@@ -1,6 +1,6 @@
-"""Passwords, keys and signed links are used and are nowhere: in no file that a run writes, in nothing that is printed.
+"""Passwords, keys and signed links are used but never written to a file of a run or printed.
 
-Each command gets its secrets in every way that there is, does its work, and fails in each way that it can.
+Each command gets its secrets in every possible way, succeeds, and fails in each possible way.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ HIDDEN = "hidden-3f9c"
 SIGNED = f"X-Amz-Signature={HIDDEN}"
 
 
-class Said:
-    """What commands printed and logged, and the files that they may have written."""
+class Outputs:
+    """What commands printed and logged, and the files they may have written."""
 
     def __init__(self, folder: Path, log: pytest.LogCaptureFixture) -> None:
         self._folder, self._log = folder, log
@@ -50,22 +50,22 @@ class Said:
 
 
 @pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Said]:
-    """What is written on this machine goes into one folder."""
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Outputs]:
+    """Collect everything written on this machine in one folder."""
     for name in ("home", "temporary"):
         (tmp_path / "here" / name).mkdir(parents=True)
     monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "here" / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "here" / "temporary"))
     monkeypatch.setattr("sparse_ingest.storage.places._PAUSES_S", (0.01,))
     caplog.set_level(logging.DEBUG, "sparse_ingest")
-    yield Said(tmp_path / "here", caplog)
+    yield Outputs(tmp_path / "here", caplog)
 
 
 def signed(url: str, name: str) -> str:
     return f"{url.replace('//', f'//me:{HIDDEN}/a?b#c@d%@')}/{name}?{SIGNED}"
 
 
-def test_encode_tells_no_secret(said: Said, spoiled: FaultyStore, bucket: str, tmp_path: Path,
+def test_encode_reveals_no_secret(outputs: Outputs, faulty: FaultyStore, bucket: str, tmp_path: Path,
                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", HIDDEN)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -76,38 +76,38 @@ def test_encode_tells_no_secret(said: Said, spoiled: FaultyStore, bucket: str, t
     encode = ["encode", "--model", model, "--shard-rows", 4, "--device", "cpu", "--dtype", "float32", "--corpus"]
     with web_server(tmp_path, token=HIDDEN) as url:
         corpus = signed(url, "corpus.jsonl")
-        said.command(*encode, corpus, "--out", run, "--on-bad-document", "skip", "--json", code=3)
-        assert open_run(run).skipped(1), "the rows that were left out name their file"
+        outputs.command(*encode, corpus, "--out", run, "--on-bad-document", "skip", "--json", code=3)
+        assert open_run(run).skipped(1), "skipped rows name their file"
         here = tmp_path / "here" / "run"
-        said.command(*encode, corpus, "--out", here, code=1)
-        said.command("encode", "--dry-run", "--corpus", corpus, code=3)
-        said.command(*encode, signed(url, "none.jsonl"), "--out", run, code=1)
-        said.command(*encode, signed(url, "corpus"), "--out", run, code=1)
-        said.command(*encode, corpus.replace(SIGNED, f"X-Amz-Signature=not-{HIDDEN[:6]}"), "--out", run, code=1)
-        said.command(*encode, corpus, "--out", corpus, code=1)
+        outputs.command(*encode, corpus, "--out", here, code=1)
+        outputs.command("encode", "--dry-run", "--corpus", corpus, code=3)
+        outputs.command(*encode, signed(url, "none.jsonl"), "--out", run, code=1)
+        outputs.command(*encode, signed(url, "corpus"), "--out", run, code=1)
+        outputs.command(*encode, corpus.replace(SIGNED, f"X-Amz-Signature=not-{HIDDEN[:6]}"), "--out", run, code=1)
+        outputs.command(*encode, corpus, "--out", corpus, code=1)
         write(tmp_path / "corpus.jsonl", rows[1:])
-        said.command(*encode, corpus, "--out", run, "--on-bad-document", "skip", code=1)
-        spoiled.spoil("", always=403)
-        said.command(*encode, corpus, "--out", run, code=1)
-    said.command(*encode, corpus, "--out", tmp_path / "here" / "other", code=1)
-    spoiled.spoil("nothing")
-    said.refuse_secrets(run)
+        outputs.command(*encode, corpus, "--out", run, "--on-bad-document", "skip", code=1)
+        faulty.inject("", always=403)
+        outputs.command(*encode, corpus, "--out", run, code=1)
+    outputs.command(*encode, corpus, "--out", tmp_path / "here" / "other", code=1)
+    faulty.inject("nothing")
+    outputs.refuse_secrets(run)
 
 
-def test_loads_and_searches_tell_no_secret(
-    said: Said, opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_load_and_search_reveal_no_secret(
+    outputs: Outputs, opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     make_run(tmp_path / "served" / "run")
     server = ["--index", index_name, "--url", opensearch_url.replace("//", f"//me:12/{HIDDEN}/a?b#c@d%@")]
     with web_server(tmp_path / "served", token=HIDDEN) as url:
         run = signed(url, "run")
-        said.command("status", run, "--json", code=0)
-        report = json.loads(said.command("load", run, *server, "--json", code=0).out)
+        outputs.command("status", run, "--json", code=0)
+        report = json.loads(outputs.command("load", run, *server, "--json", code=0).out)
         assert Path(report["journal"], "journal.jsonl").is_relative_to(tmp_path / "here")
-        said.command("verify", run, *server, "--all", "--json", code=0)
-        said.command("load", run, *server, "--field", "other", code=1)
-        said.command("load", run, "--index", index_name, "--url", f"http://me:12/{HIDDEN}?x@127.0.0.1:9", code=1)
-        said.command("load", signed(url, "none"), *server, code=1)
+        outputs.command("verify", run, *server, "--all", "--json", code=0)
+        outputs.command("load", run, *server, "--field", "other", code=1)
+        outputs.command("load", run, "--index", index_name, "--url", f"http://me:12/{HIDDEN}?x@127.0.0.1:9", code=1)
+        outputs.command("load", signed(url, "none"), *server, code=1)
         (tmp_path / "served" / "run" / "shards" / "part-00000.parquet").write_bytes(b"damaged")
-        said.command("verify", run, *server, "--all", code=1)
-    said.refuse_secrets()
+        outputs.command("verify", run, *server, "--all", code=1)
+    outputs.refuse_secrets()

@@ -1,4 +1,4 @@
-"""Stores, web servers and hubs that are silent: what is said, when it ends, and that signals end it."""
+"""Stores, web servers and hubs that stop responding: messages, timeouts, and signals that end the wait."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import pytest
 
 from sparse_ingest.errors import StorageError, UsageError
 from sparse_ingest.storage.places import RemotePath
-from sparse_ingest.storage.waiting import TIMEOUT, answered
+from sparse_ingest.storage.waiting import TIMEOUT, call_with_timeout
 
 COMMAND = [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()"]
 
 
-def silent(connection: socket.socket) -> None:
+def send_nothing(connection: socket.socket) -> None:
     pass
 
 
-def dripping(connection: socket.socket) -> None:
-    """Send one byte of the headers or of the body, again and again."""
+def drip(connection: socket.socket) -> None:
+    """Send one byte of the headers or the body, repeatedly."""
     connection.recv(1 << 16)
     connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
     while True:
@@ -36,7 +36,7 @@ def dripping(connection: socket.socket) -> None:
         time.sleep(0.1)
 
 
-def dripping_headers(connection: socket.socket) -> None:
+def drip_headers(connection: socket.socket) -> None:
     connection.recv(1 << 16)
     connection.send(b"HTTP/1.1 200 OK\r\nX: ")
     while True:
@@ -73,13 +73,13 @@ def server_that_is(behavior: Callable[[socket.socket], None]) -> Iterator[str]:
 def begin(*arguments: str, home: Path, timeout_s: float, **variables: str) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     env = {**kept, "HF_HOME": str(home), TIMEOUT: str(timeout_s), **variables}
-    # A shell ignores SIGINT for what it runs in the background, and a child inherits that.
+    # A shell ignores SIGINT for background jobs, and a child inherits that.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([*COMMAND, *arguments], env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
-@pytest.mark.parametrize("behavior", [silent, dripping, dripping_headers])
-def test_a_web_server_without_an_answer_is_given_up(
+@pytest.mark.parametrize("behavior", [send_nothing, drip, drip_headers])
+def test_a_request_to_a_silent_web_server_times_out(
     behavior: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TIMEOUT, "2")
@@ -90,9 +90,9 @@ def test_a_web_server_without_an_answer_is_given_up(
 
 
 @pytest.mark.parametrize(
-    "behavior", [silent, *(pytest.param(one, marks=pytest.mark.slow) for one in (dripping, dripping_headers))]
+    "behavior", [send_nothing, *(pytest.param(one, marks=pytest.mark.slow) for one in (drip, drip_headers))]
 )
-def test_a_silent_hub_is_reported_and_given_up(behavior: Callable[[socket.socket], None], tmp_path: Path) -> None:
+def test_a_silent_hub_is_reported_and_times_out(behavior: Callable[[socket.socket], None], tmp_path: Path) -> None:
     with server_that_is(behavior) as url:
         began = time.monotonic()
         started = begin("inspect", "made/card", home=tmp_path, timeout_s=17, HF_ENDPOINT=url)
@@ -104,7 +104,7 @@ def test_a_silent_hub_is_reported_and_given_up(behavior: Callable[[socket.socket
     assert error.endswith("HF_HUB_OFFLINE=1 reads only the cache.") and started.returncode == 1
 
 
-def test_a_silent_hub_of_a_dataset_is_given_up(tmp_path: Path) -> None:
+def test_a_silent_hub_times_out_for_a_dataset(tmp_path: Path) -> None:
     program = """if True:
         import os
         from sparse_ingest.corpora.options import CorpusOptions
@@ -115,7 +115,7 @@ def test_a_silent_hub_of_a_dataset_is_given_up(tmp_path: Path) -> None:
             print(error, flush=True)
             os._exit(0)  # Python's exit would wait for the library
     """
-    with server_that_is(silent) as url:
+    with server_that_is(send_nothing) as url:
         env = {**os.environ, "HF_HOME": str(tmp_path), TIMEOUT: "2", "HF_ENDPOINT": url}
         ran = subprocess.run([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True, timeout=60)
     assert ran.stdout.startswith(f"No answer from the hub {url}, for the dataset made/rows within 2 s.")
@@ -123,7 +123,7 @@ def test_a_silent_hub_of_a_dataset_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_wait(number: signal.Signals, tmp_path: Path) -> None:
-    with server_that_is(silent) as url:
+    with server_that_is(send_nothing) as url:
         arguments = (
             "encode",
             "--corpus",
@@ -141,7 +141,7 @@ def test_a_signal_ends_a_wait(number: signal.Signals, tmp_path: Path) -> None:
         assert time.monotonic() - began < 15 and started.returncode in (130, -number)
 
 
-def test_bytes_that_come_start_the_deadline_again_and_drops_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_received_bytes_restart_the_deadline_and_dripping_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TIMEOUT, "1")
     began = time.monotonic()
 
@@ -149,14 +149,14 @@ def test_bytes_that_come_start_the_deadline_again_and_drops_do_not(monkeypatch: 
         time.sleep(2.5)
         return "answer"
 
-    assert answered(slow, "here", received=lambda: int((time.monotonic() - began) * (4 << 20))) == "answer"
+    assert call_with_timeout(slow, "here", received=lambda: int((time.monotonic() - began) * (4 << 20))) == "answer"
     with pytest.raises(StorageError, match="No answer from here within 1 s"):
-        answered(slow, "here", received=lambda: int((time.monotonic() - began) * 1000))
-    assert answered(slow, "here", bytes_sent=200_000) == "answer"
+        call_with_timeout(slow, "here", received=lambda: int((time.monotonic() - began) * 1000))
+    assert call_with_timeout(slow, "here", bytes_sent=200_000) == "answer"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
-def test_a_deadline_that_is_no_number_of_seconds_is_a_usage_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_deadline_is_a_usage_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TIMEOUT, value)
     with pytest.raises(UsageError, match=f"{TIMEOUT} is '{value}'; expected seconds"):
-        answered(lambda: 1, "here")
+        call_with_timeout(lambda: 1, "here")

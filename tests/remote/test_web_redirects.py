@@ -1,4 +1,4 @@
-"""Redirects of the web: what a server may lead to, by the address that is connected to; and answers without end."""
+"""Web redirects: the addresses a server may redirect to, checked by the connected address; and endless responses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from support.serving import AnsweringHandler, serving
 
 from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import RemotePath
-from sparse_ingest.storage.web import kind_of
+from sparse_ingest.storage.web import network_of
 
 NAMESPACE = ["unshare", "--map-root-user", "--net"]
-# What was named, the redirects, and the word in the refusal; "" if the content is read.
+# The address given, the redirects, and a word of the refusal; "" if the content is read.
 REDIRECTS = [
     ((PUBLIC, OTHER_PUBLIC), ""),
     ((PUBLIC, "127.0.0.1"), "private"),
-    ((PUBLIC, "localhost"), "private"),  # a name, as one that is resolved to another address each time
+    ((PUBLIC, "localhost"), "private"),  # a host name, because it may resolve to another address each time
     ((PUBLIC, "0.0.0.0"), "private"),
     ((PUBLIC, "[::ffff:127.0.0.1]"), "private"),
     ((PUBLIC, "[::1]"), "private"),
@@ -47,7 +47,7 @@ REDIRECTS = [
 @pytest.mark.skipif(
     subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode != 0, reason="no namespaces"
 )
-def test_a_redirect_leads_no_further_inside_than_its_origin() -> None:
+def test_a_redirect_cannot_reach_a_more_private_network_than_its_origin() -> None:
     addresses = ["".join(f"http://{one}:8080/to/" for one in hops).removesuffix("to/") for hops, _ in REDIRECTS]
     ran = subprocess.run(
         [*NAMESPACE, sys.executable, redirects.__file__, *addresses],
@@ -57,7 +57,7 @@ def test_a_redirect_leads_no_further_inside_than_its_origin() -> None:
         found, asked = json.loads(line)
         if refused:
             assert f"is refused: it leads to a {refused} address" in found, hops
-            assert asked == list(hops[:-1]), hops  # nothing was sent, and nothing again
+            assert asked == list(hops[:-1]), hops  # no request was sent, and none repeated
         else:
             assert found == "content" and len(asked) == len(hops), hops
 
@@ -78,8 +78,8 @@ def test_a_redirect_leads_no_further_inside_than_its_origin() -> None:
         ("2002:7f00:1::", "private"),
     ],
 )
-def test_addresses_that_hold_another_are_of_its_kind(address: str, kind: str) -> None:
-    assert kind_of(address) == kind
+def test_an_address_that_embeds_another_has_its_kind(address: str, kind: str) -> None:
+    assert network_of(address) == kind
 
 
 class Handler(AnsweringHandler):
@@ -119,7 +119,7 @@ def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path) -> None:
 
 
 class Endless(AnsweringHandler):
-    """Claims 1000 bytes, and sends without end, of ranges too; `/gzip` compressed."""
+    """Claims 1,000 bytes and sends endlessly, also for ranges; `/gzip` is compressed."""
 
     sent = 0
 
@@ -138,7 +138,7 @@ class Endless(AnsweringHandler):
     do_HEAD = do_GET
 
 
-def test_an_answer_without_end_is_cut_off() -> None:
+def test_an_endless_response_is_cut_off() -> None:
     handler: type[Endless] = type("Sends", (Endless,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

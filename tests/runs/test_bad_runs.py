@@ -1,4 +1,4 @@
-"""Runs and indexes that cannot be loaded: each its sentence, and not one request that changes anything before it."""
+"""Runs and indexes that cannot be loaded: one message each, before any request that changes something."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPARSE_VECTOR = Pipeline(index=IndexSettings(kind="sparse_vector"))
 
 
 def refused(run: Path, index: str, url: str, pipeline: Pipeline = Pipeline()) -> str:  # noqa: B008 - frozen
-    """The sentence of a load that must not send any document."""
+    """Return the message of a load that must not send any document."""
     with faulty_proxy(url) as proxy, pytest.raises(SparseIngestError) as caught:
         load(run, index=index, pipeline=pipeline, connection=Connection(proxy.url))
     assert proxy.bulk_sizes == []
@@ -48,18 +48,18 @@ def shorten(run: Run) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def bring_a_shard_of_another_run(run: Run) -> None:
+def copy_a_shard_of_another_run(run: Run) -> None:
     other = make_run(run.path.parent / "other", {"x": {"lamp": 1.0}, "y": {"river": 1.0}, "z": {}})
     run.shard_path(0).write_bytes(other.shard_path(0).read_bytes())
 
 
-def bring_a_shorter_vocabulary(run: Run) -> None:
+def write_a_shorter_vocabulary(run: Run) -> None:
     (run.path / "vocab.json").write_text(json.dumps(run.vocabulary()[:20]))
 
 
-def bring_a_shorter_vocabulary_of_an_old_run(run: Run) -> None:
+def write_a_shorter_vocabulary_of_an_old_run(run: Run) -> None:
     without_hashes(run)
-    bring_a_shorter_vocabulary(run)
+    write_a_shorter_vocabulary(run)
 
 
 def write_a_manifest_of_something_else(run: Run) -> None:
@@ -71,7 +71,7 @@ def write_a_manifest_of_the_future(run: Run) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
 
 
-def lose_a_shard(run: Run) -> None:
+def delete_a_shard(run: Run) -> None:
     (run.path / "done" / "part-00001.json").unlink()
     run.shard_path(1).unlink()
 
@@ -81,29 +81,29 @@ def empty_a_record(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
-        (lose_a_shard, "has lost shards: shards is 2 in complete.json, and 1 by"),
+        (delete_a_shard, "has lost shards: shards is 2 in complete.json, and 1 by"),
         (empty_a_record, "has no sha256 or rows"),
         (flip_a_byte, "part-00001.parquet has SHA-256"),
         (shorten, "part-00000.parquet has SHA-256"),
-        (bring_a_shard_of_another_run, "part-00000.parquet has SHA-256"),
-        (bring_a_shorter_vocabulary, "vocab.json cannot be read: it has SHA-256"),
-        (bring_a_shorter_vocabulary_of_an_old_run, "a token id outside the vocabulary, which has 20: 20"),
+        (copy_a_shard_of_another_run, "part-00000.parquet has SHA-256"),
+        (write_a_shorter_vocabulary, "vocab.json cannot be read: it has SHA-256"),
+        (write_a_shorter_vocabulary_of_an_old_run, "a token id outside the vocabulary, which has 20: 20"),
         (write_a_manifest_of_something_else, "manifest.json"),
         (write_a_manifest_of_the_future, "format"),
     ],
 )
-def test_a_damaged_run_is_refused_before_the_index_is_made(
-    opensearch_url: str, index_name: str, tmp_path: Path, damage: Callable[[Run], None], says: str
+def test_a_damaged_run_is_refused_before_the_index_is_created(
+    opensearch_url: str, index_name: str, tmp_path: Path, damage: Callable[[Run], None], message: str
 ) -> None:
     run = make_run(tmp_path / "run")
     damage(run)
-    assert says in refused(run.path, index_name, opensearch_url)
+    assert message in refused(run.path, index_name, opensearch_url)
     assert not exists(opensearch_url, index_name)
 
 
-def test_everything_that_opensearch_would_refuse_is_said_at_once(
+def test_everything_that_opensearch_would_refuse_is_in_one_message(
     opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     documents = {"good": {"river": 1.0}, "x" * 600: {"river": 1.0}, "carries": {"lamp": 0.5}}
@@ -116,7 +116,7 @@ def test_everything_that_opensearch_would_refuse_is_said_at_once(
     assert not exists(opensearch_url, index_name)
 
 
-def test_more_tokens_than_a_sparse_vector_field_tells_apart_are_refused(
+def test_more_tokens_than_a_sparse_vector_field_can_distinguish_are_refused(
     opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", {"a": {"t5": 1.0}}, vocabulary=[f"t{number}" for number in range(40_000)])
@@ -126,7 +126,7 @@ def test_more_tokens_than_a_sparse_vector_field_tells_apart_are_refused(
     assert not exists(opensearch_url, index_name)
 
 
-def test_an_index_of_the_other_kind_or_vocabulary_is_refused(
+def test_an_index_of_another_kind_or_vocabulary_is_refused(
     opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run")
@@ -136,8 +136,8 @@ def test_an_index_of_the_other_kind_or_vocabulary_is_refused(
     assert "this run is of 'made-by-hand' with vocabulary" in refused(other.path, index_name, opensearch_url)
 
 
-def test_a_run_of_sound_shards_is_loaded_after_all(opensearch_url: str, index_name: str, tmp_path: Path) -> None:
-    """The damage above is what is refused, not the run."""
+def test_an_undamaged_run_is_loaded(opensearch_url: str, index_name: str, tmp_path: Path) -> None:
+    """The tests above refuse the damage, not the run itself."""
     run = make_run(tmp_path / "run")
     before = run.shard_path(1).read_bytes()
     flip_a_byte(run)

@@ -1,4 +1,4 @@
-"""Runs from elsewhere: files that do not belong together, values that no encode writes, links and named pipes."""
+"""Runs from untrusted sources: mixed files, impossible values, links and named pipes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from sparse_ingest.verification.verify import verify
 DEEP = "[" * 200_000 + "]" * 200_000
 
 
-def searched(folder: Path) -> None:
+def search_run(folder: Path) -> None:
     searchable(folder).search({"river": 1.0})
 
 
@@ -48,15 +48,15 @@ def read_by_parts(folder: Path) -> None:
     list(checked_parts(run, run.done_shards()))
 
 
-def compared(folder: Path) -> None:
+def compare_run(folder: Path) -> None:
     Changes(open_run(folder), open_run(folder), folder.parent)
 
 
-def reused(folder: Path) -> None:
+def reuse_run(folder: Path) -> None:
     OldVectors(open_run(folder), folder.parent).find([b"x" * 16])
 
 
-READERS = [searched, compared, reused]
+READERS = [search_run, compare_run, reuse_run]
 
 
 # vocab.json
@@ -106,22 +106,22 @@ def test_a_run_of_an_earlier_release_is_read_with_one_note(
     for _ in range(2):
         answer = command("load", run.path, "--index", index_name, "--url", opensearch_url)
         assert answer.code == 0
-        assert answer.err.count("without a hash of vocab.json, whose changes cannot be detected") == 1
+        assert answer.err.count("without a hash of vocab.json: changes are not detected") == 1
     answer = command("verify", run.path, "--index", index_name, "--url", opensearch_url)
     assert answer.code == 0 and answer.err.count("without a hash of vocab.json") == 1
-    searched(run.path)
+    search_run(run.path)
 
 
 # Shards of another run
 
 
 def other_run(folder: Path) -> Run:
-    """A run of the same size, of which every shard fits another corpus."""
+    """Write a run of the same size, each shard of which belongs to another corpus."""
     words = ["river", "stone", "cloud", "lamp", "weight"]
     return make_run(folder, {f"other{place}": {word: 1.0} for place, word in enumerate(words)})
 
 
-def bring(run: Run, other: Run, shard: int) -> None:
+def copy_shard(run: Run, other: Run, shard: int) -> None:
     for name in (f"shards/part-{shard:05d}.parquet", f"done/part-{shard:05d}.json"):
         shutil.copy(other.path / name, run.path / name)
 
@@ -129,19 +129,19 @@ def bring(run: Run, other: Run, shard: int) -> None:
 @pytest.mark.parametrize("reader", [*READERS, read_by_parts])
 def test_a_shard_with_its_record_from_another_run_is_refused(tmp_path: Path, reader: Callable[[Path], None]) -> None:
     run, other = make_run(tmp_path / "run"), other_run(tmp_path / "other")
-    bring(run, other, 1)
+    copy_shard(run, other, 1)
     with pytest.raises(RunError, match=f"part-00001.json belongs to run {other.manifest.run_id[:18]}, expected run"):
         reader(run.path)
     assert command("status", run.path).code == 1
     without_hashes(other)
-    bring(run, other, 1)
+    copy_shard(run, other, 1)
     with pytest.raises(RunError, match="part-00001.json belongs to run an earlier release, expected run"):
         reader(run.path)
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_shard_of_a_run_with_the_same_id_is_refused(tmp_path: Path, reader: Callable[[Path], None]) -> None:
-    """The identity names the files of a corpus and their sizes, so another content may have the same one."""
+    """The identity covers names and sizes of corpus files, so other content may have the same id."""
     run, other = make_run(tmp_path / "run"), other_run(tmp_path / "other")
     (other.path / "manifest.json").write_bytes((run.path / "manifest.json").read_bytes())
     record = other.path / "done" / "part-00001.json"
@@ -150,7 +150,7 @@ def test_a_shard_of_a_run_with_the_same_id_is_refused(tmp_path: Path, reader: Ca
         complete = json.loads((path / "complete.json").read_text())
         del complete["terms"]
         (path / "complete.json").write_text(json.dumps(complete))
-    bring(run, other, 1)
+    copy_shard(run, other, 1)
     with pytest.raises(RunError, match="has mixed files: shards_sha256 is"):
         reader(run.path)
 
@@ -162,7 +162,7 @@ def test_shards_of_earlier_releases_are_compared_by_their_totals(
     run, other = make_run(tmp_path / "run"), other_run(tmp_path / "other")
     for each in (run, other):
         without_hashes(each)
-    bring(run, other, 1)
+    copy_shard(run, other, 1)
     with pytest.raises(RunError, match=r"has mixed files: terms is \d+ in complete.json, and \d+ by the records"):
         reader(run.path)
 
@@ -181,7 +181,7 @@ def test_a_manifest_whose_identity_was_changed_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("reader", [*READERS, read_by_parts])
-def test_a_flipped_bit_is_noticed_by_every_reader(tmp_path: Path, reader: Callable[[Path], None]) -> None:
+def test_a_flipped_bit_is_detected_by_every_reader(tmp_path: Path, reader: Callable[[Path], None]) -> None:
     run = make_run(tmp_path / "run")
     reader(run.path)
     path = run.shard_path(1)
@@ -192,7 +192,7 @@ def test_a_flipped_bit_is_noticed_by_every_reader(tmp_path: Path, reader: Callab
         reader(run.path)
 
 
-def test_plan_and_evaluate_notice_a_flipped_bit(tmp_path: Path) -> None:
+def test_plan_and_evaluate_detect_a_flipped_bit(tmp_path: Path) -> None:
     run = Path(shutil.copytree(Path(__file__).parent / "frozen_run", tmp_path / "run"))
     path = run / "shards" / "part-00001.parquet"
     content = bytearray(path.read_bytes())
@@ -207,12 +207,12 @@ def test_plan_and_evaluate_notice_a_flipped_bit(tmp_path: Path) -> None:
         evaluate(searchable(run), queries=tmp_path / "queries.jsonl", qrels=tmp_path / "qrels.tsv")
 
 
-def lists(offsets: list[int], values: Any) -> Any:
+def ragged(offsets: list[int], values: Any) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
-def damaged(run: Run, **columns: Any) -> Run:
-    """The run with other columns in its only shard, and the hashes that fit."""
+def replace_columns(run: Run, **columns: Any) -> Run:
+    """Replace columns in the only shard of a run, and update its hashes."""
     path = run.shard_path(0)
     table = pq.read_table(path)
     for name, column in columns.items():
@@ -228,49 +228,47 @@ def damaged(run: Run, **columns: Any) -> Run:
 IDS = pa.array([35, 36, 37, 38], pa.uint16())
 WEIGHTS = pa.array(np.array([1.0, 0.5, 2.0, 0.25], np.float16))
 BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
-    ({"weights": lists([0, 1, 4], WEIGHTS)}, r"row 0 \(id 'a'\) has 2 token ids and 1 weights"),
-    ({"token_ids": lists([0, 2, 4], pa.array([35, 36, 37, 999], pa.uint16()))},
+    ({"weights": ragged([0, 1, 4], WEIGHTS)}, r"row 0 \(id 'a'\) has 2 token ids and 1 weights"),
+    ({"token_ids": ragged([0, 2, 4], pa.array([35, 36, 37, 999], pa.uint16()))},
      rf"row 1 \(id 'b'\) has a token id outside the vocabulary, which has {len(VOCABULARY)}: 999"),
-    ({"token_ids": lists([0, 2, 4], pa.array([35, 36, 38, 37], pa.uint16()))},
+    ({"token_ids": ragged([0, 2, 4], pa.array([35, 36, 38, 37], pa.uint16()))},
      r"row 1 \(id 'b'\) has token ids that do not ascend: 37"),
-    ({"token_ids": lists([0, 2, 4], pa.array([36, 36, 37, 38], pa.uint16()))}, r"row 0 \(id 'a'\) has token ids that"),
-    ({"token_ids": lists([0, 2, 4], pa.array([35, 36, -1, 38], pa.int32()))}, "column token_ids is list of int32"),
+    ({"token_ids": ragged([0, 2, 4], pa.array([36, 36, 37, 38], pa.uint16()))}, r"row 0 \(id 'a'\) has token ids that"),
+    ({"token_ids": ragged([0, 2, 4], pa.array([35, 36, -1, 38], pa.int32()))}, "column token_ids is list of int32"),
     ({"doc_id": pa.array([1, 2])}, "column doc_id is int64, expected string"),
     ({"doc_id": pa.array(["a", None])}, "column doc_id has nulls"),
     ({"doc_id": pa.array([b"a", b"\xff"]).view(pa.string())}, "can't decode byte 0xff"),
     ({"fields": pa.array(["{}", None])}, "column fields has nulls"),
-    *(({"weights": lists([0, 2, 4], pa.array(np.array([1.0, 0.5, weight, 1.0], np.float16)))},
+    *(({"weights": ragged([0, 2, 4], pa.array(np.array([1.0, 0.5, weight, 1.0], np.float16)))},
        r"row 1 \(id 'b'\) has a weight that is negative or not finite: " + str(weight))
       for weight in (np.inf, np.nan, -1.0)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("columns", "says"), BAD_COLUMNS)
-def test_values_that_no_encode_writes_are_refused_with_row_and_id(
-    tmp_path: Path, columns: dict[str, Any], says: str
-) -> None:
+@pytest.mark.parametrize(("columns", "message"), BAD_COLUMNS)
+def test_impossible_values_are_refused_with_row_and_id(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     run = make_run(tmp_path / "run", {"a": {"t35": 1.0, "t36": 1.0}, "b": {"t37": 1.0, "t38": 1.0}},
                    vocabulary=[f"t{place}" for place in range(len(VOCABULARY))])  # fmt: skip
-    damaged(run, **{"token_ids": lists([0, 2, 4], IDS), "weights": lists([0, 2, 4], WEIGHTS), **columns})
-    for reader in (searched, read_by_parts) if "fields" in columns else (searched, read_by_parts, compared):
-        if "fields" in columns and reader is searched:
-            reader = compared
-        with pytest.raises(RunError, match=f"part-00000.parquet cannot be read as a shard: .*{says}"):
+    replace_columns(run, **{"token_ids": ragged([0, 2, 4], IDS), "weights": ragged([0, 2, 4], WEIGHTS), **columns})
+    for reader in (search_run, read_by_parts) if "fields" in columns else (search_run, read_by_parts, compare_run):
+        if "fields" in columns and reader is search_run:
+            reader = compare_run
+        with pytest.raises(RunError, match=f"part-00000.parquet cannot be read as a shard: .*{message}"):
             reader(run.path)
 
 
-def test_fields_that_are_no_json_object_are_named(tmp_path: Path) -> None:
+def test_fields_that_are_not_a_json_object_are_reported(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"a": {"river": 1.0}})
     for fields in ("", "[]", "null", '{"text": ', DEEP):
-        damaged(run, fields=pa.array([fields]))
+        replace_columns(run, fields=pa.array([fields]))
         with pytest.raises(RunError, match="The fields of document 'a' are not a JSON object"):
-            searched(run.path)
+            search_run(run.path)
 
 
-# Out of memory and other errors of the system are no damage
+# Out of memory and other system errors are not damage
 
 
-def test_out_of_memory_is_no_damage(tmp_path: Path) -> None:
+def test_out_of_memory_is_not_reported_as_damage(tmp_path: Path) -> None:
     ids = [f"d{place}" for place in range(8000)]
     fields = {doc_id: {"text": f"{doc_id} " * 500} for doc_id in ids}
     run = make_run(tmp_path / "run", {doc_id: {"river": 1.0} for doc_id in ids}, fields=fields, shard_rows=8000)
@@ -290,7 +288,7 @@ def test_out_of_memory_is_no_damage(tmp_path: Path) -> None:
         assert "done/" not in done.stdout and "encode" not in done.stdout
 
 
-def test_an_error_of_the_disk_is_no_damage(tmp_path: Path) -> None:
+def test_a_disk_error_is_not_reported_as_damage(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reader = checked_parts(open_run(run.path), [0])
@@ -309,12 +307,12 @@ def test_an_error_of_the_disk_is_no_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["manifest.json", "vocab.json", "complete.json", "done/part-00000.json", "shards/part-00000.parquet"]
 )
-def test_a_named_pipe_in_a_run_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+def test_a_named_pipe_in_a_run_is_refused_without_opening_it(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "run")
     (run.path / name).unlink()
     os.mkfifo(run.path / name)
     with pytest.raises(RunError, match=f"{name} cannot be read.*: it is not a regular file"):
-        searched(run.path)
+        search_run(run.path)
 
 
 def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
@@ -332,7 +330,7 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_a_temporary_file_or_journal_that_is_a_link_does_not_change_its_target(tmp_path: Path) -> None:
+def test_a_symbolic_link_as_temporary_file_or_journal_keeps_its_target_unchanged(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"a": {"river": 1.0}, "b": {"river": 1.0}})
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -356,7 +354,9 @@ def test_a_temporary_file_or_journal_that_is_a_link_does_not_change_its_target(t
     assert victim.read_text() == "precious"
 
 
-def test_a_run_or_its_shards_may_be_on_another_disk(tmp_path: Path, opensearch_url: str, index_name: str) -> None:
+def test_a_run_or_its_shards_may_be_symbolic_links_to_folders(
+    tmp_path: Path, opensearch_url: str, index_name: str
+) -> None:
     run = make_run(tmp_path / "elsewhere" / "run")
     shutil.move(run.path / "shards", tmp_path / "shards")
     (run.path / "shards").symlink_to(tmp_path / "shards")
@@ -365,7 +365,7 @@ def test_a_run_or_its_shards_may_be_on_another_disk(tmp_path: Path, opensearch_u
     shard.symlink_to(tmp_path / "kept.parquet")
     (tmp_path / "link").symlink_to(run.path)
     assert load(tmp_path / "link", index=index_name, url=opensearch_url).acknowledged == 5
-    searched(tmp_path / "link")
+    search_run(tmp_path / "link")
 
 
 # Every key of every file, replaced or removed
@@ -418,7 +418,7 @@ def loaded(opensearch_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     ["manifest.json", "vocab.json", "complete.json", "done/part-00000.json", "skipped/part-00001.jsonl",
      "journal.jsonl", "dead.jsonl", "merged.json"],
 )  # fmt: skip
-def test_no_value_in_a_file_of_a_run_ends_in_a_traceback(loaded: Run, name: str, opensearch_url: str) -> None:
+def test_no_value_in_a_file_of_a_run_causes_a_traceback(loaded: Run, name: str, opensearch_url: str) -> None:
     journal = Path(str(next((loaded.path / "load").glob("*/*/"))))
     letter = {"id": "empty", "shard": 0, "row": 1, "status": 400, "reason": "r"}
     contents = {"dead.jsonl": json.dumps(letter), "merged.json": '{"0": 5}'}
@@ -452,7 +452,7 @@ def test_no_value_in_a_file_of_a_run_ends_in_a_traceback(loaded: Run, name: str,
                     refused += 1
     finally:
         path.unlink() if before is None else path.write_bytes(before)
-    assert refused or name == "merged.json"  # which only costs one more merge
+    assert refused or name == "merged.json"  # harmless: it only costs one more merge
 
 
 def load_and_verify(folder: Path, url: str) -> None:
@@ -460,7 +460,7 @@ def load_and_verify(folder: Path, url: str) -> None:
     verify(folder, index="sparse-ingest-test-foreign", url=url)
 
 
-def test_settings_of_the_wrong_type_are_refused_with_a_fitting_id(tmp_path: Path) -> None:
+def test_settings_of_the_wrong_type_are_refused_even_if_the_id_matches(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     path = run.path / "manifest.json"
     before = json.loads(path.read_text())
@@ -476,7 +476,7 @@ def test_settings_of_the_wrong_type_are_refused_with_a_fitting_id(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["part-abc.json", "part-5.json", "part-00000 (copy).json", "part-².json"])
-def test_a_stray_file_among_the_records_is_named(tmp_path: Path, name: str) -> None:
+def test_a_stray_file_among_the_records_is_reported(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "run")
     (run.path / "done" / name).write_text("{}")
     answer = command("status", run.path)

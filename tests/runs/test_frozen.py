@@ -1,11 +1,11 @@
-"""Format 1 as the first release wrote it: frozen_run was made from frozen_corpus.jsonl, and every release reads it.
+"""Run format 1: every release reads frozen_run, which the first release wrote from frozen_corpus.jsonl.
 
     sparse-ingest encode --model package:cognition/model --corpus tests/runs/frozen_corpus.jsonl \
         --out tests/runs/frozen_run --shard-rows 8 --keep year --keep tags --on-bad-document skip \
         --dtype float32 --device cpu
 
-Only the host was replaced in done/, and locks/ and tmp/ (empty) left out. frozen_expected.json was read by eye. When
-one of these tests fails, the format or an identity changed: do not write the files again, fix the release.
+In done/ only the host was replaced; the empty locks/ and tmp/ are omitted. frozen_expected.json was checked by hand. If
+one of these tests fails, the format or an identity changed: fix the code, do not write the files again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def rows_of(run: Run) -> Iterator[tuple[int, str, str, str, list[int], list[floa
                 )  # fmt: skip
 
 
-def test_its_files_are_what_they_were(run: Run) -> None:
+def test_the_files_of_the_frozen_run_are_unchanged(run: Run) -> None:
     assert run.done_shards() == [0, 1]
     for shard, (name, sha256) in enumerate(EXPECTED["shards"].items()):
         path = run.shard_path(shard)
@@ -71,7 +71,7 @@ def test_its_manifest_and_counts_are_read(run: Run) -> None:
     assert all(vocabulary[int(token_id)] == token for token_id, token in EXPECTED["vocabulary"]["tokens"].items())
 
 
-def test_its_documents_are_read_to_the_last_value(run: Run) -> None:
+def test_every_value_of_its_documents_is_read(run: Run) -> None:
     vocabulary = run.vocabulary()
     rows = list(rows_of(run))
     assert [doc_id for _, doc_id, *_ in rows] == list(EXPECTED["documents"])
@@ -87,8 +87,8 @@ def test_its_documents_are_read_to_the_last_value(run: Run) -> None:
         assert list(read_doc_ids(run.shard_path(shard))) == [row[:2] for row in rows if row[0] // 8 == shard]
 
 
-def test_any_parquet_reader_finds_the_same(run: Run) -> None:
-    """The format is Parquet and JSON, no program of ours is needed."""
+def test_any_parquet_reader_gives_the_same_rows(run: Run) -> None:
+    """The format is Parquet and JSON; no code of this package is needed."""
     table = pq.read_table(run.path / "shards")
     assert table.column_names == ["row", "doc_id", "text_hash", "token_ids", "weights", "fields"]
     columns = table.to_pydict()
@@ -97,7 +97,7 @@ def test_any_parquet_reader_finds_the_same(run: Run) -> None:
                     strict=True)) == list(rows_of(run))  # fmt: skip
 
 
-def test_text_hashes_are_those_of_the_corpus() -> None:
+def test_text_hashes_match_the_corpus() -> None:
     for line in (HERE / "frozen_corpus.jsonl").read_text().splitlines():
         row = json.loads(line)
         expected = EXPECTED["documents"].get(str(row["_id"]))
@@ -106,7 +106,7 @@ def test_text_hashes_are_those_of_the_corpus() -> None:
             assert text_hash(text).hex() == expected["text_hash"]
 
 
-def test_it_is_searched(run: Run) -> None:
+def test_the_frozen_run_can_be_searched(run: Run) -> None:
     from sparse_ingest.models.query_encoders import query_encoder
     from sparse_ingest.searching.run_search import search_run
 
@@ -120,8 +120,8 @@ def test_it_is_searched(run: Run) -> None:
         assert hits[0].fields["text"] == EXPECTED["documents"][doc_id]["fields"]["text"]
 
 
-def test_this_release_would_go_on_with_it(run: Run, tmp_path: Path) -> None:
-    """The identity, the hash of the model and those of the rows come out as they did."""
+def test_this_release_can_resume_the_frozen_run(run: Run, tmp_path: Path) -> None:
+    """The identity, the hash of the model and those of the rows are computed as before."""
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     answer = command(*ENCODE, "--out", copy)
@@ -132,8 +132,8 @@ def test_this_release_would_go_on_with_it(run: Run, tmp_path: Path) -> None:
     assert list(find_duplicates(open_run(copy))) == []
 
 
-def test_this_release_makes_the_same_vectors(run: Run, tmp_path: Path) -> None:
-    """Not the same bytes: those are promised for one release on one kind of device."""
+def test_this_release_computes_the_same_vectors(run: Run, tmp_path: Path) -> None:
+    """Not the same bytes: those are promised only for one release on one kind of device."""
     assert command(*ENCODE, "--out", tmp_path / "run").code == 3
     made = open_run(tmp_path / "run")
     assert made.manifest == run.manifest and made.vocabulary() == run.vocabulary()

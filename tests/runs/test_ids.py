@@ -1,4 +1,4 @@
-"""Ids that stand in two shards: all found in any number of ranges, and taken out so that nothing else changes."""
+"""Duplicate ids across shards: all are found for any number of ranges, and removed without other changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = [f"doc {place} é" for place in range(23)]
 
 
 def run_of(folder: Path, names: list[str], shard_rows: int) -> Run:
-    """A run whose row n has the id names[n]: made with ids that differ, then renamed."""
+    """Write a run whose row n has the id names[n]: with unique ids first, then renamed."""
     unique = {f"{place}": {"river": 1.0 + place, "stone": 0.5} for place in range(len(names))}
     run = make_run(folder, unique, shard_rows=shard_rows, complete=False)
     for shard in run.done_shards():
@@ -47,7 +47,7 @@ def naive(names: list[str], shard_rows: int) -> set[Duplicate]:
 
 
 @pytest.mark.parametrize("range_ids", [1, 2, 5, 22, 23, 1000])
-def test_every_repeated_id_is_found_in_any_number_of_ranges(tmp_path: Path, range_ids: int) -> None:
+def test_every_duplicate_id_is_found_with_any_number_of_ranges(tmp_path: Path, range_ids: int) -> None:
     names = [*NAMES[:10], NAMES[3], *NAMES[10:], NAMES[0], NAMES[3], "last", NAMES[22]]
     run = run_of(tmp_path, names, 4)
     found = list(find_duplicates(run, range_ids=range_ids))
@@ -57,26 +57,28 @@ def test_every_repeated_id_is_found_in_any_number_of_ranges(tmp_path: Path, rang
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 6))
-def test_it_agrees_with_a_dictionary(tmp_path_factory, names: list[str], shard_rows: int, range_ids: int) -> None:
+def test_duplicates_match_those_found_with_a_dictionary(
+    tmp_path_factory, names: list[str], shard_rows: int, range_ids: int
+) -> None:
     run = run_of(tmp_path_factory.mktemp("run"), names, shard_rows)
     found = list(find_duplicates(run, range_ids=range_ids))
     assert len(found) == len(set(found)) and set(found) == naive(names, shard_rows)
 
 
-def test_equal_hashes_are_no_duplicates_until_the_ids_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_with_equal_hashes_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [*NAMES[:8], NAMES[2]]
     run = run_of(tmp_path, names, 3)
-    for value in (0, 7, (1 << 64) - 1):  # the ends of the ranges too
+    for value in (0, 7, (1 << 64) - 1):  # also at the ends of the ranges
         monkeypatch.setattr(ids_module, "hash_id", lambda doc_id, value=value: value)
         assert set(find_duplicates(run, range_ids=2)) == naive(names, 3)
 
 
-def test_hashes_fill_64_bits_and_never_change() -> None:
+def test_hashes_use_64_bits_and_never_change() -> None:
     assert ids_module.hash_id("doc é") == 0x2E4E78E88AAE7DB3
     assert len({ids_module.hash_id(name) >> 56 for name in map(str, range(4000))}) == 256
 
 
-def test_a_search_that_is_given_up_can_be_begun_again(tmp_path: Path) -> None:
+def test_an_aborted_search_for_duplicates_can_be_repeated(tmp_path: Path) -> None:
     names = [*NAMES[:4], *NAMES[:4]]
     run = run_of(tmp_path, names, 3)
     assert len(list(islice(find_duplicates(run, range_ids=3), 1))) == 1
@@ -88,7 +90,7 @@ def test_an_empty_run_has_no_duplicates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["write_shard", "write_skipped", "mark_done"])
-def test_killed_in_between_a_shard_counts_as_not_done(tmp_path: Path, monkeypatch, step: str) -> None:
+def test_a_kill_during_removal_leaves_the_shard_not_done(tmp_path: Path, monkeypatch, step: str) -> None:
     run = run_of(tmp_path, NAMES[:9], 4)
 
     def die(*_: object, **__: object) -> None:

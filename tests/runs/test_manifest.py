@@ -1,4 +1,4 @@
-"""Identities of runs: their hash, and the settings in which two of them differ."""
+"""Run identities: hash, and the settings in which two of them differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ identities = st.dictionaries(st.text("abc", min_size=1, max_size=2), json_values
 
 
 @given(identities)
-def test_an_identity_does_not_differ_from_itself_in_another_order(identity: dict) -> None:
+def test_the_order_of_keys_does_not_change_an_identity(identity: dict) -> None:
     turned = dict(reversed(identity.items()))
     assert differences(identity, turned) == []
     assert run_id(identity) == run_id(turned) == run_id(json.loads(canonical_json(identity)))
@@ -29,15 +29,15 @@ def test_an_identity_does_not_differ_from_itself_in_another_order(identity: dict
     st.dictionaries(st.sampled_from("abcd"), st.integers(0, 3)),
     st.dictionaries(st.sampled_from("abcd"), st.integers(0, 3)),
 )
-def test_identities_differ_where_their_hashes_do(one: dict, other: dict) -> None:
+def test_identities_differ_if_and_only_if_their_hashes_differ(one: dict, other: dict) -> None:
     assert bool(differences(one, other)) == (run_id(one) != run_id(other))
 
 
-def test_a_setting_that_is_not_there_stands_as_none() -> None:
+def test_a_missing_setting_is_shown_as_none() -> None:
     assert differences({"a": {"b": 1}}, {"a": {"c": 2}}) == [Difference("a.b", 1, None), Difference("a.c", None, 2)]
 
 
-def test_the_spelling_of_an_identity_is_fixed() -> None:
+def test_the_serialization_of_an_identity_is_fixed() -> None:
     assert canonical_json({"b": [1, None], "a": "é\u2028"}) == '{"a":"é\u2028","b":[1,null]}'
     number, content = identity_of({"names": ("a", "b")})
     assert content == {"format": 1, "names": ["a", "b"]}

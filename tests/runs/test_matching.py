@@ -1,4 +1,4 @@
-"""Two sets of documents matched on disk."""
+"""Matching two sets of documents on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparse_ingest.runs.sorted_pieces import SECOND, SortedPieces, match
 
 
 def add(pieces: SortedPieces, documents: list[tuple[str, int]], mark: int) -> None:
-    """Documents with a fingerprint each; the place is where it stands in the list."""
+    """Add documents with their fingerprints; the place is the position in the list."""
     for start in range(0, len(documents), 7):
         some = enumerate(documents[start : start + 7], start=start)
         pieces.add(np.array([(hash_id(doc_id), content, place | mark) for place, (doc_id, content) in some], np.uint64))
@@ -22,7 +22,7 @@ def add(pieces: SortedPieces, documents: list[tuple[str, int]], mark: int) -> No
 def difference(
     tmp_path: Path, expected: list[tuple[str, int]], found: list[tuple[str, int]], range_entries: int = 10**6
 ) -> tuple[set[str], list[str], set[str]]:
-    """Ids that are missing, extra or there once more, differing; the second set may come first."""
+    """Return the missing ids, the extra or repeated ones, and the differing ones. Adds the second set first."""
     missing, extra, differing = set(), [], set()
     pieces = SortedPieces(tmp_path, 3, rows=len(expected) + len(found), range_rows=range_entries)
     add(pieces, found, int(SECOND))
@@ -38,7 +38,7 @@ def difference(
 
 
 @pytest.mark.parametrize("range_entries", [10**6, 11])
-def test_what_one_side_lacks_and_what_differs_is_found_in_any_order(tmp_path: Path, range_entries: int) -> None:
+def test_missing_extra_and_differing_documents_are_found_in_any_order(tmp_path: Path, range_entries: int) -> None:
     rng = random.Random(0)
     documents = [(f"doc {number}", number * 2**50) for number in range(200)]
     found = [(doc_id, fingerprint + (doc_id == "doc 40")) for doc_id, fingerprint in documents if doc_id != "doc 3"]
@@ -47,13 +47,13 @@ def test_what_one_side_lacks_and_what_differs_is_found_in_any_order(tmp_path: Pa
     assert difference(tmp_path, documents, found, range_entries) == ({"doc 3"}, ["doc 7", "stranger"], {"doc 40"})
 
 
-def test_two_equal_sides_and_two_empty_ones_have_no_difference(tmp_path: Path) -> None:
+def test_equal_and_empty_sets_have_no_difference(tmp_path: Path) -> None:
     documents = [(f"doc {number}", 5) for number in range(50)]
     assert difference(tmp_path, documents, documents[::-1]) == (set(), [], set())
     assert difference(tmp_path, [], []) == (set(), [], set())
 
 
-def test_one_side_may_be_empty(tmp_path: Path) -> None:
+def test_one_set_may_be_empty(tmp_path: Path) -> None:
     documents = [("a", 1), ("b", 2)]
     assert difference(tmp_path, documents, []) == ({"a", "b"}, [], set())
     assert difference(tmp_path, [], documents) == (set(), ["a", "b"], set())

@@ -1,4 +1,4 @@
-"""Vectors of an old run found by the hash of their text: all, in any order, with a few row groups in memory."""
+"""Reuse of vectors of an old run by text hash: all are found, in any order, with few row groups in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.runs import WORDS, make_run
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs import reuse, shards
-from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
+from sparse_ingest.runs.reuse import OldVectors, refuse_other_settings
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, shard_schema_of, text_hash, write_shard
 
@@ -25,7 +25,7 @@ MANY = {
 
 
 def with_text_hashes(run: Run, hashes: list[bytes], part_rows: int) -> Run:
-    """The run with other text hashes, row n's is hashes[n], in row groups of `part_rows`."""
+    """Rewrite the run: row n gets the text hash hashes[n], in row groups of `part_rows`."""
     for shard in run.done_shards():
         path = run.shard_path(shard)
         schema = shard_schema_of(path)
@@ -58,8 +58,8 @@ def naive(run: Run) -> dict[bytes, tuple[str, list[int], list[float]]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_it_agrees_with_a_dictionary(tmp_path_factory, data: st.DataObject) -> None:
-    # Few hashes, so that many repeat; equal first halves with other second halves, so that the second one decides.
+def test_found_vectors_match_a_dictionary(tmp_path_factory, data: st.DataObject) -> None:
+    # Few distinct hashes, so that many repeat; some differ only in the second half.
     pool = [high.to_bytes(8, "big") + low.to_bytes(8, "big") for high in (0, 1, 2**64 - 1) for low in (0, 5, 2**64 - 1)]
     hashes = data.draw(st.lists(st.sampled_from(pool), max_size=20))
     folder = tmp_path_factory.mktemp("run")
@@ -100,7 +100,7 @@ def test_a_corpus_in_the_same_order_reads_each_row_group_once(tmp_path: Path, mo
     assert len(read) == len(set(read)) == 13
 
 
-def test_a_shuffled_corpus_is_found_and_few_row_groups_stay_in_memory(
+def test_a_shuffled_corpus_is_found_with_few_row_groups_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashes = [text_hash(doc_id) for doc_id in MANY]
@@ -123,14 +123,14 @@ def test_a_shuffled_corpus_is_found_and_few_row_groups_stay_in_memory(
         assert sum(one() is not None for one in read) <= reuse.CACHED_GROUPS < len(read)
 
 
-def test_nothing_is_found_in_an_empty_run_and_nothing_asked_gives_nothing(tmp_path: Path) -> None:
+def test_an_empty_run_or_an_empty_request_gives_no_vectors(tmp_path: Path) -> None:
     known, vectors = OldVectors(make_run(tmp_path / "empty", {}), tmp_path).find([text_hash("d1")])
     assert known.tolist() == [False] and vectors is None
     known, vectors = OldVectors(make_run(tmp_path / "many", MANY, weights="float32"), tmp_path).find([])
     assert len(known) == 0 and vectors is None
 
 
-def test_its_tables_have_no_name_on_disk(tmp_path: Path) -> None:
+def test_temporary_tables_have_no_name_on_disk(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     old = OldVectors(make_run(tmp_path / "run", MANY), scratch)
@@ -140,12 +140,12 @@ def test_its_tables_have_no_name_on_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dtype": "bfloat16"}, "dtype is 'float32' there, requested: 'bfloat16'"),
-        ({"top_k": 100}, "top_k is None there, requested: 100"),
-        ({"window_stride": 64}, "window_stride is None there, requested: 64"),
-        ({"overflow": "windows"}, "overflow is 'truncate' there"),
-        ({"weights": "float32"}, "weights is 'float16' there"),
-        ({"model": {"sha256": "ab", "max_length": 128}}, "model.max_length is 512 there, requested: 128"),
+        ({"dtype": "bfloat16"}, "dtype: it has 'float32', requested: 'bfloat16'"),
+        ({"top_k": 100}, "top_k: it has none, requested: 100"),
+        ({"window_stride": 64}, "window_stride: it has none, requested: 64"),
+        ({"overflow": "windows"}, "overflow: it has 'truncate'"),
+        ({"weights": "float32"}, "weights: it has 'float16'"),
+        ({"model": {"sha256": "ab", "max_length": 128}}, "model.max_length: it has 512, requested: 128"),
     ],
 )
 def test_a_run_with_other_settings_is_refused_with_both_values(tmp_path: Path, changed: dict, message: str) -> None:
@@ -154,6 +154,8 @@ def test_a_run_with_other_settings_is_refused_with_both_values(tmp_path: Path, c
             "overflow": "truncate"}  # fmt: skip
     run.manifest.identity.clear()
     run.manifest.identity.update(like, corpus=[{"name": "a"}], limit=None, shard_rows=8, fields={}, format=1)
-    refuse_unlike(run, {**like, "corpus": [{"name": "b"}], "limit": 10, "shard_rows": 9, "fields": {"keep": ["x"]}})
+    refuse_other_settings(
+        run, {**like, "corpus": [{"name": "b"}], "limit": 10, "shard_rows": 9, "fields": {"keep": ["x"]}}
+    )
     with pytest.raises(RunError, match=message):
-        refuse_unlike(run, {**like, **changed})
+        refuse_other_settings(run, {**like, **changed})

@@ -1,4 +1,4 @@
-"""The run folder: files that appear whole, one manifest, locks that die with their process, identities that differ."""
+"""The run folder: atomic files, one manifest, locks that end with their process, and identities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def manifest_of(**identity: object) -> Manifest:
 # Files
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomic(path, b"first")
     write_atomic(path, b"second")
@@ -40,7 +40,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_exclusive_file_stays_as_it_is(tmp_path: Path) -> None:
+def test_an_exclusive_write_keeps_an_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomic(path, b"first", exclusive=True)
     write_atomic(path, b"second", exclusive=True)
@@ -48,7 +48,7 @@ def test_an_exclusive_file_stays_as_it_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_of_many_writers_one_wins_with_a_whole_file(tmp_path: Path) -> None:
+def test_one_of_many_exclusive_writers_wins_with_a_complete_file(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from sparse_ingest.storage.durable import write_atomic\n"
         "sys.stdin.readline(); write_atomic(Path('file'), sys.argv[1].encode() * 100000, exclusive=True)"
@@ -79,18 +79,18 @@ def test_a_run_is_created_and_opened_again(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_whose_maker_died_after_its_manifest_gets_its_vocabulary(tmp_path: Path) -> None:
+def test_a_run_killed_after_writing_its_manifest_gets_its_vocabulary(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", asdict(manifest_of()))
     assert not open_run(tmp_path).has_vocabulary()
     assert create_or_open_run(tmp_path, manifest_of(), VOCABULARY).vocabulary() == VOCABULARY
 
 
-def test_half_a_manifest_of_a_dead_process_is_no_stranger(tmp_path: Path) -> None:
+def test_the_partial_manifest_of_a_dead_process_is_accepted(tmp_path: Path) -> None:
     (tmp_path / ".new-1234").write_text("{")
     assert create_or_open_run(tmp_path, manifest_of(), VOCABULARY).path == tmp_path
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("words")
     with pytest.raises(RunError, match=r"not empty and is not a run \(found thesis.tex\)"):
         create_or_open_run(tmp_path, manifest_of(), VOCABULARY)
@@ -98,7 +98,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "is not a run"),
         ("{", "cannot be read"),
@@ -107,14 +107,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         (json.dumps({**asdict(manifest_of()), "format": 2}), "has run format 2; this release reads format 1"),
     ],
 )
-def test_what_is_no_run_is_said(tmp_path: Path, content: str | None, said: str) -> None:
+def test_a_folder_without_a_valid_manifest_is_reported(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         open_run(tmp_path)
 
 
-def test_keys_of_a_later_release_are_passed_over(tmp_path: Path) -> None:
+def test_keys_of_a_later_release_are_ignored(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", {**asdict(manifest_of()), "later": 1})
     assert open_run(tmp_path).manifest == manifest_of()
 
@@ -122,15 +122,15 @@ def test_keys_of_a_later_release_are_passed_over(tmp_path: Path) -> None:
 # Identity
 
 
-def test_every_difference_is_named_with_both_values(tmp_path: Path) -> None:
+def test_every_difference_is_reported_with_both_values(tmp_path: Path) -> None:
     create_or_open_run(tmp_path, manifest_of(model={"sha256": "a", "max_length": 8}, limit=None), VOCABULARY)
     other = manifest_of(model={"sha256": "b", "max_length": 8}, weights="float32", added=[1], limit=5)
     with pytest.raises(RunError) as caught:
         create_or_open_run(tmp_path, other, VOCABULARY)
     lines = str(caught.value).splitlines()
     assert lines[1:5] == [
-        "  added: the run has None, requested: [1]",
-        "  limit: the run has None, requested: 5",
+        "  added: the run has none, requested: [1]",
+        "  limit: the run has none, requested: 5",
         "  model.sha256: the run has 'a', requested: 'b'",
         "  weights: the run has 'float16', requested: 'float32'",
     ]
@@ -157,7 +157,7 @@ def test_shards_are_marked_and_unmarked(tmp_path: Path) -> None:
     assert run.complete() is None
 
 
-def test_skipped_rows_come_back_whatever_they_hold(tmp_path: Path) -> None:
+def test_skipped_rows_are_read_back_with_any_content(tmp_path: Path) -> None:
     run = create_or_open_run(tmp_path, manifest_of(), VOCABULARY)
     rows = [SkippedRow(3, "a\u2028b.jsonl", 4, 'two\nlines\r and "quotes" \\ \x85'), SkippedRow(9, "", 1, "日本")]
     run.write_skipped(0, rows)
@@ -176,7 +176,7 @@ HOLD = (
 )
 
 
-def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
+def test_a_lock_has_one_owner_and_is_released_when_the_process_dies(tmp_path: Path) -> None:
     run = create_or_open_run(tmp_path, manifest_of(), VOCABULARY)
     with run.lock("part-00000") as held, open_run(tmp_path).lock("part-00000") as again:
         assert held and not again
@@ -192,7 +192,7 @@ def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) ->
         assert held
 
 
-def test_a_lock_is_freed_by_an_error(tmp_path: Path) -> None:
+def test_a_lock_is_released_after_an_error(tmp_path: Path) -> None:
     run = create_or_open_run(tmp_path, replace(manifest_of()), VOCABULARY)
     with pytest.raises(KeyError), run.lock("one"):
         raise KeyError

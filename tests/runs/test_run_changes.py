@@ -1,4 +1,4 @@
-"""What a run has otherwise than an older one: the same as a comparison of two dictionaries, in any number of ranges."""
+"""Diff of two runs: matches a comparison of two dictionaries, for any number of ranges."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_of(folder: Path, corpus: Corpus, shard_rows: int, **settings: Any) -> Ru
 
 
 def sent(found: Changes, new: Run) -> list[str]:
-    """The ids of all documents that differ; each must come with the vector and fields that it has in its run."""
+    """Return the ids of all documents that differ; check their vectors and fields against the new run."""
     ids: list[str] = []
     for shard in new.done_shards():
         whole = [part for part in read_shard(new.shard_path(shard))]
@@ -60,7 +60,7 @@ def documents_of(part: Any) -> list[tuple[int, tuple[Any, ...]]]:
 
 @settings(max_examples=25, deadline=None)
 @given(corpora, corpora, st.lists(st.sampled_from(IDS), max_size=2), st.data())
-def test_it_agrees_with_two_dictionaries(
+def test_changes_match_a_comparison_of_dictionaries(
     tmp_path_factory, older: Corpus, newer: Corpus, refused: list[str], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("runs")
@@ -78,7 +78,7 @@ def test_it_agrees_with_two_dictionaries(
 
 
 def rewritten(run: Run, change: Any) -> Run:
-    """The run with every row group changed by a function."""
+    """Rewrite every row group of a run with a function."""
     for shard in run.done_shards():
         path = run.shard_path(shard)
         parts = [change(part) for part in read_shard(path)]
@@ -109,13 +109,13 @@ def test_one_bit_of_one_weight_differs(tmp_path: Path) -> None:
     assert sent(Changes(old, new, tmp_path), new) == [IDS[11]]
 
 
-def test_row_groups_shard_sizes_and_types_of_weights_are_no_difference(tmp_path: Path) -> None:
+def test_row_groups_shard_sizes_and_weight_types_do_not_matter(tmp_path: Path) -> None:
     old = run_of(tmp_path / "old", CORPUS, 4, weights="float32")
     new = run_of(tmp_path / "new", dict(reversed(CORPUS.items())), 5)
     assert Changes(old, new, tmp_path).counts == ChangeCounts(0, 0, 12, 0)
 
 
-def test_an_id_that_stands_twice_in_the_older_run_is_not_missing(tmp_path: Path) -> None:
+def test_an_id_duplicated_in_the_older_run_is_not_missing(tmp_path: Path) -> None:
     old = rewritten(
         run_of(tmp_path / "old", CORPUS, 4),
         lambda part: part._replace(vectors=part.vectors._replace(doc_ids=["twice", *part.vectors.doc_ids[1:]])),
@@ -124,14 +124,14 @@ def test_an_id_that_stands_twice_in_the_older_run_is_not_missing(tmp_path: Path)
     assert "twice" not in list(Changes(old, new, tmp_path).missing_ids())
 
 
-def test_runs_of_other_vocabularies_are_refused(tmp_path: Path) -> None:
+def test_runs_with_different_vocabularies_are_refused(tmp_path: Path) -> None:
     old = run_of(tmp_path / "old", CORPUS, 4)
     new = run_of(tmp_path / "new", CORPUS, 4, vocabulary=["river", "stone"])
     with pytest.raises(RunError, match="different vocabularies"):
         Changes(old, new, tmp_path)
 
 
-def test_a_shard_that_lost_rows_is_noticed(tmp_path: Path) -> None:
+def test_a_shard_that_lost_rows_is_detected(tmp_path: Path) -> None:
     old, new = run_of(tmp_path / "old", CORPUS, 12), run_of(tmp_path / "new", CORPUS, 12)
     path = new.shard_path(0)
     parts = [take_rows(part, np.arange(3)) for part in read_shard(path)]
@@ -142,15 +142,15 @@ def test_a_shard_that_lost_rows_is_noticed(tmp_path: Path) -> None:
         Changes(old, new, tmp_path)
 
 
-def test_its_tables_have_no_name_on_disk(tmp_path: Path) -> None:
+def test_temporary_tables_have_no_name_on_disk(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     found = Changes(run_of(tmp_path / "old", CORPUS, 4), run_of(tmp_path / "new", {}, 4), scratch)
     assert len(list(found.missing_ids())) == 12 and list(scratch.iterdir()) == []
 
 
-def test_two_long_runs_are_merged_in_flat_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten times as many documents take no more memory of Python and numpy than a fixed amount."""
+def test_two_long_runs_are_compared_in_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times as many documents need at most a fixed amount of additional memory."""
     import tracemalloc
 
     monkeypatch.setattr(changes, "RANGE_ROWS", 2000)
@@ -168,7 +168,7 @@ def test_two_long_runs_are_merged_in_flat_memory(tmp_path: Path, monkeypatch: py
 
 
 def plain_run(folder: Path, documents: int, seed: int) -> Run:
-    """A run of documents with the ids seed, seed + 1, …, 8 terms each, all with other weights than another seed's."""
+    """Write a run with the ids seed, seed + 1, …, 8 terms each; weights depend on the seed."""
     run = make_run(folder, {}, vocabulary=["a", "b", "c", "d", "e", "f", "g", "h"])
     for shard, first in enumerate(range(0, documents, 2000)):
         ids = [str(seed + place) for place in range(first, first + 2000)]

@@ -1,4 +1,4 @@
-"""Shards: which bits of a weight are kept, and that what is read is what was written."""
+"""Shards: which bits of a weight are kept, and a round trip of every column."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ words = st.text(characters, max_size=12)
 
 
 def index_bits(weights: np.ndarray) -> np.ndarray:
-    """The bits that a rank_features field keeps of a float32 weight."""
+    """Return the bits that a rank_features field keeps of a float32 weight."""
     return weights.astype(np.float32).view(np.uint32) >> 15 << 15
 
 
@@ -46,14 +46,14 @@ def check_dropped(weights: np.ndarray) -> None:
     kept = halves.astype(np.float32)
     assert halves.dtype == np.float16
     assert np.all(kept <= weights)
-    # The next half is above the weight: no half is nearer from below.
+    # The next float16 is above the weight, so none is closer from below.
     above = (halves.view(np.uint16) + 1).view(np.float16).astype(np.float32)
     assert np.all((above > weights) | (weights == 65504))
     normal = weights >= SMALLEST_NORMAL
     assert np.array_equal(index_bits(kept[normal]), index_bits(weights[normal]))
 
 
-def test_every_half_and_its_float32_neighbors() -> None:
+def test_every_float16_and_its_float32_neighbors_are_truncated() -> None:
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16)
     exact = halves.astype(np.float32)
     assert np.array_equal(drop_bits(exact).view(np.uint16), halves.view(np.uint16))
@@ -64,19 +64,19 @@ def test_every_half_and_its_float32_neighbors() -> None:
 
 
 @given(st.lists(st.floats(0, 65504, width=32), max_size=50))
-def test_any_weight_is_cut_towards_zero(weights: list[float]) -> None:
+def test_any_weight_is_truncated_toward_zero(weights: list[float]) -> None:
     check_dropped(np.array(weights, dtype=np.float32))
 
 
-def test_rounding_would_change_what_an_index_keeps() -> None:
-    """Why bits are dropped: the weight just below a step of the index rounds up to it."""
+def test_rounding_would_change_the_bits_in_an_index() -> None:
+    """Why bits are dropped: the weight just below a step of the index would round up to it."""
     weight = np.nextafter(np.float32(1.5), np.float32(0))
     assert index_bits(np.array([np.float16(weight)])) != index_bits(np.array([weight]))
     assert index_bits(drop_bits(np.array([weight]))) == index_bits(np.array([weight]))
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 65504.01, 1e9, -0.5])
-def test_what_float16_cannot_hold_is_refused(weight: float) -> None:
+def test_a_weight_that_float16_cannot_hold_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="do not fit into float16"):
         drop_bits(np.array([1.0, weight], dtype=np.float32))
 
@@ -101,7 +101,7 @@ def test_a_weight_that_becomes_zero_is_dropped() -> None:
     assert store_weights(vectors, "float32") is vectors
 
 
-def test_nothing_lost_is_nothing_copied() -> None:
+def test_vectors_are_not_copied_if_no_weight_is_dropped() -> None:
     vectors = rows_of({1: 1.0, 70000: 0.1})
     assert store_weights(vectors, "float16").token_ids is vectors.token_ids
     assert store_weights(rows_of({}, {}), "float16").indptr.tolist() == [0, 0, 0]
@@ -124,7 +124,7 @@ def parts_of(draw, top: int) -> list[ShardPart]:
     return parts
 
 
-def same(found: ShardPart, expected: ShardPart) -> None:
+def assert_same(found: ShardPart, expected: ShardPart) -> None:
     assert found.rows.tolist() == expected.rows.tolist() and found.rows.dtype == np.uint64
     assert found.text_hashes == expected.text_hashes
     assert found.fields == expected.fields
@@ -141,7 +141,7 @@ def write(folder: Path, parts: list[ShardPart], schema: pa.Schema, name: str = "
 @pytest.mark.parametrize(("vocabulary", "bits"), [(65536, 16), (65537, 32)])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.data())
-def test_what_was_written_is_read(
+def test_shards_are_read_as_they_were_written(
     tmp_path: Path, vocabulary: int, bits: int, kind: str, content: st.DataObject
 ) -> None:
     schema = shard_schema(vocabulary, kind)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_what_was_written_is_read(
     found = list(read_shard(path))
     assert len(found) == len(parts)
     for one, expected in zip(found, stored, strict=True):
-        same(one, expected)
+        assert_same(one, expected)
         assert one.vectors.token_ids.dtype == np.dtype(f"uint{bits}") and one.vectors.weights.dtype == np.dtype(kind)
     assert list(read_doc_ids(path)) == [
         pair for part in parts for pair in zip(part.rows.tolist(), part.vectors.doc_ids, strict=True)
@@ -184,7 +184,7 @@ def test_a_row_group_with_long_fields_is_read_in_pieces(tmp_path: Path, monkeypa
     pieces = list(read_shard(path))
     assert [len(piece.rows) for piece in pieces] == [2, 2, 2, 2, 2]
     for start, piece in zip(range(0, 10, 2), pieces, strict=True):
-        same(piece, take_rows(whole, np.arange(start, start + len(piece.rows))))
+        assert_same(piece, take_rows(whole, np.arange(start, start + len(piece.rows))))
     assert [row for piece in pieces for row in piece.fields] == whole.fields
     assert [doc_id for piece in pieces for doc_id in piece.vectors.doc_ids] == list(documents)
 
@@ -200,7 +200,7 @@ def test_a_row_group_holds_one_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 no Parquet", b"other columns"])
-def test_a_file_that_is_no_shard_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_a_shard_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "part.parquet"
     if content == b"other columns":
         pq.write_table(pa.table({"row": [1]}), path)
@@ -211,7 +211,7 @@ def test_a_file_that_is_no_shard_is_refused(tmp_path: Path, content: bytes | Non
             list(read(path))
 
 
-def test_rows_can_be_taken_from_a_part() -> None:
+def test_rows_of_a_part_can_be_selected() -> None:
     vectors = rows_of({1: 1.0, 2: 2.0}, {}, {3: 3.0}, {4: 4.0, 5: 5.0})
     part = ShardPart(
         np.array([10, 12, 13, 17], np.uint64), [bytes([place] * 16) for place in range(4)], vectors, list("abcd")

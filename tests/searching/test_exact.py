@@ -1,4 +1,4 @@
-"""Exact search against the plainest possible loop."""
+"""Exact search compared with a plain loop."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def query(weights: dict[int, float]) -> QueryVector:
     return QueryVector(np.array(list(weights), dtype=np.uint32), np.array(list(weights.values()), dtype=np.float32))
 
 
-def plain(parts: list[SparseRows], asked: QueryVector, k: int) -> list[tuple[str, int, np.float32]]:
-    wanted = dict(zip(asked.token_ids.tolist(), asked.weights, strict=True))
+def plain(parts: list[SparseRows], query_weights: QueryVector, k: int) -> list[tuple[str, int, np.float32]]:
+    wanted = dict(zip(query_weights.token_ids.tolist(), query_weights.weights, strict=True))
     hits, position = [], 0
     for part in parts:
         for index, doc_id in enumerate(part.doc_ids):
@@ -40,14 +40,14 @@ def plain(parts: list[SparseRows], asked: QueryVector, k: int) -> list[tuple[str
     return sorted(hits, key=lambda hit: (-hit[2], hit[1]))[:k]
 
 
-def found(parts, asked: QueryVector, k: int) -> list[tuple[str, int, np.float32]]:
-    hits = search_exact(iter(parts), [asked], k)[0]
+def found(parts, query_weights: QueryVector, k: int) -> list[tuple[str, int, np.float32]]:
+    hits = search_exact(iter(parts), [query_weights], k)[0]
     return list(zip(hits.doc_ids, hits.positions.tolist(), hits.scores, strict=True))
 
 
 @pytest.mark.parametrize("weights_type", [np.float16, np.float32])
 @pytest.mark.parametrize("ids_type", [np.uint16, np.uint32])
-def test_it_agrees_bit_for_bit_with_a_plain_loop(ids_type, weights_type) -> None:
+def test_exact_search_matches_a_plain_loop_bit_for_bit(ids_type, weights_type) -> None:
     random = np.random.default_rng(5)
     parts = []
     for size in (40, 1, 0, 64):
@@ -62,8 +62,8 @@ def test_it_agrees_bit_for_bit_with_a_plain_loop(ids_type, weights_type) -> None
         for _ in range(20)
     ]
     for k in (1, 7, 1000):
-        for asked, hits in zip(queries, search_exact(parts, queries, k), strict=True):
-            expected = plain(parts, asked, k)
+        for query_weights, hits in zip(queries, search_exact(parts, queries, k), strict=True):
+            expected = plain(parts, query_weights, k)
             assert list(zip(hits.doc_ids, hits.positions.tolist(), hits.scores, strict=True)) == expected
             assert hits.scores.dtype == np.float32
 
@@ -73,7 +73,7 @@ def test_equal_scores_keep_the_order_of_rows_within_and_across_parts() -> None:
     assert [doc_id for doc_id, _, _ in found(parts, query({1: 1.0}), 3)] == ["y", "a", "b"]
 
 
-def test_rows_without_a_common_term_are_no_hits_even_between_empty_rows() -> None:
+def test_rows_without_a_query_term_are_no_hits_also_between_empty_rows() -> None:
     parts = [csr([{}, {2: 1.0}, {}, {1: 1.0}, {}], list("abcde"))]
     assert found(parts, query({1: 0.5}), 10) == [("d", 3, np.float32(0.5))]
 

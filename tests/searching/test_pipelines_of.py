@@ -1,4 +1,4 @@
-"""Another model than the remembered one is refused, whatever it is called; the same one is not."""
+"""Search refuses a model that differs from the stored one, whatever its name, and accepts the same one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def copy_of(model: Path, name: str, **weights: float) -> Path:
-    """The same model elsewhere, with some weights changed."""
+    """Copy the model to another path, optionally with changed weights."""
     other = model.parent / name
     shutil.copytree(model, other)
     if weights:
@@ -43,51 +43,51 @@ def record_of(model: Path, **more: Any) -> dict[str, Any]:
     return {"document": str(model), "sha256": fingerprint(model), **more}
 
 
-def asked(**settings: Any) -> ModelSettings:
+def requested(**settings: Any) -> ModelSettings:
     return ModelSettings(**{name: str(value) for name, value in settings.items()})
 
 
 def test_the_same_bytes_under_another_name_are_the_same_model(model: Path) -> None:
     copied = copy_of(model, "copied")
-    assert other_model(asked(document=copied), record_of(model), HASH) is None
-    assert other_model(asked(document=model), record_of(model, document="on/hub", revision="a" * 40), HASH) is None
-    assert other_model(asked(query=copied), record_of(model), HASH) is None
+    assert other_model(requested(document=copied), record_of(model), HASH) is None
+    assert other_model(requested(document=model), record_of(model, document="on/hub", revision="a" * 40), HASH) is None
+    assert other_model(requested(query=copied), record_of(model), HASH) is None
 
 
 def test_other_weights_of_the_same_vocabulary_are_another_model(model: Path) -> None:
     other = copy_of(model, "retrained", river=9.0)
-    said = other_model(asked(document=other), record_of(model), HASH)
+    said = other_model(requested(document=other), record_of(model), HASH)
     assert said is not None
     assert str(model) in said and str(other) in said
     assert fingerprint(model)[:12] in said and fingerprint(other)[:12] in said
     assert "its files differ" in said and "--force" in said
 
 
-def test_another_vocabulary_is_said_to_be_one(model: Path) -> None:
+def test_another_vocabulary_is_reported(model: Path) -> None:
     other = copy_of(model, "retrained", river=9.0)
-    assert "its vocabulary differs" in str(other_model(asked(document=other), record_of(model), "0" * 64))
-    assert "its files differ" in str(other_model(asked(document=other), record_of(model), lambda: TOKENS))
+    assert "its vocabulary differs" in str(other_model(requested(document=other), record_of(model), "0" * 64))
+    assert "its files differ" in str(other_model(requested(document=other), record_of(model), lambda: TOKENS))
 
 
-def test_the_files_of_a_folder_that_changed_since_are_another_model(model: Path) -> None:
+def test_changed_files_in_the_same_folder_are_another_model(model: Path) -> None:
     before = record_of(model)
     (model / "idf.json").write_text('{"river": 2.0}')
-    assert other_model(asked(document=model), before, HASH) is not None
+    assert other_model(requested(document=model), before, HASH) is not None
 
 
-def test_the_query_side_is_what_counts(model: Path) -> None:
-    """A pair of models is remembered with both; queries are made by the second."""
+def test_the_query_models_are_compared(model: Path) -> None:
+    """Both models of a pair are stored; queries use the second."""
     queries = copy_of(model, "queries", river=9.0)
     record = record_of(model, query=str(queries), query_side={"sha256": fingerprint(queries)})
-    assert other_model(asked(document=model, query=queries), record, HASH) is None
-    assert other_model(asked(query=copy_of(queries, "queries-2")), record, HASH) is None
-    said = other_model(asked(document=model), record, HASH)
+    assert other_model(requested(document=model, query=queries), record, HASH) is None
+    assert other_model(requested(query=copy_of(queries, "queries-2")), record, HASH) is None
+    said = other_model(requested(document=model), record, HASH)
     assert said is not None and str(queries) in said
 
 
-def test_nothing_is_compared_when_only_one_side_names_a_model(model: Path) -> None:
+def test_nothing_is_compared_if_only_one_side_has_a_model_record(model: Path) -> None:
     assert other_model(ModelSettings(missing_idf_weight=1.0), record_of(model), HASH) is None
-    assert other_model(asked(document=model), {}, HASH) is None
+    assert other_model(requested(document=model), {}, HASH) is None
 
 
 def test_a_run_and_an_index_refuse_another_model_unless_forced(
@@ -98,10 +98,14 @@ def test_a_run_and_an_index_refuse_another_model_unless_forced(
     client = connect(Connection(opensearch_url))
     stamp = Stamp(run.manifest.model, vocabulary_hash(run.vocabulary()), "sparse", run.manifest.run_id)
     fill(client, index_name, run, {"sparse_ingest": stamp.as_meta()}, shards=1)
-    for same in (Pipeline(), Pipeline(asked(document=model)), Pipeline(asked(document=copy_of(model, "copied")))):
+    for same in (
+        Pipeline(),
+        Pipeline(requested(document=model)),
+        Pipeline(requested(document=copy_of(model, "copied"))),
+    ):
         assert pipeline_of_run(same, run).model.document is not None
         assert pipeline_of_index(same, need_index(client, index_name, ""), index_name).model.document is not None
-    wanted = Pipeline(asked(document=other))
+    wanted = Pipeline(requested(document=other))
     with pytest.raises(RunError, match="was encoded with another model.*its files differ") as of_run:
         pipeline_of_run(wanted, run)
     with pytest.raises(ClusterError, match="was loaded with another model.*its files differ") as of_index:
@@ -114,7 +118,7 @@ def test_a_run_and_an_index_refuse_another_model_unless_forced(
 
 
 def _run_of(model: Path) -> Run:
-    """A run that says what `encode` would say of the model."""
+    """Write a run with the model record that `encode` would write."""
     run = make_run(model.parent / "run", {"a": {"river": 1.0}}, model=str(model), vocabulary=TOKENS)
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["model"]["sha256"] == sha256(str(model).encode()).hexdigest()  # make_run hashes the name only

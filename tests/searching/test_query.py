@@ -1,4 +1,4 @@
-"""Text to query weights, and what an index or a run is asked with."""
+"""Query weights of texts, and the model and field of an index or run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def client(opensearch_url: str) -> Client:
     return connect(Connection(url=opensearch_url))
 
 
-def test_a_checkpoint_with_a_table_is_asked_without_a_model(tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_weight_table_needs_no_model(tmp_path: Path) -> None:
     write_table(tmp_path)
     encoder = query_encoder(ModelSettings(document=str(tmp_path)))
     assert isinstance(encoder, WeightTable)
@@ -43,7 +43,7 @@ def test_a_checkpoint_with_a_table_is_asked_without_a_model(tmp_path: Path) -> N
     assert missing.encode(["river catch"]) == [{"river": 3.0, "catch": 2.5}]
 
 
-def test_weigh_prunes_and_tells_of_an_empty_query(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weigh_prunes_and_reports_an_empty_query(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_table(tmp_path)
     pipeline = Pipeline(ModelSettings(document=str(tmp_path)), query=QuerySettings(top_k=1))
     assert query_weights("catch an exception", pipeline) == {"except": 4.75}
@@ -55,7 +55,7 @@ def test_weigh_prunes_and_tells_of_an_empty_query(tmp_path: Path, caplog: pytest
         query_weights(" \n", pipeline)
 
 
-def test_many_queries_keep_their_order_and_the_empty_ones_are_told_at_the_end(
+def test_many_queries_keep_their_order_and_empty_ones_are_reported_at_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_table(tmp_path)
@@ -67,14 +67,14 @@ def test_many_queries_keep_their_order_and_the_empty_ones_are_told_at_the_end(
     assert "2 of 5 queries have no token with a weight, such as 'q1'" in caplog.text
 
 
-def test_the_query_prompt_stands_before_the_text_of_a_table_query(tmp_path: Path) -> None:
+def test_the_query_prompt_is_prepended_to_a_table_query(tmp_path: Path) -> None:
     write_table(tmp_path)
     encoder = query_encoder(ModelSettings(document=str(tmp_path), query_prompt="catch "))
     assert encoder.encode(["exception"]) == [{"except": 4.75, "##ion": 2.5, "catch": 2.5}]
 
 
 class FixedWeights:
-    """A query encoder that knows one answer."""
+    """A query encoder that always returns the same weights."""
 
     def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
         return [{"river": 2.0} for _ in texts]
@@ -86,7 +86,7 @@ def _write_masked_lm(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("with_table_and_modules", [False, True])
-def test_a_checkpoint_without_a_table_of_its_own_declaring_is_a_masked_lm(
+def test_a_checkpoint_that_declares_no_weight_table_is_a_masked_lm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_table_and_modules: bool
 ) -> None:
     _write_masked_lm(tmp_path)
@@ -106,12 +106,12 @@ def test_a_masked_lm_without_torch_names_the_extra(tmp_path: Path, monkeypatch: 
         query_encoder(ModelSettings(document=str(tmp_path)))
 
 
-def test_no_model_at_all_is_a_usage_error() -> None:
+def test_a_missing_model_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="--model or --pipeline"):
         query_encoder(ModelSettings())
 
 
-def test_the_model_of_a_run_is_used_unless_another_is_asked_for(tmp_path: Path) -> None:
+def test_the_model_of_a_run_is_used_unless_another_is_given(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", model="made-by-hand")
     assert pipeline_of_run(Pipeline(), run).model == ModelSettings(document="made-by-hand")
     other = Pipeline(ModelSettings(document="other"))
@@ -122,7 +122,7 @@ def test_the_model_of_a_run_is_used_unless_another_is_asked_for(tmp_path: Path) 
     assert merged.query.top_k == 3
 
 
-def test_a_run_that_names_no_model_is_one_sentence(tmp_path: Path) -> None:
+def test_a_run_without_a_model_gives_one_message(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     manifest = json.loads((run.path / "manifest.json").read_text())
     (run.path / "manifest.json").write_text(json.dumps({**manifest, "model": {}}))
@@ -130,7 +130,7 @@ def test_a_run_that_names_no_model_is_one_sentence(tmp_path: Path) -> None:
         pipeline_of_run(Pipeline(), open_run(run.path))
 
 
-def test_model_and_field_of_an_index_are_read_from_its_mapping(tmp_path: Path, client: Client, index_name: str) -> None:
+def test_model_and_field_of_an_index_are_read_from_its_mapping(client: Client, index_name: str) -> None:
     model = {"document": "made-by-hand", "activation": "log1p_relu", "sha256": "0" * 64, "family": "x"}
     meta = {"sparse_ingest": Stamp(model, "0" * 64, "vector", "1" * 64).as_meta()}
     fields = {
@@ -151,7 +151,7 @@ def test_model_and_field_of_an_index_are_read_from_its_mapping(tmp_path: Path, c
             pipeline_of_index(wrong, need_index(client, index_name, ""), index_name)
 
 
-def test_an_index_without_our_stamp_needs_a_model(tmp_path: Path, client: Client, index_name: str) -> None:
+def test_an_index_without_a_stamp_needs_a_model(tmp_path: Path, client: Client, index_name: str) -> None:
     fill(client, index_name, make_run(tmp_path / "run"), shards=1)
     with pytest.raises(ClusterError, match=r"was not loaded by sparse-ingest.*--model or --pipeline"):
         pipeline_of_index(Pipeline(), need_index(client, index_name, ""), index_name)

@@ -1,4 +1,4 @@
-"""Many queries over a run folder give what each gives alone, block by block, pruned as a load would prune."""
+"""Many queries over a run give the same results as one by one, for any block size and with load pruning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def queries() -> list[tuple[str, dict[str, float]]]:
 
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("block", [2, 100])
-def test_each_query_finds_what_it_finds_alone_in_its_order(tmp_path, documents, queries, monkeypatch, block, stored):
+def test_each_query_gets_the_same_hits_as_alone(tmp_path, documents, queries, monkeypatch, block, stored):
     monkeypatch.setattr(runs, "QUERIES_AT_ONCE", block)
     run = make_run(tmp_path / "run", documents, shard_rows=16)
     found = list(rank_run(run, iter(queries), size=7, stored=stored))
@@ -49,7 +49,7 @@ def test_each_query_finds_what_it_finds_alone_in_its_order(tmp_path, documents, 
         assert one.took_ms is None and one.latency_s > 0
 
 
-def test_a_pruned_run_is_searched_as_if_it_had_been_encoded_so(tmp_path, documents, queries):
+def test_search_with_pruning_matches_a_pruned_run(tmp_path, documents, queries):
     run = make_run(tmp_path / "run", documents, weights="float32")
     heaviest = {
         doc_id: dict(sorted(terms.items(), key=lambda pair: -np.float32(pair[1]))[:2])
@@ -61,7 +61,7 @@ def test_a_pruned_run_is_searched_as_if_it_had_been_encoded_so(tmp_path, documen
     assert [(one.doc_ids, one.scores) for one in found] == expected
 
 
-def test_tokens_that_the_run_has_not_are_told_once(tmp_path, documents, caplog):
+def test_tokens_outside_the_vocabulary_of_the_run_are_reported_once(tmp_path, documents, caplog):
     run = make_run(tmp_path / "run", documents)
     with caplog.at_level(logging.WARNING):
         found = list(rank_run(run, [("a", {"zebra": 1.0}), ("b", {"river": 1.0, "gnu": 1.0})], size=3))
@@ -71,8 +71,8 @@ def test_tokens_that_the_run_has_not_are_told_once(tmp_path, documents, caplog):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
-def test_the_best_passages_of_documents_are_found_however_many_come_before(tmp_path, size):
-    # The first forty passages are of one document: 4 x 2 are asked for first, then 32, then 128.
+def test_the_best_passage_of_each_document_is_found(tmp_path, size):
+    # The first 40 passages belong to one document: 4 x 2 hits are requested first, then 32, then 128.
     passages = {f"long#{number}": {"river": 9.0 - number / 16} for number in range(40)}
     passages |= {f"b#{number}": {"river": 1.0 + number, "stone": 1.0} for number in range(3)} | {
         "a#1#0": {"river": 2.0}

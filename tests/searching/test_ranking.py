@@ -1,4 +1,4 @@
-"""Many queries: the order of the answers, requests at once, and what stops them."""
+"""Ranking many queries in an index: order, concurrency, and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def client(opensearch_url: str) -> Client:
 
 
 @pytest.fixture(scope="module")
-def made(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, str]]:
+def searched(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, str]]:
     run = make_run(tmp_path_factory.mktemp("made") / "run", random_documents(80), shard_rows=100)
     with filled(client, run) as index:
         yield run, index
@@ -34,9 +34,9 @@ def made(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_rankings_come_in_the_order_of_the_queries_with_exact_scores(
-    client: Client, made: tuple[Run, str], concurrency: int
+    client: Client, searched: tuple[Run, str], concurrency: int
 ) -> None:
-    run, index = made
+    run, index = searched
     queries = [(f"q{place}", weights) for place, weights in enumerate(random_queries(30))]
     ranked = list(rank_index(client, index, iter(queries), Engine(), size=10, concurrency=concurrency))
     assert [one.query_id for one in ranked] == [query_id for query_id, _ in queries]
@@ -47,45 +47,43 @@ def test_rankings_come_in_the_order_of_the_queries_with_exact_scores(
         assert one.took_ms is not None and one.took_ms <= one.latency_s * 1000
 
 
-def test_a_ranking_has_the_scores_of_a_search_also_above_64_and_in_two_phases(
-    client: Client, made: tuple[Run, str]
-) -> None:
+def test_ranking_scores_match_search_above_64_and_in_two_phases(client: Client, searched: tuple[Run, str]) -> None:
     weights = {"word1": 300.0, "word2": 2.0}
     for engine in (Engine(), Engine("two-phase")):
-        [ranked] = rank_index(client, made[1], [("a", weights)], engine, size=9)
-        hits = search_index(client, made[1], weights, size=9, engine=engine)
+        [ranked] = rank_index(client, searched[1], [("a", weights)], engine, size=9)
+        hits = search_index(client, searched[1], weights, size=9, engine=engine)
         assert (ranked.doc_ids, ranked.scores) == ([hit.doc_id for hit in hits], [hit.score for hit in hits])
 
 
-def test_a_filter_holds_for_every_query(client: Client, made: tuple[Run, str]) -> None:
+def test_a_filter_applies_to_every_query(client: Client, searched: tuple[Run, str]) -> None:
     everything, nothing = {"match_all": {}}, {"match_none": {}}
     queries = [("a", {"word1": 1.0}), ("b", {"word2": 1.0})]
-    assert all(one.doc_ids for one in rank_index(client, made[1], queries, Engine(), size=5, filter=everything))
-    assert not any(one.doc_ids for one in rank_index(client, made[1], queries, Engine(), size=5, filter=nothing))
+    assert all(one.doc_ids for one in rank_index(client, searched[1], queries, Engine(), size=5, filter=everything))
+    assert not any(one.doc_ids for one in rank_index(client, searched[1], queries, Engine(), size=5, filter=nothing))
 
 
-def test_words_are_ranked_as_a_search_finds_them(client: Client, made: tuple[Run, str]) -> None:
+def test_bm25_ranking_matches_search(client: Client, searched: tuple[Run, str]) -> None:
     queries = [Query("a", "doc 5"), Query("b", "nowhere")]
-    first, second = rank_words(client, made[1], queries, field="sparse", size=5, concurrency=2)
-    assert first.doc_ids == [hit.doc_id for hit in search_words(client, made[1], "doc 5", size=5)] != []
+    first, second = rank_words(client, searched[1], queries, field="sparse", size=5, concurrency=2)
+    assert first.doc_ids == [hit.doc_id for hit in search_words(client, searched[1], "doc 5", size=5)] != []
     assert second.doc_ids == []
 
 
-def test_tokens_that_are_left_out_of_many_queries_are_told_once(
-    client: Client, made: tuple[Run, str], caplog: pytest.LogCaptureFixture
+def test_tokens_omitted_from_many_queries_are_reported_once(
+    client: Client, searched: tuple[Run, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = Engine(keys={"one": "word1"})
     queries = [(str(place), {"one": 1.0, f"unknown{place}": 2.0}) for place in range(25)]
-    ranked = list(rank_index(client, made[1], queries, engine, size=5, concurrency=3))
-    [alone] = rank_index(client, made[1], [("a", {"word1": 1.0})], Engine(), size=5)
+    ranked = list(rank_index(client, searched[1], queries, engine, size=5, concurrency=3))
+    [alone] = rank_index(client, searched[1], [("a", {"word1": 1.0})], Engine(), size=5)
     assert all(one.scores == alone.scores for one in ranked)
     [said] = [record.getMessage() for record in caplog.records]
     assert "vocabulary of the documents lacks some tokens" in said
     assert "'unknown0'" in said and said.endswith("and 5 more.")
 
 
-class Roomy:
-    """The client of a cluster that says it allows 4,096 clauses; keeps what it is asked."""
+class ManyClauses:
+    """A client of a cluster with max_clause_count 4,096; records requests."""
 
     address = "here"
 
@@ -102,8 +100,8 @@ class Roomy:
         return self.call("GET", path, **settings)
 
 
-def test_a_cluster_that_allows_more_clauses_is_asked_more_its_filter_counted() -> None:
-    roomy: Any = Roomy()
+def test_max_clause_count_limits_the_queries_of_a_request_including_the_filter() -> None:
+    roomy: Any = ManyClauses()
     weights = {str(number): 1.0 for number in range(1000)}
     filter = {"bool": {"should": [{"term": {"tag": str(number)}} for number in range(100)]}}
     engine = Engine(mappings={"properties": {"tag": {"type": "keyword"}}})
@@ -112,7 +110,7 @@ def test_a_cluster_that_allows_more_clauses_is_asked_more_its_filter_counted() -
 
 
 class Slow:
-    """The client of a cluster that takes its time; counts the requests that are on their way together."""
+    """A client of a slow cluster; counts the requests in flight."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -133,8 +131,8 @@ class Slow:
                 self.now -= 1
 
 
-def test_as_many_requests_as_asked_for_are_on_their_way_and_few_queries_are_taken_ahead(
-    client: Client, made: tuple[Run, str]
+def test_concurrency_limits_requests_in_flight_and_few_queries_are_read_ahead(
+    client: Client, searched: tuple[Run, str]
 ) -> None:
     slow: Any = Slow(client)
     taken = 0
@@ -145,7 +143,7 @@ def test_as_many_requests_as_asked_for_are_on_their_way_and_few_queries_are_take
             taken += 1
             yield str(number), {"word1": 1.0}
 
-    ranked = rank_index(slow, made[1], queries(), Engine(), size=1, concurrency=3)
+    ranked = rank_index(slow, searched[1], queries(), Engine(), size=1, concurrency=3)
     for _ in range(12):
         next(ranked)
     assert slow.most == 3
@@ -157,10 +155,10 @@ def test_as_many_requests_as_asked_for_are_on_their_way_and_few_queries_are_take
     assert slow.asked == asked
 
 
-def test_the_first_refusal_ends_it_with_its_sentence(client: Client, made: tuple[Run, str]) -> None:
+def test_the_first_refusal_ends_the_ranking_with_its_message(client: Client, searched: tuple[Run, str]) -> None:
     queries = [("a", {"word1": 1.0}), ("b", {str(number): 1.0 for number in range(1025)})]
-    ranked = rank_index(client, made[1], queries, Engine(), size=1, concurrency=2)
+    ranked = rank_index(client, searched[1], queries, Engine(), size=1, concurrency=2)
     with pytest.raises(UsageError, match="1025 tokens"):
         list(ranked)
     with pytest.raises(ClusterError, match="No index or alias"):
-        list(rank_index(client, f"{made[1]}-gone", queries[:1], Engine(), size=1))
+        list(rank_index(client, f"{searched[1]}-gone", queries[:1], Engine(), size=1))

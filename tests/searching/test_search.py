@@ -1,4 +1,4 @@
-"""The verb: the same query asked of an index and of a run folder gives the same bits."""
+"""Search of an index and of a run gives the same scores, bit for bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(opensearch_url: str) -> Client:
 
 
 @pytest.fixture(scope="module")
-def made(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, str]]:
+def searched(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, str]]:
     """The documents of support.runs in a run and in an index."""
     run = make_run(tmp_path_factory.mktemp("made") / "run")
     with filled(client, run) as index:
@@ -74,41 +74,43 @@ def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
             )
 
 
-def test_weights_above_64_give_the_true_scores(client: Client, made: tuple[Run, str]) -> None:
-    run, index = made
+def test_weights_above_64_give_exact_scores(client: Client, searched: tuple[Run, str]) -> None:
+    run, index = searched
     weights = as_query_weights([("river", 1000.0), ("stone", 0.3), ("lamp", 70.0)])
     hits = search_index(client, index, weights, size=10)
     exact = search_run(run, weights, size=10, stored=True)
     assert [(hit.doc_id, hit.score, hit.terms) for hit in hits] == [(hit.doc_id, hit.score, hit.terms) for hit in exact]
 
 
-def test_a_query_without_weights_finds_nothing_anywhere(client: Client, made: tuple[Run, str]) -> None:
-    run, index = made
+def test_an_empty_query_finds_nothing(client: Client, searched: tuple[Run, str]) -> None:
+    run, index = searched
     assert search_index(client, index, {}, size=10) == []
     assert search_run(run, {}, size=10) == []
 
 
-def test_a_hit_of_an_index_has_the_documents_fields_without_the_vector(client: Client, made: tuple[Run, str]) -> None:
-    hit = search_index(client, made[1], {"lamp": 1.0}, size=1)[0]
+def test_a_hit_of_an_index_has_the_documents_fields_without_the_vector(
+    client: Client, searched: tuple[Run, str]
+) -> None:
+    hit = search_index(client, searched[1], {"lamp": 1.0}, size=1)[0]
     assert hit.fields == {"title": "Title of words", "text": "Text of words."}
 
 
-def test_the_bm25_body_finds_words_of_the_text(client: Client, made: tuple[Run, str]) -> None:
-    answer = client.call("POST", f"/{made[1]}/_search", bm25_body("small", field="sparse", size=3))
+def test_the_bm25_body_finds_words_of_the_text(client: Client, searched: tuple[Run, str]) -> None:
+    answer = client.call("POST", f"/{searched[1]}/_search", bm25_body("small", field="sparse", size=3))
     assert [hit["_id"] for hit in answer["hits"]["hits"]] == ["small"]
     assert "sparse" not in answer["hits"]["hits"][0]["_source"]
 
 
-def test_a_rank_feature_query_cannot_find_a_token_with_a_dot(client: Client, made: tuple[Run, str]) -> None:
-    """Why rank_feature_body refuses such tokens: the server would answer, and leave them out of the score."""
+def test_a_rank_feature_query_cannot_find_a_token_with_a_dot(client: Client, searched: tuple[Run, str]) -> None:
+    """Why rank_feature_body refuses such tokens: the server would ignore them in the score."""
     for token in ("a.b", ".", "b."):
         clause = {"rank_feature": {"field": f"sparse.{token}", "linear": {}, "boost": 1.0}}
-        assert client.call("POST", f"/{made[1]}/_search", {"query": clause})["hits"]["hits"] == []
-        assert search_index(client, made[1], {token: 1.0}, size=1)[0].doc_id == "nasty"
+        assert client.call("POST", f"/{searched[1]}/_search", {"query": clause})["hits"]["hits"] == []
+        assert search_index(client, searched[1], {token: 1.0}, size=1)[0].doc_id == "nasty"
 
 
 class WithoutNeuralSearch(Client):
-    """The client of a real cluster, but for the plugin's query, which it does not know."""
+    """A real client whose cluster does not know the neural_sparse query."""
 
     def call(self, method: str, path: str, body: Any = None, **named: Any) -> Any:
         if "neural_sparse" in json.dumps(body):
@@ -119,10 +121,10 @@ class WithoutNeuralSearch(Client):
         return super().call(method, path, body, **named)
 
 
-def test_without_the_plugin_the_scores_are_the_same_and_lost_tokens_are_told(
-    client: Client, made: tuple[Run, str], caplog: pytest.LogCaptureFixture
+def test_without_the_plugin_scores_are_the_same_and_lost_tokens_are_reported(
+    client: Client, searched: tuple[Run, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    index = made[1]
+    index = searched[1]
     without = copy.copy(client)
     without.__class__ = WithoutNeuralSearch
     weights = {"river": 1.5, "##ing": 0.3}
@@ -133,7 +135,7 @@ def test_without_the_plugin_the_scores_are_the_same_and_lost_tokens_are_told(
     assert "'a.b'" in caplog.text
 
 
-def test_a_run_is_searched_with_its_own_weights_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_run_is_searched_with_full_weights_unless_index_weights_are_requested(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"a": {"river": 1.2345, "stone": 0.5}}, weights="float32")
     [own] = search_run(run, {"river": 2.0}, size=10)
     [kept] = search_run(run, {"river": 2.0}, size=10, stored=True)
@@ -144,7 +146,7 @@ def test_a_run_is_searched_with_its_own_weights_unless_told_otherwise(tmp_path: 
     assert kept.score < own.score
 
 
-def test_hits_of_many_shards_bring_their_own_fields_and_ties_keep_source_order(tmp_path: Path) -> None:
+def test_hits_of_many_shards_have_their_own_fields_and_ties_keep_source_order(tmp_path: Path) -> None:
     documents = {str(number): {"river": 1.0 + number % 2} for number in range(10)}
     run = make_run(tmp_path / "run", documents, shard_rows=3)
     hits = search_run(run, {"river": 1.0}, size=7)
@@ -153,38 +155,36 @@ def test_hits_of_many_shards_bring_their_own_fields_and_ties_keep_source_order(t
     assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_an_unfinished_run_is_searched_and_said_to_be_unfinished(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unfinished_run_is_searched_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run(tmp_path / "run", complete=False)
     assert search_run(run, {"river": 1.0}, size=1)
     assert "unfinished" in caplog.text
 
 
-def test_tokens_of_another_vocabulary_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tokens_outside_the_vocabulary_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run(tmp_path / "run")
     assert search_run(run, {"zebra": 1.0, "river": 0.5}, size=1)[0].terms[0].token == "river"
     assert "'zebra'" in caplog.text
 
 
-def test_every_made_document_can_be_found_by_each_of_its_tokens(tmp_path: Path) -> None:
+def test_every_document_is_found_by_each_of_its_tokens(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     for doc_id, terms in DOCUMENTS.items():
         for token in terms:
             assert doc_id in [hit.doc_id for hit in search_run(run, {token: 1.0}, size=10)]
 
 
-def test_an_explanation_names_every_nasty_token(client: Client, made: tuple[Run, str]) -> None:
+def test_an_explanation_shows_every_nasty_token(client: Client, searched: tuple[Run, str]) -> None:
     weights = dict.fromkeys(NASTY_TOKENS, 1.0)
-    hit = next(hit for hit in search_index(client, made[1], weights, size=5) if hit.doc_id == "nasty")
+    hit = next(hit for hit in search_index(client, searched[1], weights, size=5) if hit.doc_id == "nasty")
     assert {term.token for term in hit.terms} == set(NASTY_TOKENS)
     assert list(explained_terms({"description": "sum of:", "details": []}, "sparse")) == []
 
 
-def test_more_tokens_than_the_cluster_allows_are_refused_before_they_are_sent(
-    client: Client, made: tuple[Run, str]
+def test_more_tokens_than_max_clause_count_are_refused_before_sending(
+    client: Client, searched: tuple[Run, str]
 ) -> None:
-    index = made[1]
+    index = searched[1]
     with pytest.raises(UsageError, match="query.top_k=1024"):
         search_index(client, index, {str(number): 1.0 for number in range(1025)}, size=1)
     assert search_index(client, index, {"river": 1.0, **{str(n): 1.0 for n in range(1023)}}, size=1)

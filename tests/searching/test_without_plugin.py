@@ -1,4 +1,4 @@
-"""A real server without the neural-search plugin: the same exact scores, and a sentence for what it cannot do."""
+"""A real server without the neural-search plugin: same exact scores, and a message for unsupported features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def client() -> Iterator[Client]:
 
 
 def _without_plugins(folder: Path) -> None:
-    """A copy of the distribution in the place of the link to it, without its plugins."""
+    """Replace the link to the distribution by a copy without plugins."""
     whole = folder.resolve()
     folder.unlink()
     shutil.copytree(whole, folder)
@@ -52,7 +52,7 @@ def _data(home: Path) -> Path:
     return data
 
 
-def test_the_scores_are_the_same_and_what_needs_the_plugin_says_so(client: Client, tmp_path: Path) -> None:
+def test_scores_are_the_same_and_features_that_need_the_plugin_are_refused(client: Client, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", random_documents(100), shard_rows=200)
     with filled(client, run) as index:
         queries = [

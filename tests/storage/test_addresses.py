@@ -1,4 +1,4 @@
-"""Addresses in parts: whatever a password holds, it ends at the last @ and is shown nowhere."""
+"""Parsing of addresses with credentials: a password ends at the last @ and is never shown."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def shown_of(error: BaseException) -> str:
 
 @given(PASSWORDS)
 @example("hidden-3f9c/x@y?z#1:%41%")
-def test_a_password_of_a_cluster_is_what_precedes_the_last_at(password: str) -> None:
-    # Without a scheme, `me:` before `//` would be one.
+def test_the_password_of_a_cluster_ends_at_the_last_at_sign(password: str) -> None:
+    # Without a scheme, `me:` before `//` would be parsed as one.
     for url in (f"http://me:{password}@{HOST}/base", f"me:{password}@{HOST}/base")[: 1 + (password[:2] != "//")]:
         address, user, found = parse_url(url)
         assert (str(address), user) == (f"http://{HOST}/base", "me")
-        # An encoded one is decoded, and only a password without any character to encode can be one.
+        # Percent-encoded passwords are decoded; a raw password may not contain characters that need encoding.
         assert found == password or (found == unquote(password) and not set(password) & set("/?#@ "))
         assert repr(Connection(url)) == f"Connection(url='http://{HOST}/base', user='me')"
         assert parse_url(f"http://me:{quote(password, safe='')}@{HOST}") == (
@@ -68,7 +68,7 @@ def test_a_password_of_a_cluster_is_what_precedes_the_last_at(password: str) -> 
 
 
 @given(PASSWORDS)
-def test_a_password_of_a_web_address_goes_to_the_library_alone(password: str) -> None:
+def test_the_password_of_a_web_address_is_passed_only_to_the_library(password: str) -> None:
     address = f"https://me:{password}@{HOST}/file.jsonl"
     parts = split_address(address)
     assert URL(parts.encoded).password == (parts.password or "") and URL(parts.encoded).host == "search.invalid"
@@ -94,7 +94,7 @@ def test_a_password_of_a_web_address_goes_to_the_library_alone(password: str) ->
         ("http://me@corp:pw@host", "me@corp", "host"),
     ],
 )
-def test_where_credentials_end(address: str, user: str | None, rest: str) -> None:
+def test_credentials_end_at_the_last_at_sign_of_the_host_part(address: str, user: str | None, rest: str) -> None:
     parts = split_address(address)
     assert (parts.user, parts.rest) == (user, rest)
 
@@ -103,21 +103,21 @@ def test_where_credentials_end(address: str, user: str | None, rest: str) -> Non
     "rest",
     ["ho st", "host:port", "host:99999", "host/a b", "host/?q=hidden", "host/#hidden", "[::1", "", ":9200", "h\x1bost"],
 )
-def test_what_cannot_be_a_host_is_refused_and_not_repeated(rest: str) -> None:
+def test_an_invalid_host_is_refused_without_repeating_it(rest: str) -> None:
     for url in (f"http://me:hidden/3f9c@{rest}", f"http://{rest}"):
         with pytest.raises(UsageError) as refused:
             connect(Connection(url))
         assert "hidden" not in shown_of(refused.value) and "--url is invalid" in str(refused.value)
 
 
-def test_an_at_behind_the_path_of_a_cluster_is_refused_unless_it_is_encoded() -> None:
+def test_an_at_sign_after_the_path_of_a_cluster_must_be_encoded() -> None:
     with pytest.raises(UsageError, match="--url is invalid"):
         parse_url("http://host/path@x")
     assert str(parse_url("http://host/path%40x")[0]) == "http://host:9200/path%40x"
 
 
 @pytest.mark.parametrize("password", [*AWKWARD, "p\udcffq", "пароль"])
-def test_a_cluster_gets_the_password_as_it_was_given(password: str) -> None:
+def test_a_cluster_gets_the_password_unchanged(password: str) -> None:
     seen: list[str] = []
 
     class Handler(AnsweringHandler):
@@ -135,13 +135,13 @@ def test_a_cluster_gets_the_password_as_it_was_given(password: str) -> None:
     assert seen == [f"me:{password}"]
 
 
-def test_what_is_no_unicode_is_refused_without_being_repeated() -> None:
+def test_invalid_unicode_is_refused_without_repeating_it() -> None:
     with pytest.raises(UsageError, match="not Unicode") as refused:
         connect(Connection(f"http://me:{SECRET}\ud800@host"))
     assert SECRET not in shown_of(refused.value)
 
 
-def test_a_web_server_gets_the_password_and_errors_lack_it(tmp_path: Path) -> None:
+def test_a_web_server_gets_the_password_and_errors_do_not_show_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     with web_server(tmp_path) as url:
         place = RemotePath.at(f"{url.replace('//', f'//me:{SECRET}@')}/file")

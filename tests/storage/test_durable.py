@@ -1,4 +1,4 @@
-"""A write to a full disk names its file, which the system's own error does not."""
+"""A failed write reports its file, also for a full disk, where the system error does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_to_full_disk() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
-def test_a_full_disk_is_named_and_the_advice_fits(
+def test_a_full_disk_is_reported_with_the_file_and_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     not_yet = tmp_path / "run" / "shards"
@@ -36,7 +36,7 @@ def test_a_full_disk_is_named_and_the_advice_fits(
     assert "start the same command again" in shown
 
 
-def test_an_error_that_names_its_file_keeps_it(tmp_path: Path) -> None:
+def test_an_error_with_a_file_name_keeps_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, naming(tmp_path):
         (tmp_path / "none").read_bytes()
     assert caught.value.filename == str(tmp_path / "none")

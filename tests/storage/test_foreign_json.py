@@ -1,4 +1,4 @@
-"""JSON from elsewhere: what is read, and the reason why something is not."""
+"""Validation of JSON from untrusted sources: accepted values, and reasons of refusals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from sparse_ingest.storage.foreign_json import MAX_BYTES, MAX_DEPTH, checked, pa
 
 @dataclass(frozen=True)
 class Shard:
-    """A small record."""
-
     rows: int
     names: tuple[str, ...] = ()
 
 
-def test_a_file_becomes_the_expected_type_and_unknown_keys_are_dropped(tmp_path: Path) -> None:
+def test_a_file_is_converted_to_the_expected_type_and_unknown_keys_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"rows": 3, "names": ["x"], "of a newer release": [1]}')
     assert read_json(tmp_path / "a.json", Shard) == Shard(3, ("x",))
 
@@ -36,14 +34,14 @@ def test_a_file_becomes_the_expected_type_and_unknown_keys_are_dropped(tmp_path:
         ({}, "missing required field `rows`"),
     ],
 )
-def test_a_value_of_another_type_is_refused_with_its_place(value: object, reason: str) -> None:
+def test_a_value_of_the_wrong_type_is_refused_with_its_path(value: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason.replace("$", r"\$")):
         checked(value, Shard)
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 900, 200_000])
 @pytest.mark.parametrize(("left", "right"), [("[", "]"), ('{"a":', "}")])
-def test_json_that_is_nested_too_deep_is_refused(depth: int, left: str, right: str) -> None:
+def test_deeply_nested_json_is_refused(depth: int, left: str, right: str) -> None:
     with pytest.raises(ValueError, match="more than 100 levels"):
         parse_json(left * depth + "1" + right * depth)
 
@@ -56,12 +54,12 @@ def test_json_within_the_limit_is_read() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"a": 1} x'])
-def test_what_is_no_json_is_refused(content: bytes) -> None:
+def test_invalid_json_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(content)
 
 
-def test_a_file_that_is_too_large_is_refused_without_reading_it_all(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_refused_without_reading_all_of_it(tmp_path: Path) -> None:
     path = tmp_path / "sparse.json"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES * 40)

@@ -1,4 +1,4 @@
-"""Scratch folders: those of killed processes are deleted, and what other users put in their place is not touched."""
+"""Scratch folders: those of killed processes are deleted; files that other users put in their place are not touched."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def test_the_folder_of_a_killed_process_is_deleted_by_the_next_one() -> None:
+def test_the_scratch_folder_of_a_killed_process_is_deleted_by_the_next_process() -> None:
     process = subprocess.Popen([sys.executable, "-c", CREATE], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     left = Path(process.stdout.readline().strip())
     assert left.stat().st_mode & 0o777 == 0o700
     ScratchFolder().close()
-    assert (left / "table").exists()  # its process lives
+    assert (left / "table").exists()  # its process is alive
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -45,7 +45,7 @@ def test_the_folder_of_a_killed_process_is_deleted_by_the_next_one() -> None:
     assert not left.exists()
 
 
-def test_names_that_others_created_are_neither_waited_for_nor_followed(tmp_path: Path) -> None:
+def test_files_of_other_users_are_neither_opened_nor_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("precious")
@@ -66,7 +66,7 @@ def test_names_that_others_created_are_neither_waited_for_nor_followed(tmp_path:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_a_hard_link_in_a_data_folder_is_not_given_away(tmp_path: Path) -> None:
+def test_a_hard_link_in_a_data_folder_keeps_its_owner(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "data" / "nodes").mkdir(parents=True)

@@ -1,1 +1,1 @@
-"""What several tests share: checkpoints, runs, stores, proxies, servers and processes."""
+"""Helpers shared by several tests: checkpoints, runs, stores, proxies, servers and processes."""

@@ -1,6 +1,6 @@
-"""A tiny twin of each model card: the files, types and names of the real repository, with random weights from a seed.
+"""A tiny copy of each model card: the files, types and names of the real repository, with seeded random weights.
 
-Old layouts are written by hand as their library wrote them; nothing of it can write them any more.
+Old layouts are written by hand as their library wrote them, because no current release writes them.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from support import checkpoints as made_checkpoints
 from support.checkpoints import WORDPIECE, make_masked_lm, make_splade_card, make_tokenizer
 
 OLD = "sentence_transformers.sparse_encoder.models"
-# Query weights of a twin's table, by token: one of each kind that matters.
+# Query weights of a copy's table: one token of each relevant kind.
 TABLE = {"the": 0.5, "river": 3.25, "stone": 2.0, "##ing": 1.5, "water": 0.0}
 
 
 class Twin(NamedTuple):
-    """Folders of the document side and, where the card has two models, of the query side."""
+    """Folders of the document model and, if the card has two models, of the query model."""
 
     document: Path
     query: Path | None = None
 
     def assignments(self) -> list[str]:
-        """What `--set` puts in the place of the card's own names."""
+        """Return the `--set` options that replace the card's model names."""
         given = {"model.document": self.document, "model.query": self.query}
         return [f"{key}={folder}" for key, folder in given.items() if folder]
 
 
 def build_gte() -> Any:
-    """The model that `make_gte` writes."""
+    """Build the model that `make_gte` writes."""
     import torch
     import transformers
 
@@ -45,7 +45,7 @@ def build_gte() -> Any:
 
 
 def make_gte(folder: Path) -> Path:
-    """A masked LM as Alibaba's gte models come: `NewForMaskedLM`, its names of weights, its remote code named."""
+    """Write a masked LM in the layout of Alibaba's gte models: `NewForMaskedLM`, its weight names and remote code."""
     from safetensors.torch import load_file, save_file
 
     folder.mkdir(parents=True)
@@ -72,7 +72,7 @@ def make_gte(folder: Path) -> Path:
 def make_router(
     folder: Path, masked_lm: Callable[[Path], object], *, query: str, activation: str, config_name: str
 ) -> Path:
-    """Documents through a masked LM and SpladePooling, queries through a static table of class `query`."""
+    """Write a router: documents use a masked LM and SpladePooling, queries a static table of class `query`."""
     import torch
     from safetensors.torch import save_file
 
@@ -136,7 +136,7 @@ def _efficient_splade_large(root: Path) -> Twin:
 
 
 def _pickled(folder: Path, architecture: str, seed: int) -> Path:
-    """Weights as pytorch_model.bin, which is what naver's pair has."""
+    """Write weights as pytorch_model.bin, the format of naver's pair."""
     import torch
     from safetensors.torch import load_file
 
@@ -146,8 +146,8 @@ def _pickled(folder: Path, architecture: str, seed: int) -> Path:
     return folder
 
 
-# The packaged pipeline -> its twin.
-TWINS: dict[str, Callable[[Path], Twin]] = {
+# Packaged pipeline -> function that writes its copy.
+CARD_TWINS: dict[str, Callable[[Path], Twin]] = {
     "splade-distilbert-mrl": _splade_distilbert_mrl,
     "inference-free-distilbert-nq": _inference_free_distilbert_nq,
     "splade-mini": _splade_mini,

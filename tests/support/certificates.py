@@ -1,4 +1,4 @@
-"""Certificates made by openssl for one test session: two authorities, and what each vouches for."""
+"""TLS certificates created with openssl for one test session: two authorities and their certificates."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes
 
 
 class Pair(NamedTuple):
-    """A certificate and its key."""
-
     cert: Path
     key: Path
 
 
 class Authority:
-    """Signs certificates; `pair.cert` is what --ca takes."""
+    """Signs certificates; pass `pair.cert` as --ca."""
 
     def __init__(
         self, folder: Path, name: str, extension: str = "keyUsage=critical,keyCertSign,cRLSign", days: int = 2
@@ -33,7 +31,7 @@ class Authority:
         )
 
     def sign(self, name: str, *, alternatives: str = "DNS:localhost,IP:127.0.0.1", days: int = 2) -> Pair:
-        """A certificate for `alternatives`; with negative `days` it has expired."""
+        """Return a certificate for `alternatives`; negative `days` means it has expired."""
         pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
         extensions.write_text(f"subjectAltName={alternatives}\n")
@@ -45,7 +43,7 @@ class Authority:
         return pair
 
     def with_passphrase(self, pair: Pair, passphrase: str) -> Pair:
-        """The same certificate with its key encrypted."""
+        """Return the same certificate with an encrypted key."""
         key = pair.key.with_suffix(".locked")
         _openssl("pkey", "-in", pair.key, "-out", key, "-aes256", "-passout", f"pass:{passphrase}")
         return Pair(pair.cert, key)

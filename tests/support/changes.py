@@ -1,4 +1,4 @@
-"""What the tests of changing indexes share: an older and a newer run, one call, and looking into the index."""
+"""Helpers for tests that change indexes: an older and a newer run, load, verify and inspect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.runs import make_run
 
 FAST = Retries(base_s=0.01, cap_s=0.1)
 OLD = {f"d{number}": {"river": 1 + number / 64, "stone": 1 / (number + 1)} for number in range(20)}
-# Three changed, two gone, two new; one of the changed has other fields alone.
+# Three changed, two removed, two new; one of the changed differs only in its fields.
 CHANGED = {"d3": {"river": 9.0}, "d11": {}, "d19": OLD["d19"]}
 GONE = ("d0", "d12")
 ADDED = {"new é": {"lamp": 2.0}, "d100": {"stone": 1.0}}
@@ -28,7 +28,7 @@ TITLES = {doc_id: {"title": f"Title of {doc_id}"} for doc_id in {**OLD, **NEW}}
 NEW_TITLES = {**TITLES, "d19": {"title": "changed"}}
 
 
-def made(folder: Path, documents: Mapping[str, Mapping[str, float]], **settings: Any) -> Run:
+def titled_run(folder: Path, documents: Mapping[str, Mapping[str, float]], **settings: Any) -> Run:
     return make_run(folder, documents, **{"shard_rows": 5, "fields": TITLES, **settings})
 
 
@@ -38,18 +38,18 @@ def into(client: Client, index: str, run: Run, **settings: Any) -> LoadReport:
     return load(run.path, index=index, pipeline=pipeline, connection=Connection(url), retries=FAST, **settings)
 
 
-def checked(client: Client, index: str, run: Run) -> VerifyReport:
+def verify_all(client: Client, index: str, run: Run) -> VerifyReport:
     return verify(run.path, index=index, connection=Connection(client.address), sample=None)
 
 
-def there(client: Client, index: str) -> indexes.Index:
+def existing_index(client: Client, index: str) -> indexes.Index:
     found = indexes.find_index(client, index)
     assert found is not None
     return found
 
 
-def stamp(client: Client, index: str) -> Stamp:
-    found = there(client, index).stamp
+def stamp_of(client: Client, index: str) -> Stamp:
+    found = existing_index(client, index).stamp
     assert found is not None
     return found
 

@@ -1,9 +1,8 @@
-"""Tiny real checkpoints, made in a folder without a network: two layers, 32 numbers wide, random weights from a seed.
+"""Tiny checkpoints, created without network: two layers, 32 dimensions, random weights from a seed.
 
-The decoder has a bias far below zero and weights large enough that a text gets some dozens of terms. Five
-architectures, and gte once more as `NewForMaskedLM`. Layouts: plain masked LM, the same with idf.json, the
-sentence-transformers layouts of released SPLADE cards with one encoder and with a Router, and what
-SparseEncoder.save_pretrained writes today.
+A strongly negative decoder bias and large weights give each text a few dozen terms. Five architectures, and gte also as
+`NewForMaskedLM`. Layouts: plain masked LM, the same with idf.json, the sentence-transformers layouts of released SPLADE
+cards with one encoder and with a Router, and the current format of SparseEncoder.save_pretrained.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ BPE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ARCHITECTURES = ("bert", "distilbert", "roberta", "modernbert", "gte")
 
 PACKAGED = "package:cognition/model"
-# What `make_all` makes, and a real checkpoint from a package.
+# The checkpoints of `make_all`, and a real one from a package.
 CHECKPOINTS = (
     *(f"plain-{architecture}" for architecture in ARCHITECTURES),
     *(f"card-{architecture}" for architecture in ARCHITECTURES),
@@ -39,7 +38,7 @@ CHECKPOINTS = (
 
 LAYERS, WIDTH, HEADS, POSITIONS = 2, 32, 4, 64
 
-# Empty, very short, longer than 64 tokens, and letters that the vocabulary has and has not.
+# Empty, very short, longer than 64 tokens, and letters inside and outside the vocabulary.
 TEXTS = (
     "the river and the stone",
     "",
@@ -54,10 +53,10 @@ TEXTS = (
 
 
 def make_all(root: Path) -> dict[str, str]:
-    """Every checkpoint of `CHECKPOINTS`, by its name."""
+    """Write every checkpoint of `CHECKPOINTS`; return their paths by name."""
     made: dict[str, Path] = {}
     for kind in ARCHITECTURES:
-        # With a limit in the tokenizer: sentence-transformers does not know that RoBERTa's positions begin at 2.
+        # Limit in the tokenizer, because sentence-transformers does not know that RoBERTa's positions start at 2.
         made[f"plain-{kind}"] = make_masked_lm(root / f"plain-{kind}", kind, model_max_length=POSITIONS)
         made[f"card-{kind}"] = make_splade_card(
             root / f"card-{kind}", kind, max_seq_length=40, lower_case=True, cased=True, prompts={"document": "fire: "}
@@ -82,7 +81,7 @@ def build_encoder(
     window_stride: int | None = None,
     **settings: Any,
 ) -> Any:
-    """A `DocumentEncoder` of a checkpoint; `settings` are those of `[model]`."""
+    """Return a `DocumentEncoder` of a checkpoint; `settings` are those of `[model]`."""
     from sparse_ingest.checkpoints.layouts import read_checkpoint
     from sparse_ingest.checkpoints.settings import resolve_settings
     from sparse_ingest.models.documents import DocumentEncoder
@@ -104,9 +103,9 @@ def make_masked_lm(
     model_max_length: int | None = None,
     type_vocab_size: int = 0,
 ) -> Path:
-    """A checkpoint in the plain layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
+    """Write a checkpoint in the plain layout: config, weights, tokenizer.json and tokenizer_config.json.
 
-    `type_vocab_size` is for gte, which is trained with and without token types.
+    `type_vocab_size` is for gte, which exists with and without token types.
     """
     import torch
     import transformers
@@ -121,7 +120,7 @@ def make_masked_lm(
             **{**sizes(len(_bpe_vocabulary())), "max_position_embeddings": POSITIONS + 2},
             pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1,
         ),
-        # One layer that looks everywhere, two that look 4 tokens to each side.
+        # One layer of global attention, two of local attention over 4 tokens on each side.
         "modernbert": lambda: transformers.ModernBertConfig(
             **{**sizes(len(WORDPIECE)), "num_hidden_layers": 3}, pad_token_id=0, cls_token_id=2, sep_token_id=3,
             bos_token_id=2, eos_token_id=3, local_attention=8, initializer_cutoff_factor=2.0,
@@ -158,7 +157,7 @@ def make_tokenizer(architecture: str, *, cased: bool = False, model_max_length: 
 
 
 def make_dense_lm(folder: Path, *, terms: int) -> Path:
-    """A masked LM that gives every document more than `terms` terms, as one does that was only pretrained."""
+    """Write a masked LM that gives every document more than `terms` terms, like a model without SPLADE training."""
     import torch
     import transformers
 
@@ -176,7 +175,7 @@ def make_dense_lm(folder: Path, *, terms: int) -> Path:
 def make_new(
     folder: Path, gte: Path, *, packed: bool = True, rope_scaling: Mapping[str, Any] | None = None, **changed: Any
 ) -> Path:
-    """The weights of a gte checkpoint as the remote code of `NewForMaskedLM` saves them, without that code."""
+    """Write a gte checkpoint with the weight names of `NewForMaskedLM`, without its remote code."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(gte, folder)
@@ -217,7 +216,10 @@ def make_router(
     query_length: int = 6,
     prompts: Mapping[str, str] | None = None,
 ) -> Path:
-    """A Router as cards show it: `table` is the class of the query side, `transformer` its folder, "" for the root."""
+    """Write a Router as on model cards.
+
+    `table` is the class of the query module, `transformer` its folder ("" for the root).
+    """
     from safetensors.numpy import save_file
 
     inside = folder / transformer
@@ -257,7 +259,7 @@ def make_router(
 
 
 def table_weights(size: int) -> Any:
-    """Weights by token id, all above zero, also those of special tokens."""
+    """Return weights by token id, all above zero, also for special tokens."""
     import numpy as np
 
     return np.random.default_rng(3).uniform(0.5, 9.0, size).astype(np.float32)
@@ -283,7 +285,7 @@ def make_splade_card(
     prompts: Mapping[str, str] | None = None,
     **masked_lm: Any,
 ) -> Path:
-    """The symmetric layout as the card of splade-mini shows it, with the type paths of its time."""
+    """Write the symmetric layout of the splade-mini card, with its original type paths."""
     make_masked_lm(folder, architecture, **masked_lm)
     path = "sentence_transformers.sparse_encoder.models"
     modules = [
@@ -321,7 +323,7 @@ def save_sparse_encoder(
     lower_case: bool,
     activation: str = "relu",
 ) -> Path:
-    """What SparseEncoder.save_pretrained of the installed sentence-transformers writes."""
+    """Write the format of SparseEncoder.save_pretrained of the installed sentence-transformers."""
     from sentence_transformers import SparseEncoder
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sparse_encoder.modules import SpladePooling

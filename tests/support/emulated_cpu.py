@@ -1,7 +1,7 @@
-"""The instructions of the CPU's kernel in LLVM's plain language: every CPU can run a kernel written for another.
+"""Emulated instructions of the CPU kernel, so that every CPU can run a kernel written for another.
 
-The kernel stays as it is: the names of instructions are replaced by those of functions that do what Intel's manual says
-of them. Tiles are in memory.
+The kernel is unchanged: names of instructions are replaced by functions in plain LLVM IR that follow Intel's manual.
+Tiles are kept in memory.
 """
 
 import re
@@ -12,7 +12,7 @@ LANES = range(16)
 
 
 def compile_emulated(text: str, _: str = "") -> Compiled:
-    """As `compile_kernel`, for a CPU that has none of the instructions."""
+    """Compile like `compile_kernel`, for a CPU without the instructions."""
     calls = re.sub(r"^ *declare [^\n]*@llvm\.x86[^\n]*$", "", text, flags=re.MULTILINE)
     return compile_kernel(calls.replace("@llvm.x86.", "@emulated.") + INSTRUCTIONS)
 
@@ -22,7 +22,7 @@ def _every(count: int, start: int, step: int) -> str:
 
 
 def _sums_of_four() -> str:
-    """Four products of 8-bit numbers, unsigned times signed, are added to each 32-bit sum (VPDPBUSD)."""
+    """Add four products of 8-bit integers, unsigned times signed, to each 32-bit sum (VPDPBUSD)."""
     lines = ["%a = zext <64 x i8> %left to <64 x i32>", "%b = sext <64 x i8> %right to <64 x i32>",
              "%p = mul <64 x i32> %a, %b"]  # fmt: skip
     for part in range(4):
@@ -34,7 +34,7 @@ def _sums_of_four() -> str:
 
 
 def _sums_of_two() -> str:
-    """Two products of bfloat16 are added to each float32 (VDPBF16PS: the odd ones first)."""
+    """Add two products of bfloat16 to each float32 sum (VDPBF16PS: odd ones first)."""
     lines = ["%a = fpext <32 x bfloat> %left to <32 x float>", "%b = fpext <32 x bfloat> %right to <32 x float>",
              "%p = fmul <32 x float> %a, %b"]  # fmt: skip
     for part, before in ((1, "%sums"), (0, "%s1")):
@@ -45,7 +45,7 @@ def _sums_of_two() -> str:
 
 
 def _copy_tile(name: str, *, load: bool) -> str:
-    """16 rows of 64 bytes between a tile and memory of a stride (TILELOADD, TILESTORED)."""
+    """Copy 16 rows of 64 bytes between a tile and strided memory (TILELOADD, TILESTORED)."""
     lines = [f"define internal void @emulated.{name}(i8 %tile, ptr %memory, i64 %stride) {{",
              "%t = zext i8 %tile to i64", "%o = mul i64 %t, 1024",
              "%at = getelementptr i8, ptr @state, i64 %o"]  # fmt: skip
@@ -61,7 +61,7 @@ def _copy_tile(name: str, *, load: bool) -> str:
 
 
 def _multiply_tiles(name: str, of_vectors: str, sums: str, factors: str) -> str:
-    """To each row of sums: its row of the left tile times all rows of the right one (TDPBUSD, TDPBF16PS)."""
+    """Add to each row of sums its row of the left tile times all rows of the right one (TDPBUSD, TDPBF16PS)."""
     lines = [f"define internal void @emulated.{name}(i8 %sums, i8 %left, i8 %right) {{"]
     for tile in ("sums", "left", "right"):
         lines += [f"%{tile}.n = zext i8 %{tile} to i64", f"%{tile}.o = mul i64 %{tile}.n, 1024",

@@ -1,7 +1,7 @@
-"""A checkpoint of every family, the one that sentence-transformers is given in its place, and how rows are compared.
+"""One checkpoint of every family, its sentence-transformers reference, and comparison of rows.
 
-It is the same folder unless sentence-transformers cannot read it: modules of the class `IDF`, which it no longer has,
-and `NewForMaskedLM` without its remote code are compared with the same weights under names that it knows.
+The reference is the same folder unless sentence-transformers cannot read it: modules of the removed class `IDF` and
+`NewForMaskedLM` without remote code are compared with the same weights under names it knows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUERIES = ("river stone", "", "Searching the the Bird!", "日本 überé Ωmega 
 
 
 class Twin(NamedTuple):
-    """A checkpoint, and what sentence-transformers is given in its place: the same folder unless it cannot read it."""
+    """A checkpoint and its reference for sentence-transformers."""
 
     model: str
     reference: str
@@ -43,8 +43,8 @@ FAMILY = {
     "router": "Router with a separate query side",
     "plain": "masked LM, plain layout",
 }
-# Name -> family. The first row of each is its card's own layout.
-TWINS = {
+# Name -> family. The first of each family has the layout of its card.
+FAMILY_OF_TWIN = {
     "card-distilbert": "symmetric", "card-bert": "symmetric", "card-roberta": "symmetric",
     "saved-modernbert": "symmetric", "card-lengths": "symmetric", "card-arguments": "symmetric",
     "router-idf": "router", "router-idf-config.json": "router", "router-static": "router", "router-root": "router",
@@ -55,7 +55,7 @@ TWINS = {
 
 
 def make_twins(root: Path) -> dict[str, Twin]:
-    """The checkpoints of `TWINS`."""
+    """Write the checkpoints of `FAMILY_OF_TWIN`."""
     lms = {kind: make_masked_lm(root / kind, kind) for kind in ("bert", "distilbert", "roberta", "modernbert", "gte")}
     typed = make_masked_lm(root / "gte-typed", "gte", seed=5, type_vocab_size=2)
     prompts = {"query": "find: ", "document": "text: "}
@@ -87,7 +87,7 @@ def make_twins(root: Path) -> dict[str, Twin]:
                 "processing_kwargs": {"text": {"max_length": 9}},
             },
         ),
-        # The class in tokenizer_config.json goes over the normalizer in tokenizer.json.
+        # The class in tokenizer_config.json overrides the normalizer in tokenizer.json.
         "router-cased": changed(
             make_router(root / "cased", lms["bert"]),
             "query_0_SparseStaticEmbedding/tokenizer_config.json",
@@ -105,18 +105,18 @@ def make_twins(root: Path) -> dict[str, Twin]:
         references[f"router-new{name}"] = make_router(root / f"as-gte{name}", masked_lm, activation="log1p_relu")
     for name in ("router-idf", "router-idf-config.json"):
         references[name] = _renamed(ours[name], root / f"renamed-{name}")
-    return {name: Twin(str(ours[name]), str(references[name]), FAMILY[TWINS[name]]) for name in TWINS}
+    return {name: Twin(str(ours[name]), str(references[name]), FAMILY[FAMILY_OF_TWIN[name]]) for name in FAMILY_OF_TWIN}
 
 
 def changed(folder: Path, name: str, values: dict[str, Any]) -> Path:
-    """The checkpoint with other values in one of its files."""
+    """Change values in one file of a checkpoint; return the checkpoint."""
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
     return folder
 
 
 def _renamed(router: Path, to: Path) -> Path:
-    """The same router where the query side is called as the newest release calls it."""
+    """Rename the query module of a router as in the current release."""
     shutil.copytree(router, to)
     (to / "query_0_IDF").rename(to / "query_0_SparseStaticEmbedding")
     config = next(path for path in (to / "router_config.json", to / "config.json") if path.exists())
@@ -126,7 +126,7 @@ def _renamed(router: Path, to: Path) -> Path:
 
 
 def _save_router(folder: Path, masked_lm: Path) -> Path:
-    """What the newest release itself saves."""
+    """Save a router with the current release."""
     import torch
     from sentence_transformers import SparseEncoder
     from sentence_transformers.base.modules import Router, Transformer
@@ -162,7 +162,7 @@ def dense(encoded: Any, size: int) -> np.ndarray:
 
 
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
-    """Within 1e-4, and the same terms above 1e-4 (at the border a term may be on either side of it)."""
+    """Assert equality within 1e-4, and the same terms above 1e-4; smaller ones may be missing on one side."""
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     border = np.abs(expected - 1e-4) < 2e-5
     assert np.array_equal((found > 1e-4) & ~border, (expected > 1e-4) & ~border)

@@ -1,16 +1,17 @@
-"""An HTTP proxy in front of a real OpenSearch that spoils requests on demand.
+"""An HTTP proxy in front of a real OpenSearch that injects faults on demand.
 
-Each bulk request takes the next fault of `faults`, each other request the next one of `other_faults`; None passes,
-and so does everything once the list is empty. A fault is an HTTP status, answered without asking the server, or:
+Each bulk request takes the next fault of `faults`, each other request the next one of `other_faults`. None means no
+fault; after the end of a list there are no more faults. A fault is an HTTP status, returned without contacting the
+server, or:
 
-    before the server is asked   "drop" (connection closed), "reset mid-body" (reset while the body is still coming),
+    before the server gets it    "drop" (connection closed), "reset mid-body" (reset while the body is being sent),
                                  "refuse" (and no new connection for a while), "reject first", "reject some" (the
-                                 first document, some of them, get a 429 or 503 of their own; the others are sent)
-    after it has done the work   "lost answer" (closed), "reset mid-answer", "truncated" (half of it, closed),
-                                 "half json" (half of it, well-formed HTTP), "garbage" (no JSON)
-    in time                      "delay", "late" (the server gets it only when the client has waited `patience_s` and
-                                 sent it again), "slow" (the answer drips)
-    in number                    "twice" (sent twice), "echo" (sent again a while after it was answered)
+                                 first or some documents get a 429 or 503; the others are forwarded)
+    after the server is done     "lost answer" (closed), "reset mid-answer", "truncated" (half of it, closed),
+                                 "half json" (half of it, valid HTTP), "garbage" (not JSON)
+    timing                       "delay", "late" (forwarded only after the client has waited `patience_s` and sent
+                                 it again), "slow" (the response trickles)
+    repetition                   "twice" (forwarded twice), "echo" (forwarded again a while after the response)
 
 A bulk request above `max_bytes` has the fault `too_large`. One that contains `poison` is reset, as by a firewall.
 """
@@ -39,7 +40,7 @@ ITEM_ERRORS = (
 
 
 class FaultyProxy:
-    """Where the proxy listens, the faults still to come, how often each was done, and the size of each bulk request."""
+    """Proxy address, remaining faults, counts of injected faults, and the size of each bulk request."""
 
     def __init__(self, target: str, faults: Sequence[Fault], max_bytes: int | None) -> None:
         self.target = target
@@ -79,7 +80,7 @@ class FaultyProxy:
         thread.start()
 
     def listen(self) -> None:
-        """Accept connections. While it refuses them, no socket is listening."""
+        """Accept connections. While connections are refused, no socket is listening."""
         listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -109,7 +110,7 @@ def faulty_proxy(target: str, faults: Sequence[Fault] = (), *, max_bytes: int | 
         yield proxy
     finally:
         proxy.ended.set()
-        # What is still to be delivered is delivered before anybody looks at the index.
+        # Forward everything outstanding before the test looks at the index.
         for thread in proxy.threads:
             thread.join()
 
@@ -145,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.proxy.ended.wait(self.proxy.draw_s(0.01, 0.15))
             self._answer(*self._forward(body), drip=fault == "slow")
         elif fault == "late":
-            # The client is gone by now; that no one reads the answer is the point.
+            # The client has disconnected, as intended: nothing reads the response.
             self.proxy.in_background(self._forward_after, self.proxy.patience_s * self.proxy.draw_s(1, 1.5), body)
             self.proxy.ended.wait(self.proxy.patience_s * 1.1)
             self.close_connection = True
@@ -178,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _reject(self, body: bytes, *, first_only: bool) -> None:
         """Refuse some documents of a bulk request, and forward the rest to the server."""
         operations = list(_operations(body))
-        if not operations:  # the load asks whether a tiny request is answered
+        if not operations:  # the load checks whether a tiny request is answered
             self._answer(*self._forward(body))
             return
         with self.proxy.lock:
@@ -213,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._forward(body)
 
     def _reset(self) -> None:
-        """Close with a reset instead of an end: nothing lingers."""
+        """Close with a TCP reset (SO_LINGER 0)."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -226,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         keep: int | None = None,
         drip: bool = False,
     ) -> None:
-        """Answer; `keep` ends it early, `drip` sends it in small pieces."""
+        """Send a response; `keep` truncates it, `drip` sends it in small pieces."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -244,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _operations(body: bytes) -> Iterator[bytes]:
-    """Return the operations of a bulk request with their lines: one for a delete, otherwise two."""
+    """Return the operations of a bulk request with their lines: one line for a delete, otherwise two."""
     lines = iter(body.splitlines(keepends=True))
     for line in lines:
         if not line.strip():

@@ -1,7 +1,7 @@
-"""The `sparse-ingest` command: in this process, or in one that is forked with torch in it already and can be killed.
+"""Run `sparse-ingest` in this process, or in a forked process that has torch loaded and can be killed.
 
-A fresh interpreter takes five seconds to import torch; a fork of multiprocessing's server takes none. The server
-imports and never computes, so no thread of torch is lost by forking it.
+A new interpreter takes 5 s to import torch; a fork of multiprocessing's server takes none. The server only imports, so
+a fork loses no torch thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PRELOADED = (
 
 
 class Answer(NamedTuple):
-    """What a command gave."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -35,17 +35,17 @@ class Answer(NamedTuple):
 
 
 def command(*arguments: object) -> Answer:
-    """Run `sparse-ingest ARGUMENTS` here, errors and exit codes as on the command line."""
+    """Run `sparse-ingest ARGUMENTS` in this process, with the errors and exit codes of the command line."""
     with _arguments(arguments), contextlib.redirect_stdout(io.StringIO()) as out:
         with contextlib.redirect_stderr(io.StringIO()) as err:
             return Answer(_main(), out.getvalue(), err.getvalue())
 
 
 def start(*arguments: object, log: Path) -> BaseProcess:
-    """Begin `sparse-ingest ARGUMENTS` in a process of its own; its output is added to `log`."""
+    """Start `sparse-ingest ARGUMENTS` in its own process; append its output to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
-    # The server has the environment of its first use.
+    # The server keeps the environment of its first use, so pass the current one.
     given = ([str(argument) for argument in arguments], str(log), dict(os.environ))
     process = context.Process(target=_child, args=given)
     process.start()
@@ -55,7 +55,7 @@ def start(*arguments: object, log: Path) -> BaseProcess:
 def _child(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    # A shell lets what it runs in the background ignore Ctrl-C, the tests and all that they start too.
+    # A shell ignores SIGINT for background jobs, and the tests and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with Path(log).open("a", buffering=1) as stream, _arguments(arguments):
         with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
@@ -67,7 +67,7 @@ def _main() -> int:
     from sparse_ingest.cli import main
 
     try:
-        # After a wait that was given up main() ends the process at once, which here would be that of the tests.
+        # After an abandoned wait main() exits the process immediately, which here would end the tests.
         with mock.patch.object(main, "left_behind", threading.Event()):
             main.main()
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""The same rows in every form of a file that a corpus may have."""
+"""The same rows in every file format of a corpus."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.ipc
 import pyarrow.parquet as pq
+
+from sparse_ingest.corpora.sources import START, Corpus, Position
 
 Rows = Sequence[Mapping[str, str | None]]
 
@@ -62,13 +64,13 @@ FORMS = (*STREAMED, *INDEXED, *PACKED)
 
 
 def content_of(form: str, rows: Rows) -> bytes:
-    """The bytes of a file of this form, `.csv.gz` for example."""
+    """Return the bytes of a file in a format such as `.csv.gz`."""
     bare = form.removesuffix(".gz").removesuffix(".zst")
     return packed(form, {**STREAMED, **INDEXED}[bare](rows))
 
 
 def packed(name: str, content: bytes) -> bytes:
-    """Return the content, compressed by its suffix."""
+    """Compress the content according to the suffix of the name."""
     if name.endswith(".gz"):
         return gzip.compress(content, mtime=0)
     if name.endswith(".zst"):
@@ -77,7 +79,12 @@ def packed(name: str, content: bytes) -> bytes:
 
 
 def write_form(folder: Path, form: str, rows: Rows, name: str = "corpus") -> Path:
-    """A file of these rows, all of the same columns."""
+    """Write a file of rows that all have the same columns."""
     path = folder / f"{name}{form}"
     path.write_bytes(content_of(form, rows))
     return path
+
+
+def rows_of(corpus: Corpus, start: Position = START) -> list:
+    """Return what does not depend on the source of the rows: number, document and reason."""
+    return [(row.row, row.document, row.reason) for row, _ in corpus.rows(start)]

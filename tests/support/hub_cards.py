@@ -1,8 +1,7 @@
-"""What the model cards print, with their texts to the letter, and the same measured with our encoders.
+"""Figures and texts printed on model cards, and the same measured with this package.
 
-The hub tests compare the two. They need a model hub and were never run where this was written, which had none: the
-code below was run on local twins of the cards only (test_on_twins.py). The card of efficient-splade-VI-BT-large prints
-no example.
+The hub tests compare the two. They need a model hub and were not run during development, which had none: this code ran
+only on local copies of the models (test_on_twins.py). The card of efficient-splade-VI-BT-large has no example.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from sparse_ingest.pipeline import Pipeline, read_pipeline
 from sparse_ingest.queries.weight_table import QueryWeights
 
 DIMENSIONS = 30522
-BATCH = 256  # texts at a time
+BATCH = 256  # texts per batch
 
 
 class Example(NamedTuple):
-    """Queries, documents and similarities (a row for each query) of a card's usage example; None: it prints shapes."""
+    """Queries, documents and similarities (one row per query) of a usage example; None: the card prints only shapes."""
 
     pipeline: str
     queries: list[str]
@@ -29,7 +28,7 @@ class Example(NamedTuple):
 
 
 class ActiveDimensions(NamedTuple):
-    """Terms of a query and of a document, on average over a collection of NanoBEIR, as a card counts them."""
+    """Average terms of a query and of a document over a NanoBEIR collection, counted as on the card."""
 
     pipeline: str
     collection: str
@@ -38,7 +37,7 @@ class ActiveDimensions(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What our encoders give: the size of the vocabulary, a vector for each text, and their products."""
+    """The vocabulary size, a vector for each text, and their dot products."""
 
     dimensions: int
     queries: list[QueryWeights]
@@ -46,7 +45,7 @@ class Measured(NamedTuple):
 
     @property
     def similarities(self) -> list[list[float]]:
-        """The dot product of each query with each document, by token string."""
+        """Return the dot product of each query with each document, matching tokens by string."""
         return [
             [sum(weight * document.get(token, 0.0) for token, weight in query.items()) for document in self.documents]
             for query in self.queries
@@ -118,7 +117,7 @@ EXAMPLES = (
         None,
     ),
 )
-# The collections on which a card counts and that its hub offers; splade-mini's is not published.
+# Collections used by the cards and available on the hub; that of splade-mini is not published.
 ACTIVE_DIMENSIONS = (
     ActiveDimensions("splade-distilbert-mrl", "NanoMSMARCO", 20.5, 81.8767),
     ActiveDimensions("splade-distilbert-mrl", "NanoNFCorpus", 18.3, 156.0484),
@@ -140,7 +139,7 @@ def measure(pipeline: Pipeline, queries: list[str], documents: list[str]) -> Mea
 
 
 def measure_active_dimensions(name: str, collection: str) -> tuple[float, float]:
-    """Terms of a query and of a document of a packaged pipeline, on average over a collection of NanoBEIR."""
+    """Return the average terms of a query and of a document of a packaged pipeline over a NanoBEIR collection."""
     from sparse_ingest.models.query_encoders import query_encoder
 
     pipeline = read_pipeline(name)
@@ -168,7 +167,7 @@ def _by_token(encoder: Any, texts: list[str]) -> Iterator[QueryWeights]:
 
 
 def _texts(collection: str, subset: str) -> list[str]:
-    """Return texts of a collection as the evaluator of sentence-transformers reads them, without empty ones."""
+    """Return non-empty texts of a collection, as the evaluator of sentence-transformers reads them."""
     from datasets import load_dataset
 
     rows = load_dataset("sentence-transformers/NanoBEIR-en", subset, split=collection)

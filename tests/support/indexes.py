@@ -1,6 +1,6 @@
-"""Indexes made by hand: the documents of a run weight by weight, with no loader in between; and made-up queries.
+"""Indexes filled document by document without the loader, and random queries.
 
-An index of a module is made once for the tests that only ask it.
+A module creates such an index once for all tests that only query it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def random_documents(count: int) -> dict[str, dict[str, float]]:
     random = np.random.default_rng(11)
     return {
         f"doc-{number}": {
-            # A few exact halves, so that there are ties; else weights as a model makes them.
+            # Some weights are multiples of 0.5, for ties; the rest is distributed as those of a model.
             WORDS[place]: float(random.choice([0.5, 1.0])) if number % 9 == 0 else float(random.gamma(2.0, 0.4) + 1e-4)
             for place in random.choice(len(WORDS), random.integers(0, 40), replace=False)
         }
@@ -47,7 +47,7 @@ def random_queries(count: int) -> list[QueryWeights]:
 
 
 def fill(client: Client, index: str, run: Run, meta: dict[str, Any] | None = None, shards: int = 2) -> None:
-    """Index the documents of a run as they are, weight by weight, with no loader in between."""
+    """Index the documents of a run with exact weights, without the loader."""
     body = {
         "settings": {"number_of_shards": shards, "number_of_replicas": 0},
         "mappings": {
@@ -77,7 +77,7 @@ def fill(client: Client, index: str, run: Run, meta: dict[str, Any] | None = Non
 
 @contextmanager
 def filled(client: Client, run: Run, shards: int = 1) -> Iterator[str]:
-    """The name of an index with the documents of a run, which is deleted afterwards."""
+    """Yield the name of an index with the documents of a run; delete it afterwards."""
     name = f"sparse-ingest-test-{secrets.token_hex(6)}"
     fill(client, name, run, shards=shards)
     try:
@@ -98,7 +98,7 @@ def by_score(hits: list[tuple[str, float]]) -> dict[bytes, set[str]]:
 
 
 def assert_same_hits(first: list[tuple[str, float]], second: list[tuple[str, float]], size: int) -> None:
-    """Equal scores in equal order, bit for bit; ties are sets, and where k cuts a tie any of its documents will do."""
+    """Assert equal scores in equal order, bit for bit. Ties may differ in order, and in documents at the cutoff."""
     assert [bits(score) for _, score in first] == [bits(score) for _, score in second]
     one, other = by_score(first), by_score(second)
     if len(first) == size:

@@ -1,8 +1,8 @@
-"""`sparse-ingest load` that kills itself: run as a program, with the moment before the command's own arguments.
+"""A program that runs `sparse-ingest load` and kills itself at a given moment, its first argument.
 
-The moment: `after:N` (when the Nth request that changes something was answered, before anybody here knows),
-`during:N:SECONDS` (so long after the Nth request of any kind was begun), or `never`; then one line for each
-request that changes something is printed on standard error.
+The moment: `after:N` (after the response to the Nth modifying request, before the load sees it), `during:N:SECONDS`
+(SECONDS after the Nth request of any kind was started), or `never`, which prints one line per modifying request on
+stderr.
 """
 
 from __future__ import annotations

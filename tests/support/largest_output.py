@@ -1,4 +1,4 @@
-"""What is the largest tensor that torch makes."""
+"""Size of the largest tensor that torch allocates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LargestOutput(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation gave."""
+    """Records the number of elements of the largest tensor that any operation returned."""
 
     def __init__(self) -> None:
         super().__init__()

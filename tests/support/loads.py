@@ -1,4 +1,4 @@
-"""What the tests of `load` share: runs, one call, and looking into the index."""
+"""Helpers for tests of `load`: runs, load calls, and inspection of the index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = ("refresh_interval", "number_of_replicas", "translog.durability")
 
 
 class StopBefore(Recorder):
-    """Asks to stop before the shard of this number: a load asks once before each shard."""
+    """Requests a stop before the shard of this number; a load checks once before each shard."""
 
     def __init__(self, shard: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def settings_of(client: Client, index: str) -> tuple[str | None, ...]:
 
 
 def broken_titles(tmp_path: Path) -> Pipeline:
-    """A body whose title is a number, so that a document with a word as title is refused."""
+    """Write a body that maps the title to a number, so that a document with a word as title is refused."""
     path = tmp_path / "body.json"
     properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer"}}
     path.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
@@ -66,3 +66,8 @@ def broken_titles(tmp_path: Path) -> Pipeline:
 def run_with_bad_titles(folder: Path, bad: tuple[str, ...]) -> Run:
     titles = {doc_id: {"title": "word" if doc_id in bad else 1} for doc_id in DOCUMENTS}
     return make_run(folder, fields=titles, shard_rows=2)
+
+
+def name_of(alias: str, run: Run) -> str:
+    """Return the name of the index that `load --alias` creates for a run."""
+    return f"{alias}-{run.manifest.run_id[:8]}"

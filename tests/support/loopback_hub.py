@@ -1,11 +1,10 @@
-"""A model hub on loopback: the endpoints that huggingface_hub asks, over real HTTP, for folders of this machine.
+"""A model hub on loopback that serves local folders with the endpoints of huggingface_hub, over real HTTP.
 
-A revision's files are listed with their hashes; weights are answered with a redirect to a second host name, as the
-real hub sends them to its storage. Private models answer only to the token, gated ones list their files to everybody
-and give them only to it. `cut` names files whose first answer breaks off in the middle, `broken` those that the
-storage cannot read. Each request is kept.
+Files of a revision are listed with their hashes. Weights are redirected to a second host name, as on the real hub.
+Private models need the token; gated ones list their files to everyone and serve them only with the token. `cut` names
+files whose first response is truncated, `broken` those that the storage cannot read. Every request is recorded.
 
-Not covered: chunked storage (xet), pages of a listing, rate limits.
+Not covered: chunked storage (xet), paged listings, rate limits.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ LISTED = re.compile(
 
 
 class Request(NamedTuple):
-    """What was asked: with which token, and from which byte on."""
+    """A request with its token and its first byte."""
 
     method: str
     path: str
@@ -46,7 +45,7 @@ class Request(NamedTuple):
 
 @dataclass
 class Model:
-    """A repository; `revisions` gives the folder of each commit, `branches` the commit of each name."""
+    """A repository: `revisions` maps commits to folders, `branches` maps names to commits."""
 
     revisions: dict[str, Path]
     branches: dict[str, str]
@@ -56,7 +55,7 @@ class Model:
 
 @dataclass
 class Hub:
-    """Where the hub listens, what it holds, and what it was asked."""
+    """Hub address, repositories, and recorded requests."""
 
     url: str = ""
     models: dict[str, Model] = field(default_factory=dict)
@@ -66,7 +65,7 @@ class Hub:
     broken: set[str] = field(default_factory=set)
 
     def add(self, name: str, folder: Path, *, dataset: bool = False, **kind: bool) -> str:
-        """Publish a folder as the newest revision of a model, or of a dataset; its commit."""
+        """Publish a folder as the newest revision of a model or dataset; return its commit."""
         commit = hashlib.sha1(f"{name} {folder}".encode()).hexdigest()
         model = (self.datasets if dataset else self.models).setdefault(name, Model({}, {}))
         model.revisions[commit] = folder
@@ -76,7 +75,7 @@ class Hub:
         return commit
 
     def downloads(self) -> list[str]:
-        """The files that were sent, by name; a redirect sends nothing."""
+        """Return the names of downloaded files; redirects do not count."""
         sent = [one.path for one in self.requests if one.method == "GET" and "/resolve/" in one.path]
         sent = [path for path in sent if not path.endswith(".safetensors") and not path.endswith(".bin")]
         stored = [one.path for one in self.requests if one.method == "GET" and one.path.startswith("/storage/")]
@@ -84,7 +83,7 @@ class Hub:
 
 
 class Ended(NamedTuple):
-    """What a program did."""
+    """Exit code and output of a program."""
 
     code: int
     out: str
@@ -108,7 +107,10 @@ def loopback_hub() -> Iterator[Hub]:
 def begin(
     program: str, *arguments: str, endpoint: str, home: Path, stderr: int = subprocess.PIPE, **variables: str
 ) -> subprocess.Popen[str]:
-    """Start a Python program that meets this hub only: huggingface_hub reads its environment when it is imported."""
+    """Start a Python program that can reach only this hub.
+
+    A new process, because huggingface_hub reads its environment when it is imported.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     proxies = {name: "" for name in kept if name.lower() in ("http_proxy", "https_proxy", "all_proxy")}
     return subprocess.Popen(
@@ -119,7 +121,7 @@ def begin(
 
 
 def ended(process: subprocess.Popen[str], timeout_s: float = 120) -> Ended:
-    """Wait for a program; the token may stand nowhere in what it wrote."""
+    """Wait for a program, and check that its output does not contain the token."""
     out, err = process.communicate(timeout=timeout_s)
     assert TOKEN not in out + (err or "")
     return Ended(process.returncode, out, err or "")
@@ -178,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_oid(content)}"'}
         if _is_large(path):
             sha = hashlib.sha256(content).hexdigest()
-            # The storage is another host, to which the token must not go.
+            # The storage is another host, which must not get the token.
             storage = f"http://localhost:{self.server.server_address[1]}/storage/{sha}{path}"  # type: ignore[index]
             linked = {"X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(content)), "Location": storage}
             self._send(b"", 302, {**headers, **linked})
@@ -226,7 +228,7 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _entries(folder: Path, under: str, recursive: bool) -> list[dict[str, object]]:
-    """What a listing of a folder of a repository holds; a folder that is not there holds nothing."""
+    """Return the entries of a folder listing; a missing folder has none."""
     start = folder / under
     found = sorted(start.rglob("*") if recursive else start.glob("*"))
     return [
@@ -251,5 +253,5 @@ def _is_large(path: Path) -> bool:
 
 
 def _oid(content: bytes) -> str:
-    """What git calls the content."""
+    """Return the git object id of the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

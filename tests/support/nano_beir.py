@@ -1,4 +1,4 @@
-"""A data set laid out as sentence-transformers/NanoBEIR-en is: Parquet files by configuration and split."""
+"""A data set in the layout of sentence-transformers/NanoBEIR-en: Parquet files by configuration and split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Collection -> documents, queries, and for each query the documents that answer it.
+# Collection -> documents, queries, and the relevant documents of each query.
 CONTENT = {
     "NanoMSMARCO": (
         {
@@ -33,7 +33,10 @@ CONTENT = {
 
 
 def write_nano_beir_repository(folder: Path, *, lists: bool = True) -> Path:
-    """Write the data set; `lists`: the judgments of a query are one row with a list, else a row each."""
+    """Write the data set.
+
+    With `lists`, the judgments of a query are one row with a list, otherwise one row each.
+    """
     configurations = []
     for configuration in ("corpus", "queries", "qrels"):
         (folder / configuration).mkdir(parents=True)

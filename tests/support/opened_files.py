@@ -1,4 +1,4 @@
-"""Counts how often files are opened, by any code of any process, as the kernel reports it (inotify)."""
+"""Count how often files are opened by any process, with inotify."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _OPEN = 0x20
-# Identical events in a row are merged, so two opens must have another event between them: a read, or a close.
+# The kernel merges identical consecutive events, so also watch reads and closes.
 _WATCHED = _OPEN | 0x1 | 0x8 | 0x10
 _EVENT = struct.Struct("iIII")
 
 
 @contextmanager
 def counted_opens(paths: Iterable[Path]) -> Iterator[Counter[Path]]:
-    """How often each file was opened within the block; filled in at its end."""
+    """Yield counts of opens by file, filled in at the end of the block."""
     libc = ctypes.CDLL(None, use_errno=True)
     opens: Counter[Path] = Counter()
     queue = libc.inotify_init1(os.O_NONBLOCK)
@@ -27,7 +27,7 @@ def counted_opens(paths: Iterable[Path]) -> Iterator[Counter[Path]]:
         assert -1 not in watched, os.strerror(ctypes.get_errno())
         yield opens
         for number, mask in _events(queue):
-            assert number in watched, "the queue of events overflowed"
+            assert number in watched, "the event queue overflowed"
             opens[watched[number]] += bool(mask & _OPEN)
     finally:
         os.close(queue)
@@ -39,6 +39,6 @@ def _events(queue: int) -> Iterator[tuple[int, int]]:
             content = os.read(queue, 1 << 16)
         except BlockingIOError:
             return
-        # Events of watched files have no name behind them.
+        # Events of watched files carry no name.
         for number, mask, _, _ in _EVENT.iter_unpack(content):
             yield number, mask

@@ -1,4 +1,4 @@
-"""A run with words as frequent as words are, a weight table for its queries, and queries with judgments."""
+"""A run with Zipf-distributed words, a weight table for its queries, and queries with relevance judgments."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def made_plan(folder: Path) -> tuple[Run, list[Query], dict[str, dict[str, int]]
     documents: dict[str, dict[str, float]] = {}
     for number in range(DOCUMENTS):
         places = random.choice(len(WORDS), random.integers(20, 60), replace=False, p=shares)
-        # A few terms carry most of the weight, as in the vectors of a model.
+        # A few terms have most of the weight, as in the vectors of a model.
         weights = np.exp(random.normal(-1.5, 1.0, len(places))).clip(0.002, 3.0)
         documents[f"d{number}"] = {WORDS[place]: float(weight) for place, weight in zip(places, weights, strict=True)}
-    # A query is the three heaviest terms of a document, which is the right answer, and five other words.
+    # A query has the three heaviest terms of its relevant document and five other words.
     queries, qrels = [], {}
     for number in range(40):
         doc_id = f"d{number * 31}"

@@ -1,7 +1,7 @@
-"""A program for a network namespace of its own: machines of the internet and of private networks, all of them here.
+"""A program for its own network namespace that simulates hosts of the internet and of private networks.
 
-Run it in `unshare --net`. Every address answers on port 8080; `/to/URL` redirects there. It reads addresses from its
-arguments, and prints for each, as JSON, the content or the error, and which addresses were asked.
+Run it in `unshare --net`. Every address listens on port 8080; `/to/URL` redirects. It reads addresses from its
+arguments, and prints for each, as JSON, the content or error and the addresses that got requests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparse_ingest.storage.places import place_of
 from support.serving import AnsweringHandler, serving
 
 PUBLIC, OTHER_PUBLIC, PRIVATE, METADATA = "93.184.216.34", "8.8.8.8", "10.1.2.3", "169.254.169.254"
-_SET_FLAGS, _SET_ADDRESS = 0x8914, 0x8916  # ioctls of Linux
+_SET_FLAGS, _SET_ADDRESS = 0x8914, 0x8916  # Linux ioctls
 asked: list[str] = []
 
 

@@ -1,4 +1,4 @@
-"""A reporter that records notes and progress of a stage, and calls the test while the stage runs."""
+"""Reporters for tests: one that records notes and progress, and one that fails at any note."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from collections.abc import Callable
 from sparse_ingest.reporting import SilentReporter
 
 
+class NoNotes(SilentReporter):
+    """Fails the test at any note."""
+
+    def note(self, message: str) -> None:
+        raise AssertionError(message)
+
+
 class Recorder(SilentReporter):
     """`notes` are the messages, `done` the units so far, those of earlier starts included.
 
-    `on_step` is called with `done` after each step; After `stop_at` units it requests a stop.
+    `on_step` is called with `done` after each step; after `stop_at` units it requests a stop.
     """
 
     def __init__(self, on_step: Callable[[int], object] | None = None, *, stop_at: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of `encode` share: corpora written, and run folders read back."""
+"""Helpers for tests of `encode`: write corpora and read run folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def documents(run: Run) -> dict[str, tuple[int, dict, dict[int, float]]]:
-    """Id to source row, fields and terms."""
+    """Return id to source row, fields and terms."""
     found = {}
     for shard in run.done_shards():
         for part in read_shard(run.shard_path(shard)):
@@ -39,7 +39,7 @@ def documents(run: Run) -> dict[str, tuple[int, dict, dict[int, float]]]:
 
 
 def lasting(run: Run) -> list[dict]:
-    """The records of done/ without what may differ from one machine to the next."""
+    """Return the records of done/ without values that differ between machines."""
     return [
         {key: value for key, value in (run.done(shard) or {}).items() if key not in VOLATILE}
         for shard in run.done_shards()

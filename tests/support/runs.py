@@ -1,4 +1,4 @@
-"""Run folders made by hand: documents in, a complete run out, no model needed.
+"""Complete run folders written from given documents, without a model.
 
 `make_run` writes what `encode` would write, so that loading, verifying and exact search are tested without torch.
 """
@@ -25,7 +25,7 @@ from sparse_ingest.runs.shards import (
     write_shard,
 )
 
-# What a tokenizer's vocabulary really holds and what a JSON writer or a mapping could trip over.
+# Tokens found in real vocabularies that are difficult for JSON or field names.
 NASTY_TOKENS = (
     "", " ", ".", "..", "...", "a.b", ".a", "b.", "##ing", "!", '"', "\\", "\\n", "\n", "\t", "\x7f", "/", "*", "?",
     "_id", "_source", "null", "true", "1", "[CLS]", "Ġthe", "▁de", "\u00e9", "e\u0301", "日本", "😀", "\u2028",
@@ -35,7 +35,7 @@ WORDS = tuple("sparse vector search index token weight shard run river stone clo
 # Ids without a token are null in vocab.json; no document has a weight there.
 VOCABULARY: tuple[str | None, ...] = (*NASTY_TOKENS, None, *WORDS, None)
 
-# One document with each nasty token, one with none at all, and weights that 9 bits cannot hold.
+# One document with each nasty token, one without tokens, and weights that need more than 9 bits.
 DOCUMENTS: dict[str, dict[str, float]] = {
     "nasty": {token: 0.1 + 0.37 * place for place, token in enumerate(NASTY_TOKENS)},
     "empty": {},
@@ -59,8 +59,8 @@ def make_run(
 ) -> Run:
     """Write a run of `documents` (id to token to weight).
 
-    Tokens that `vocabulary` lacks are added. `fields` gives a document's fields; by default a title and a text.
-    `identity_too` is more of the run's identity.
+    Tokens missing from `vocabulary` are added. `fields` are the fields of documents, by default a title and a text.
+    `identity_too` adds keys to the identity of the run.
     """
     known = list(dict.fromkeys(token for terms in documents.values() for token in terms))
     tokens: list[str | None] = [*vocabulary, *(token for token in known if token not in vocabulary)]
@@ -103,7 +103,7 @@ def make_run(
 
 
 def without_hashes(run: Run) -> None:
-    """Make a run what earlier releases wrote: without the hashes of vocab.json and of all shards, and without ids."""
+    """Rewrite a run as earlier releases wrote it: without ids and without hashes of vocab.json and of all shards."""
     files = [run.path / "manifest.json", run.path / "complete.json", *(run.path / "done").glob("*")]
     for path in (path for path in files if path.exists()):
         record = json.loads(path.read_text())

@@ -1,8 +1,8 @@
-"""A reverse proxy on loopback in front of a real OpenSearch that adds what a secured cluster adds.
+"""A reverse proxy on loopback that adds the features of a secured cluster to a real OpenSearch.
 
-TLS with a given certificate, client certificates, basic authentication, any other check of a request (`check`), a
-role without cluster-level rights (`cluster_rights=False`). Whatever passes is sent on as it came, and so is its answer
-unless `change` makes another one of it. Every request is noted by method and path.
+TLS with a given certificate, client certificates, basic authentication, any other check of a request (`check`), a role
+without cluster-level rights (`cluster_rights=False`). Accepted requests and their responses are forwarded unchanged,
+unless `change` replaces the response. Every request is recorded with method and path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from support.certificates import Pair
 from support.serving import serving
 
-# Path -> the cluster-level action behind it, as OpenSearch's security plugin names it.
+# Path -> its cluster-level action in OpenSearch's security plugin.
 CLUSTER_ACTIONS = {
     r"/": "cluster:monitor/main",
     r"/_cluster/settings": "cluster:monitor/state",
@@ -38,13 +38,11 @@ CLUSTER_ACTIONS = {
 
 
 def cluster_action(path: str) -> str | None:
-    """The right on the cluster that a request to `path` needs, None when rights on the index are enough."""
+    """Return the cluster-level right that a request to `path` needs, or None if index rights suffice."""
     return next((action for pattern, action in CLUSTER_ACTIONS.items() if re.fullmatch(pattern, path)), None)
 
 
 class Request(NamedTuple):
-    """A request as it came."""
-
     method: str
     path: str
     headers: Mapping[str, str]
@@ -56,7 +54,7 @@ Refusal = tuple[int, object]
 
 @dataclass
 class SecureProxy:
-    """How the proxy behaves, where it listens, and what it was asked."""
+    """Settings, address and recorded requests of a proxy."""
 
     target: str
     users: Mapping[str, str] | None = None
@@ -68,7 +66,7 @@ class SecureProxy:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     def refusal(self, request: Request) -> Refusal | None:
-        """Status and body for a request that may not pass."""
+        """Return status and body for a refused request, or None."""
         if self.users is not None and not self._known(request.headers.get("authorization", "")):
             return 401, "Unauthorized"
         if self.check and (refusal := self.check(request)):
@@ -93,7 +91,7 @@ class SecureProxy:
 def secure_proxy(
     target: str, *, certificate: Pair | None = None, client_ca: Path | None = None, **behavior: Any
 ) -> Iterator[SecureProxy]:
-    """A TLS proxy with `certificate`, which requires client certificates signed by `client_ca`."""
+    """Start a TLS proxy with `certificate` that requires client certificates signed by `client_ca`."""
     proxy = SecureProxy(target, **behavior)
 
     class Handler(_Handler):
@@ -106,7 +104,7 @@ def secure_proxy(
         context.load_cert_chain(*certificate)
         if client_ca:
             context.verify_mode = ssl.CERT_REQUIRED
-        # Each handler shakes hands in its own thread: a client that does not must not block other clients.
+        # Handshake in the handler's thread, so that a client that never completes it blocks no others.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     proxy.url = f"{'https' if certificate else 'http'}://localhost:{server.server_address[1]}"
     with serving(server):
@@ -130,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.request.do_handshake()
             super().handle()
         except ssl.SSLError:
-            # Closed at once, the client's request would be answered with a reset that overtakes the alert.
+            # Closing immediately would send a reset, which could arrive before the TLS alert.
             with suppress(OSError):
                 socket.socket.shutdown(self.request, socket.SHUT_WR)
                 while socket.socket.recv(self.request, 65536):

@@ -1,8 +1,8 @@
-"""Scores as OpenSearch computes them, with numpy: what tests compare a server with, and its two-phase processor.
+"""Scores of OpenSearch and its two-phase processor, computed with numpy.
 
-The arithmetic of the two phases is that of neural-search 3.6 (PruneUtils, NeuralSparseTwoPhaseProcessor), in float32.
-Of equal weights at the border of top_k or alpha_mass the server takes those that its hash map gives first, here it is
-those whose token string comes first.
+The two-phase arithmetic is that of neural-search 3.6 (PruneUtils, NeuralSparseTwoPhaseProcessor), in float32. For equal
+weights at the cutoff of top_k or alpha_mass the server keeps those its hash map returns first; here it is by token
+string.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def score(query_weights: npt.NDArray[np.floating[Any]], weights: npt.NDArray[np.
 
 
 def two_phase_score(first: np.float32, second: np.float32) -> np.float32:
-    """Return the score of a document in the window from the scores of both phases; outside it, `first` stays."""
+    """Return the score of a document in the window from the scores of both phases; outside it `first` is the score."""
     return np.float32(first + second)
 
 
 def two_phase_split(
     weights: Mapping[str, float], settings: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The tokens of the first phase, and those of the second."""
+    """Return the tokens of the first phase, and those of the second."""
     full = {**TWO_PHASE_DEFAULTS, **settings}
     ordered = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))
     ratio = _float32(full["prune_ratio"])
@@ -54,7 +54,7 @@ def two_phase_split(
 
 
 def _within_mass(weights: list[float], ratio: float) -> int:
-    """How many of the heaviest weights together stay within their share of the sum."""
+    """Return how many of the heaviest weights together stay within a share of the sum."""
     limit, mass = _float32(ratio * _float32(sum(weights))), 0.0
     for place, weight in enumerate(weights):
         mass = _float32(mass + weight)

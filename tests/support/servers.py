@@ -1,6 +1,6 @@
-"""A local OpenSearch for tests: its home, its port, and how it is started.
+"""Start a local OpenSearch for tests, with its own home and port.
 
-Not in conftest.py: with more than one of those on the path, `import conftest` is a matter of luck.
+Not in conftest.py: with several of those on the path, `import conftest` may import any of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sparse_ingest.reporting import SILENT
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Set environment variables, and put back what was there."""
+    """Set environment variables, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -37,9 +37,9 @@ def environment(**values: str) -> Iterator[None]:
 
 @contextmanager
 def server_home() -> Iterator[Path]:
-    """A SPARSE_INGEST_HOME of one's own that shares the unpacked distribution and Java with the user's cache.
+    """Create a new SPARSE_INGEST_HOME that shares the unpacked distribution and Java with the user's cache.
 
-    Its name is not ASCII, as the home of a user may be. Not under tmp_path: as root the server runs as `nobody`, who
+    Its name is not ASCII, as a user's home may be. Not under tmp_path: as root the server runs as `nobody`, which
     cannot enter pytest's folders (mode 700).
     """
     download.ensure_distribution(SILENT)
@@ -56,12 +56,12 @@ def server_home() -> Iterator[Path]:
 
 
 def random_free_port() -> int:
-    """A free port away from the default ones: other test sessions may look for theirs at the same time."""
+    """Return a free port away from the default ones, which other test sessions may look for at the same time."""
     return process.free_port(random.randrange(20_000, 30_000))
 
 
 class Running(NamedTuple):
-    """A started server, and what it was started with."""
+    """A started server and its settings."""
 
     home: Path
     data: Path
@@ -71,9 +71,9 @@ class Running(NamedTuple):
 
 
 def start_program(home: Path, port: int, data: Path) -> subprocess.Popen[str]:
-    """Run `server start` in its own process, with an empty PATH."""
+    """Run `server start` in its own process with an empty PATH."""
     kept = {name: value for name, value in os.environ.items() if "JAVA" not in name}
-    # The quick one of the JVM's two compilers is enough for minutes: a start takes 10.5 s instead of 12.3 s.
+    # The JVM's first-tier compiler is enough for a short session: a start takes 10.5 s instead of 12.3 s.
     program = (
         "from sparse_ingest.local_server import launch; launch._JVM_OPTIONS += ('-XX:TieredStopAtLevel=1',); "
         "from sparse_ingest.cli.server import server; server()"

@@ -1,4 +1,4 @@
-"""A web server of this process, in a thread of its own."""
+"""A web server in a thread of this process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from threading import Thread
 
 
 class AnsweringHandler(BaseHTTPRequestHandler):
-    """Sends complete answers, and logs nothing."""
+    """Sends complete responses and logs nothing."""
 
     def answer(self, status: int, body: object, **headers: str) -> None:
-        """Send bytes as text, and anything else as JSON; of a header's name, `_` is a hyphen."""
+        """Send bytes as text, anything else as JSON. In header names `_` becomes a hyphen."""
         is_text = isinstance(body, bytes)
         content = body if is_text else json.dumps(body).encode()
         self.send_response(status)
@@ -31,7 +31,7 @@ class AnsweringHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(server: BaseServer) -> Iterator[None]:
-    """Answer requests to a server that is bound already; close it at the end."""
+    """Serve requests with a bound server; close it at the end."""
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

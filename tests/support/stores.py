@@ -1,4 +1,4 @@
-"""Stores that the tests use: moto's S3 over HTTP, a proxy that spoils requests to it, and web servers of a folder."""
+"""Storage for tests: moto's S3 over HTTP, a proxy that injects faults, and web servers of a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Fault = int | str | None
 
 @contextmanager
 def moto_store() -> Iterator[str]:
-    """The address of an object store."""
+    """Yield the address of an object store."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -38,7 +38,7 @@ def moto_store() -> Iterator[str]:
 
 
 def environment_of(url: str) -> dict[str, str]:
-    """The variables with which the libraries find a store."""
+    """Return the variables through which client libraries find a store."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "key",
@@ -48,7 +48,7 @@ def environment_of(url: str) -> dict[str, str]:
 
 
 def make_bucket(url: str) -> str:
-    """A new bucket, by its address s3://..."""
+    """Create a bucket; return its address s3://..."""
     name = f"bucket-{secrets.token_hex(6)}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     opener.open(urllib.request.Request(f"{url}/{name}", method="PUT"), timeout=30).close()
@@ -56,7 +56,7 @@ def make_bucket(url: str) -> str:
 
 
 def stored(place: RemotePath) -> dict[str, bytes]:
-    """Every file in a folder of a store, by its name within that."""
+    """Return every file in a folder of a store by its relative name."""
     found = {}
     for one in place.iterdir():
         if one.is_dir():
@@ -77,10 +77,10 @@ def put_folder(folder: Path, place: RemotePath) -> None:
 
 
 class FaultyStore:
-    """Requests of some kind meet the faults still to come, in order.
+    """Requests that match a pattern get faults, in order.
 
-    A fault is an HTTP status, "drop" (closed without an answer), "lost answer" (closed after the store has done it),
-    "cut" (half of the answer, then a reset), or None.
+    A fault is an HTTP status, "drop" (closed without a response), "lost answer" (closed after the store has handled
+    it), "cut" (half of the response, then a reset), or None.
     """
 
     def __init__(self, target: str) -> None:
@@ -89,16 +89,16 @@ class FaultyStore:
         self.always: Fault = None
         self.seen: list[str] = []
         self.done: list[Fault] = []
-        self.sent: list[tuple[str, int]] = []  # each request and the bytes of its answer
+        self.sent: list[tuple[str, int]] = []  # each request and the size of its response
         self._lock = Lock()
 
-    def spoil(self, pattern: str, *faults: Fault, always: Fault = None) -> None:
-        """From now on what matches (such as `PUT .*done`) meets these faults, and then `always`."""
+    def inject(self, pattern: str, *faults: Fault, always: Fault = None) -> None:
+        """Inject these faults, and then `always`, into requests that match the pattern (such as `PUT .*done`)."""
         self.pattern, self.faults, self.always = re.compile(pattern), list(faults), always
         self.seen, self.done = [], []
 
     def sent_of(self, pattern: str) -> int:
-        """Bytes of the answers to requests that match."""
+        """Return the bytes of responses to requests that match."""
         return sum(size for request, size in self.sent if re.match(pattern, request))
 
     def next_fault(self, request: str) -> Fault:
@@ -114,7 +114,7 @@ class FaultyStore:
 
 @contextmanager
 def faulty_store(target: str) -> Iterator[FaultyStore]:
-    """A proxy in front of a store."""
+    """Yield a proxy in front of a store."""
     proxy = FaultyStore(target)
     with _served(type("Handler", (_Proxy,), {"proxy": proxy})) as proxy.url:
         yield proxy
@@ -122,7 +122,7 @@ def faulty_store(target: str) -> Iterator[FaultyStore]:
 
 @contextmanager
 def web_server(folder: Path, *, ranges: bool = True, token: str | None = None) -> Iterator[str]:
-    """Return the web address of a folder; with `token`, requests need it in the query, as in a signed link."""
+    """Yield the web address of a folder; with `token`, requests need it in the query, as in a signed link."""
     attributes = {"folder": str(folder), "ranges": ranges, "token": token, "bytes_sent": 0, "asked": []}
     handler = type("Handler", (_Web,), attributes)
     with _served(handler) as url:

@@ -1,4 +1,4 @@
-"""A checkpoint folder whose query side is a weight table: a tiny tokenizer.json and idf.json, made by hand."""
+"""A checkpoint folder whose queries use a weight table: a tiny tokenizer.json and idf.json."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ WEIGHTS = {"catch": 2.5, "an": 0.1, "except": 4.75, "##ion": 2.5, "[CLS]": 1.0, 
 
 
 def write_table(folder: Path) -> Path:
-    """Write a checkpoint folder whose query side is a weight table."""
     folder.mkdir(exist_ok=True)
     tokenizer = Tokenizer(models.WordPiece({token: place for place, token in enumerate(TOKENS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(TOKENS[:4])
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    # What a tokenizer saved by a training script brings, and a query must not obey.
+    # Training scripts save this truncation and padding; queries must ignore it.
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=8)
     tokenizer.save(str(folder / "tokenizer.json"))

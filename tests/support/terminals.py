@@ -1,4 +1,4 @@
-"""`sparse-ingest` on terminals: pseudo-terminals as standard output and standard error, in this process."""
+"""Run `sparse-ingest` in this process with pseudo-terminals as stdout and stderr."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _HARMFUL = set(EVIL) - set("\ufdd0") - set(map(chr, range(0x20, 0x7F)))
 
 @contextlib.contextmanager
 def _terminal(shown: list[bytes]) -> Iterator[object]:
-    """A terminal; what it was sent is added to `shown` at the end."""
+    """Open a pseudo-terminal; append its output to `shown` at the end."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 50, 120, 0, 0))
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # all ends of the terminal are closed
+        with contextlib.suppress(OSError):  # every descriptor of the terminal is closed
             while content := os.read(master, 65536):
                 shown.append(content)
 
@@ -47,7 +47,7 @@ def _terminal(shown: list[bytes]) -> Iterator[object]:
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command; ends of lines are line feeds."""
+    """Return exit code, stdout and stderr of a command, with line feeds as line ends."""
     monkeypatch.setattr(sys, "argv", ["sparse-ingest", *map(str, arguments)])
     shown: tuple[list[bytes], list[bytes]] = ([], [])
     with _terminal(shown[0]) as out, _terminal(shown[1]) as err:
@@ -58,7 +58,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[in
 
 
 def refuse_controls(out: str, err: str) -> None:
-    """Fail if a terminal got a control character, but the carriage returns of bars, or a forged line."""
+    """Fail if the output has a control character, except carriage returns of progress bars, or a forged line."""
     for harmful in _HARMFUL:
         assert harmful not in out, ascii(out)
         assert harmful == "\r" or harmful not in err, ascii(err)

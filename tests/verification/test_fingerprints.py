@@ -7,7 +7,7 @@ import numpy as np
 from sparse_ingest.verification.comparison import row_fingerprints, term_fingerprints
 
 
-def test_a_fingerprint_is_a_sum_in_any_order_and_changes_with_every_bit() -> None:
+def test_a_fingerprint_ignores_the_order_of_terms_and_changes_with_every_bit() -> None:
     tokens, codes = np.array([1, 5, 9]), np.array([7, 8, 9], dtype=np.uint32)
     terms = term_fingerprints(tokens, codes)
     indptr = np.array([0, 2, 2, 3])

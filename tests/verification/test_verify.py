@@ -1,4 +1,4 @@
-"""`verify` finds what differs, and nothing where nothing does."""
+"""`verify` reports every difference between a run and an index, and none if they are equal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def overwrite(client: Client, index: str, doc_id: str, terms: dict[str, float]) 
     ))  # fmt: skip
 
 
-def test_a_fresh_load_is_the_same_to_the_last_bit(client: Client, index_name: str, loaded: Run) -> None:
+def test_a_fresh_load_matches_bit_for_bit(client: Client, index_name: str, loaded: Run) -> None:
     report = compare(client, index_name, loaded)
     assert report.ok
     assert (report.index_documents, report.expected_documents) == (5, 5)
@@ -56,7 +56,7 @@ def test_float32_runs_and_other_fields_are_compared_too(client: Client, index_na
     assert compare(client, index_name, run).checked_weights == TERMS
 
 
-def test_a_changed_weight_is_named_with_both_values(client: Client, index_name: str, loaded: Run) -> None:
+def test_a_changed_weight_is_reported_with_both_values(client: Client, index_name: str, loaded: Run) -> None:
     terms = dict(DOCUMENTS["words"])
     terms["river"] = terms["river"] * 1.01
     overwrite(client, index_name, "words", terms)
@@ -69,7 +69,7 @@ def test_a_changed_weight_is_named_with_both_values(client: Client, index_name: 
     assert difference.found == pytest.approx(1.01 / 9, rel=2**-8)
 
 
-def test_a_weight_that_is_gone_or_too_many_is_found(client: Client, index_name: str, loaded: Run) -> None:
+def test_a_missing_or_additional_weight_is_found(client: Client, index_name: str, loaded: Run) -> None:
     gone = {token: weight for token, weight in DOCUMENTS["words"].items() if token != "lamp"}
     overwrite(client, index_name, "words", gone)
     overwrite(client, index_name, "empty", {"a.b": 0.5})
@@ -80,7 +80,7 @@ def test_a_weight_that_is_gone_or_too_many_is_found(client: Client, index_name: 
     assert found["empty"] == ("empty", None, 0.0, 0.5)
 
 
-def test_a_sample_finds_the_same_as_all(client: Client, index_name: str, loaded: Run) -> None:
+def test_a_sample_finds_differences(client: Client, index_name: str, loaded: Run) -> None:
     overwrite(client, index_name, "words", {**DOCUMENTS["words"], "river": 0.75})
     overwrite(client, index_name, "empty", {"a.b": 0.5})
     assert compare(client, index_name, loaded, sample=4).differences == [
@@ -89,7 +89,7 @@ def test_a_sample_finds_the_same_as_all(client: Client, index_name: str, loaded:
     ]
 
 
-def test_a_missing_document_is_named_and_the_count_differs(client: Client, index_name: str, loaded: Run) -> None:
+def test_a_missing_document_is_reported_and_the_count_differs(client: Client, index_name: str, loaded: Run) -> None:
     client.call("DELETE", f"/{index_name}/_doc/empty")
     report = compare(client, index_name, loaded)
     assert (report.ok, report.missing, report.missing_ids) == (False, 1, ["empty"])
@@ -97,7 +97,7 @@ def test_a_missing_document_is_named_and_the_count_differs(client: Client, index
 
 
 @pytest.mark.parametrize("sample", [None, 2])
-def test_a_document_too_many_is_named(client: Client, index_name: str, loaded: Run, sample: int | None) -> None:
+def test_an_additional_document_is_reported(client: Client, index_name: str, loaded: Run, sample: int | None) -> None:
     client.call("PUT", f"/{index_name}/_doc/stranger", {})
     report = compare(client, index_name, loaded, sample=sample)
     assert not report.ok
@@ -105,7 +105,7 @@ def test_a_document_too_many_is_named(client: Client, index_name: str, loaded: R
     assert (report.extra, report.extra_ids) == (1, ["stranger"])
 
 
-def test_one_missing_and_one_too_many_differ_although_the_count_is_right(
+def test_one_missing_and_one_additional_document_differ_although_the_counts_match(
     client: Client, index_name: str, loaded: Run
 ) -> None:
     client.call("DELETE", f"/{index_name}/_doc/empty")
@@ -116,7 +116,7 @@ def test_one_missing_and_one_too_many_differ_although_the_count_is_right(
     assert (report.missing_ids, report.extra_ids) == (["empty"], ["stranger"])
 
 
-def test_documents_of_others_are_no_difference(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_documents_of_other_clients_are_no_difference(client: Client, index_name: str, tmp_path: Path) -> None:
     mapping = {"properties": {"sparse": {"type": "rank_features"}}}
     client.call("PUT", f"/{index_name}", {"mappings": mapping})
     client.call("PUT", f"/{index_name}/_doc/theirs", {"sparse": {"river": 2.5}}, params={"refresh": "true"})
@@ -128,7 +128,7 @@ def test_documents_of_others_are_no_difference(client: Client, index_name: str, 
 
 
 @pytest.mark.parametrize("others", [False, True])
-def test_a_document_that_lies_twice_under_two_routings_is_a_difference(
+def test_an_id_duplicated_under_two_routings_is_a_difference(
     client: Client, index_name: str, tmp_path: Path, others: bool
 ) -> None:
     body = {"settings": {"number_of_shards": 2}, "mappings": {"properties": {"sparse": {"type": "rank_features"}}}}
@@ -146,7 +146,7 @@ def test_a_document_that_lies_twice_under_two_routings_is_a_difference(
     assert (report.missing, report.extra, report.doubled, report.doubled_ids) == (0, 0, 1, ["empty"])
 
 
-def test_a_weight_too_small_to_show_in_a_sum_is_found_and_named(client: Client, index_name: str, loaded: Run) -> None:
+def test_a_changed_weight_too_small_to_change_the_sum_is_found(client: Client, index_name: str, loaded: Run) -> None:
     overwrite(client, index_name, "words", {**DOCUMENTS["words"], "a.b": 1e-9})
     report = compare(client, index_name, loaded, sample=None)
     assert [(one.doc_id, one.token, one.expected) for one in report.differences] == [("words", "a.b", 0.0)]
@@ -164,7 +164,7 @@ def test_a_pruned_load_is_compared_with_the_pruned_run(client: Client, index_nam
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_a_sparse_vector_field_is_the_same_to_the_last_bit_and_a_change_is_named(
+def test_a_sparse_vector_field_matches_bit_for_bit_and_a_change_is_reported(
     client: Client, index_name: str, tmp_path: Path, merge: bool
 ) -> None:
     run = make_run(tmp_path / "run")
@@ -178,8 +178,8 @@ def test_a_sparse_vector_field_is_the_same_to_the_last_bit_and_a_change_is_named
     if merge:
         client.call("POST", f"/{index_name}/_forcemerge", params={"max_num_segments": "1"})
     report = compare(client, index_name, run, sample=4)
-    nothing = 0.0 if merge else None  # a segment with clusters has a byte for every token
-    # The small weight of "lamp" is byte zero, as is that of no token at all: there the sum tells.
+    nothing = 0.0 if merge else None  # a segment with clusters has one byte per token
+    # The small weight of "lamp" is byte zero, as for a missing token; the sum shows the difference.
     lamp = set() if merge else {("small", "lamp", None)}
     assert {(one.doc_id, one.token, one.found) for one in report.differences} == {("small", "cloud", nothing), *lamp}
 
@@ -200,14 +200,14 @@ def test_every_document_of_many_pages_is_compared(client: Client, index_name: st
     assert (report.missing_ids, report.checked_documents, report.checked_weights) == (["d7"], 59, 118)
 
 
-def test_the_sample_is_spread_over_the_run(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_the_sample_is_spread_evenly_over_the_run(client: Client, index_name: str, tmp_path: Path) -> None:
     documents = {f"d{number}": {"river": 1 + number / 64} for number in range(100)}
     run = make_run(tmp_path / "run", documents, shard_rows=30)
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(client.address))
     for number in range(0, 100, 50):
         client.call("DELETE", f"/{index_name}/_doc/d{number}")
     sampled = compare(client, index_name, run, sample=3)
-    assert sampled.checked_documents == 2  # d0, d49 and d99, of which the first is gone
+    assert sampled.checked_documents == 2  # d0, d49 and d99; d0 is missing
     assert sampled.missing_ids == ["d0", "d50"]
     everything = compare(client, index_name, run, sample=None)
     assert (everything.checked_documents, everything.missing_ids) == (98, ["d0", "d50"])
@@ -226,7 +226,7 @@ def test_long_documents_are_read_in_groups_of_max_clause_count(client: Client, i
     assert report.checked_weights == 5000
 
 
-def test_an_unfinished_load_differs(client: Client, index_name: str, tmp_path: Path) -> None:
+def test_an_unfinished_load_is_a_difference(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {f"d{number}": {"river": 1.0} for number in range(9)}, shard_rows=3)
     with pytest.raises(Interrupted):
         load(run.path, index=index_name, connection=Connection(client.address), progress=StopBefore(1))
@@ -236,7 +236,7 @@ def test_an_unfinished_load_differs(client: Client, index_name: str, tmp_path: P
     assert compare(client, index_name, run).ok
 
 
-def test_without_a_point_in_time_documents_are_explained_and_that_is_said(
+def test_without_a_point_in_time_documents_are_explained_with_a_note(
     client: Client, index_name: str, loaded: Run
 ) -> None:
     forbidden = {"error": {"type": "security_exception", "reason": "no permissions for [indices:data/read/point]"}}
@@ -250,7 +250,9 @@ def test_without_a_point_in_time_documents_are_explained_and_that_is_said(
     assert report.notes[0].startswith("The ids of the index could not be compared (")
 
 
-def test_what_cannot_be_compared_is_refused(client: Client, index_name: str, loaded: Run, tmp_path: Path) -> None:
+def test_incomparable_runs_and_indexes_are_refused(
+    client: Client, index_name: str, loaded: Run, tmp_path: Path
+) -> None:
     with pytest.raises(ClusterError, match="There is no index.*Load the run first"):
         compare(client, f"{index_name}-other", loaded)
     with pytest.raises(ClusterError, match="is of 'another-model'"):

@@ -43,10 +43,11 @@ class Kernel:
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None = None, *, instructions: str
     ) -> None:
+        self.name = f"compiled for {instructions}, by llvmlite"
         self._columns, self._width, self._dtype = len(bias), weight.shape[1], weight.dtype
         self._least = BLOCKS[instructions][-1]
         missing = -self._columns % PANEL
-        weight = pad(_whole_tiles(weight), (0, 0, 0, missing)).contiguous()
+        weight = pad(_full_tiles(weight), (0, 0, 0, missing)).contiguous()
         self._panels = len(weight) // PANEL
         groups = weight.view(torch.uint8).view(self._panels, PANEL, -1, GROUP_BYTES)
         self._weight = groups.transpose(1, 2).contiguous()
@@ -68,7 +69,7 @@ class Kernel:
                 f"{sum(packing.lengths), self._width}. The model changes its dtype: pass --dtype float32."
             )
         index, starts = packing.at_least(self._least)
-        rows = _whole_tiles(rows if index is None else rows[index])
+        rows = _full_tiles(rows if index is None else rows[index])
         if rows.dtype == torch.int8:
             rows = rows.view(torch.uint8) ^ 128
         rows = rows.contiguous()
@@ -125,7 +126,7 @@ def compile_kernel(text: str, feature: str | None = None) -> Compiled:
     return function
 
 
-def _whole_tiles(rows: torch.Tensor) -> torch.Tensor:
+def _full_tiles(rows: torch.Tensor) -> torch.Tensor:
     """Pad rows with zeros to a multiple of a tile's row."""
     missing = -rows.shape[1] % (TILE_BYTES // rows.itemsize)
     return pad(rows, (0, missing)) if missing else rows

@@ -7,6 +7,7 @@ logged and the plain head is used, so a wrong kernel can cost speed but never ch
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -51,6 +52,27 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
         "The compiled head is not used on %s: %s. Continuing with the plain one, which is slower.", device, reason
     )
     return plain
+
+
+def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> bool | None:
+    """Compile the fast head for random weights. Return whether its weights are right; None if the device has none.
+
+    Raises:
+        Exception: the compiler is missing, or cannot compile for the device.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(1000, 128, generator=generator), torch.randn(1000, generator=generator)
+    fast = _fast_head(weight, bias, device=device, dtype=dtype, int8=int8)
+    if fast is None:
+        return None
+    plain: Head = Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
+    return passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=int8)
+
+
+def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool:
+    """Return whether a head of this width would be faster on this CPU if llvmlite were installed."""
+    usable = device.type == "cpu" and instructions_for(torch.int8 if int8 else dtype, width) is not None
+    return usable and find_spec("llvmlite") is None
 
 
 def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head | None:

@@ -9,6 +9,7 @@ with VNNI.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,13 +27,22 @@ INT8_TILE = 512
 STEPS = 127  # on each side of zero
 LOGARITHMS = {"relu": 1, "log1p_relu": 2}  # of an activation
 
-# Packed hidden states `[rows, hidden]` to the relu of the maximal logits, `[documents, vocabulary]` in float32.
-Head = Callable[[torch.Tensor, Packing], torch.Tensor]
 Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
+
+
+class Head(Protocol):
+    """Packed hidden states `[rows, hidden]` to the relu of the maximal logits, `[documents, vocabulary]` in float32."""
+
+    name: str  # for a log, after "the head is"
+
+    def __call__(self, rows: torch.Tensor, packing: Packing, /) -> torch.Tensor:
+        """Return weights before the logarithm."""
 
 
 class TiledHead:
     """The plain head, for every device. The fast heads are compared with it."""
+
+    name = "of torch"
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         tile = CPU_TILE if device.type == "cpu" else GPU_TILE
@@ -74,6 +84,7 @@ class Int8Head:
         self._scales, self._bias = _scale(weight.abs().amax(1)), bias.to(torch.float32)
         rounded = (weight / self._scales.unsqueeze(1)).round_().to(torch.int8)
         self._kernel = Kernel(rounded, self._bias, self._scales, instructions=instructions) if instructions else None
+        self.name = self._kernel.name if self._kernel else TiledHead.name
         self._tiles = [] if instructions else [part.T for part in torch.split(rounded, INT8_TILE)]
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:

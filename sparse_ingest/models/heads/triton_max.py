@@ -77,7 +77,7 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
 ):  # fmt: skip
     """`found[document, column]` = relu(max over the document's rows of rows @ weight.T + bias).
 
-    `tiles` and `parts` are those of `row_tiles`. `weight` and `bias` are padded to whole tiles of columns.
+    `tiles` and `parts` are those of `row_tiles`. `weight` and `bias` are padded to full tiles of columns.
     """
     EVEN: tl.constexpr = WIDTH % DEPTH == 0
     columns = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
@@ -110,6 +110,8 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
 
 class TritonHead:
     """The head of GPUs that Triton knows."""
+
+    name = "of Triton"
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         self._columns, self._width = weight.shape

@@ -1,0 +1,124 @@
+"""The command `doctor`: what this installation can do, for its user and for bug reports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+import click
+from click.core import ParameterSource
+
+from sparse_ingest.cli import installation
+from sparse_ingest.cli.help import command
+from sparse_ingest.cli.options import connection_options, json_option, print_report, terminal_width, wrapped
+from sparse_ingest.cli.terminal import bold
+from sparse_ingest.cluster.connection import Connection, parse_url
+from sparse_ingest.errors import UsageError
+from sparse_ingest.reporting import Check, checks_of
+from sparse_ingest.storage.addresses import without_secrets
+from sparse_ingest.storage.waiting import in_thread, left_behind
+
+Checks = dict[str, list[Check]]
+_WAIT_S = installation.TRIAL_S + 10  # for all findings together
+_WIDTH = 120
+
+
+@command()
+@click.option("--index", metavar="NAME", help="Also check the rights of a load into this index, which need not exist")
+@connection_options
+@json_option
+def doctor(index: str | None, connection: Connection, as_json: bool) -> int:
+    """Show what this installation can do, and what is missing: for you, and for bug reports.
+
+    Checks Python and packages, CPU kernels and GPUs, folders, the model hub, and the server of --url or of the
+    SPARSE_INGEST_* variables, for whose answers it waits at most 10 s. Nothing is changed. User names, passwords and
+    tokens are not printed.
+
+    Exit code 1: something is broken, or the given server cannot be reached. What is only missing is no error.
+    """
+    source = click.get_current_context().get_parameter_source("url")
+    found = _findings(connection, index, is_given=source is not ParameterSource.DEFAULT)
+    hidden = _hidden(connection)
+    cleaned = {
+        section: [one._replace(found=hidden(section, one.found), advice=hidden(section, one.advice)) for one in checks]
+        for section, checks in found.items()
+    }
+    problems = [one.name for checks in cleaned.values() for one in checks if one.state == "problem"]
+    content = {
+        "ok": not problems,
+        "checks": [{"section": section, **one._asdict()} for section, checks in cleaned.items() for one in checks],
+    }
+    print_report(as_json, content, _lines(cleaned, problems))
+    return 1 if problems else 0
+
+
+def _findings(connection: Connection, index: str | None, *, is_given: bool) -> Checks:
+    """Return the findings by section. They are collected at the same time, and each may fail."""
+    asked: dict[str, Callable[[], Iterable[Check]]] = {
+        "Installation": installation.python,
+        "Packages": installation.packages,
+        "Machine": installation.machine,
+        "Computation": installation.trial,
+        "Folders": installation.folders,
+        "Model hub": installation.hub,
+        "Local OpenSearch": installation.local_server,
+        "Cluster": lambda: _cluster(connection, index, is_given=is_given),
+    }
+    replies = {name: in_thread(partial(checks_of, name, ask), name) for name, ask in asked.items()}
+    found: Checks = {}
+    for name, reply in replies.items():
+        try:
+            found[name] = reply.result(_WAIT_S)
+        except TimeoutError:
+            left_behind.set()
+            found[name] = [Check(name, "unknown", f"no answer within {_WAIT_S:g} s")]
+    return found
+
+
+def _cluster(connection: Connection, index: str | None, *, is_given: bool) -> list[Check]:
+    from sparse_ingest.cluster.diagnosis import check_cluster
+
+    found = check_cluster(connection, index)
+    if is_given:
+        return found
+    return [one._replace(state="missing") if one.state == "problem" else one for one in found]
+
+
+def _hidden(connection: Connection) -> Callable[[str, str], str]:
+    """Return a function of a section and its text that removes users, passwords, and the user's name in paths."""
+    user = password = None
+    with suppress(UsageError):
+        _, user, password = parse_url(connection.url)
+    names = {user, password, connection.user, connection.password} - {None, ""}
+    forms = sorted({form for name in names for form in (str(name), quote(str(name), ""))}, key=len, reverse=True)
+    secrets = re.compile("|".join(rf"(?<!\w){re.escape(one)}(?!\w)" for one in forms) or "(?!)")
+    home = Path.home()
+    owner = re.compile(rf"(?<=/){re.escape(home.name or '/')}(?=[/\s]|$)")
+
+    def hidden(section: str, text: str) -> str:
+        text = without_secrets(text)
+        if section == "Cluster":  # elsewhere a name such as `opensearch` is no secret
+            text = secrets.sub("***", text)
+        return owner.sub("***", text.replace(f"{home}/", "~/"))
+
+    return hidden
+
+
+def _lines(found: Checks, problems: list[str]) -> Iterator[str]:
+    width, margin = min(terminal_width(), _WIDTH), max(len(one.name) for checks in found.values() for one in checks)
+    for section, checks in found.items():
+        yield bold(section)
+        for one in checks:
+            first = f"  {one.state:<7}  {one.name:<{margin}}  "
+            yield from wrapped(first, one.found, width)
+            if one.advice:
+                yield from wrapped(" " * len(first), one.advice, width)
+        yield ""
+    yield f"Broken: {', '.join(problems)}." if problems else "Nothing that was asked for is broken."
+
+
+COMMANDS = [doctor]

@@ -1,0 +1,112 @@
+"""What torch and nanotoken can do on this machine: devices, CPU instructions, and compiled kernels, each tried.
+
+`doctor` runs `main` in a process of its own: a broken driver or library may hang or end the process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+
+from sparse_ingest.errors import first_line
+from sparse_ingest.reporting import Check, checks_of, size_text
+
+PROGRAM = "from sparse_ingest.models.trial import main; main()"
+_ENCODE = 'For encoding: pip install "sparse-ingest[encode]"'
+_FAST = 'For speed: pip install "sparse-ingest[fast]"'
+
+
+def main() -> None:
+    """Print the findings as one line of JSON."""
+    found = [one for name, ask in CHECKS.items() for one in checks_of(name, ask)]
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
+
+
+def _torch() -> Iterator[Check]:
+    if not find_spec("torch"):
+        yield Check("torch", "missing", "not installed: no model can encode", _ENCODE)
+        return
+    try:
+        import torch
+    except Exception as error:  # a broken build may raise any type
+        reason = f"cannot be imported ({type(error).__name__}: {first_line(error)})"
+        yield Check("torch", "problem", reason, "Install it again, in a version for this Python, CPU and driver.")
+        return
+    yield Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield from _cpu()
+    for number in range(torch.cuda.device_count()):
+        yield from checks_of(f"GPU {number}", partial(_gpu, number))
+    if not torch.cuda.device_count():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        yield Check("GPU", "missing", f"torch sees none (it was built with {built}); the CPU is used")
+
+
+def _cpu() -> Iterator[Check]:
+    import torch
+
+    from sparse_ingest.models.heads.cpu_kernel import instructions_for
+    from sparse_ingest.models.heads.selection import fast_head_works
+    from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
+    from sparse_ingest.models.precision import faster_dtypes
+
+    has = {"AMX": has_amx(), "AVX512 BF16": has_avx512_bfloat16(), "AVX512 VNNI": has_vnni()}
+    faster = ", ".join(faster_dtypes("cpu"))
+    instructions = ", ".join(name for name, there in has.items() if there)
+    found = f"{instructions}; --dtype auto tries {faster}" if faster else "float32 is the fastest dtype here"
+    yield Check("CPU instructions", "ok" if instructions else "missing", found)
+    for dtype in (torch.int8, torch.bfloat16):
+        name, kind = f"{str(dtype).removeprefix('torch.')} kernel", instructions_for(dtype, 128)
+        int8 = dtype == torch.int8
+        used = torch.float32 if int8 else dtype
+        yield _kernel(name, kind, partial(fast_head_works, torch.device("cpu"), used, int8=int8))
+
+
+def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Check:
+    """Try a compiled kernel for instructions of the CPU, or for a GPU."""
+    slower = "the plain one is used, which is slower"
+    if kind is None:
+        return Check(name, "missing", f"none for this CPU; {slower}")
+    try:
+        if works():
+            return Check(name, "ok", f"compiled for {kind}, gives the right weights")
+        return Check(name, "problem", f"compiled for {kind}, gives wrong weights; {slower}", "Please report it.")
+    except ImportError as error:
+        return Check(name, "missing", f"{first_line(error)}; {slower}", _FAST)
+    except Exception as error:  # a compiler that cannot compile for this device may raise any type
+        return Check(name, "problem", f"cannot be compiled for {kind} ({first_line(error)}); {slower}", _FAST)
+
+
+def _gpu(number: int) -> Iterator[Check]:
+    import torch
+
+    from sparse_ingest.models.heads.selection import fast_head_works
+
+    device = torch.device("cuda", number)
+    free, total = torch.cuda.mem_get_info(device)
+    found = f"{torch.cuda.get_device_name(device)}, {size_text(free)} of {size_text(total)} free"
+    yield Check(f"GPU {number}", "ok", found)
+    yield _kernel(f"GPU {number} kernel", "Triton", partial(fast_head_works, device, torch.float16))
+
+
+def _tokenizer() -> Iterator[Check]:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    from sparse_ingest.models.nanotokens import build_nanotokens
+
+    slower = "tokenizers is used, which is slower"
+    if not find_spec("nanotoken"):
+        yield Check("tokenizer", "missing", f"nanotoken is not installed; {slower}", _FAST)
+        return
+    tokens = ("[UNK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"))
+    plain = Tokenizer(models.WordPiece({token: place for place, token in enumerate(tokens)}, unk_token="[UNK]"))
+    plain.normalizer, plain.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    if build_nanotokens(plain):
+        yield Check("tokenizer", "ok", "nanotoken gives the tokens of tokenizers")
+    else:
+        yield Check("tokenizer", "problem", f"nanotoken does not work; {slower}", _FAST)
+
+
+CHECKS = {"torch": _torch, "tokenizer": _tokenizer}

@@ -1,0 +1,87 @@
+"""Why a search of an index found nothing: each cause is read from the vocabulary or counted by the server.
+
+In: the search as it was sent. Out: messages; none if no check explains it. It takes up to five requests. Runs:
+run_search.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.indexes import count_matching
+from sparse_ingest.cluster.mappings import leaves
+from sparse_ingest.cluster.postings import document_frequencies
+from sparse_ingest.cluster.search_bodies import Engine, bm25_body
+from sparse_ingest.errors import ClusterError
+from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.searching.index_search import Asker, without_source
+from sparse_ingest.searching.query import named, not_in_vocabulary
+
+
+def why_empty_index(
+    client: Client, index: str, weights: QueryWeights, engine: Engine, text: str, filter: Mapping[str, Any] | None
+) -> list[str]:
+    """Return why a search of an index found nothing. `text` is that of a hybrid search, otherwise empty.
+
+    Raises:
+        ClusterError: the server cannot answer.
+    """
+    path = path_of(index)
+    documents = count_matching(client, path, {"match_all": {}})
+    if not documents:
+        return [f"Index {index!r} has no documents that a search can find. Load a run into it, or wait for a refresh."]
+    if filter:
+        matching = count_matching(client, path, filter)
+        if not matching:
+            return [f"The filter matches none of the {documents:,} documents of index {index!r}."]
+        if _finds(client, index, engine, weights, text):
+            return [
+                f"The filter matches {matching:,} of {documents:,} documents, and the query finds none of them; "
+                "without the filter it finds others."
+            ]
+    found = _without_tokens(client, index, engine, weights)
+    if engine.name == "two-phase" and _finds(client, index, replace(engine, name="exact"), weights, text):
+        found.append(
+            "Two-phase search finds documents only by the heavy tokens of the query; --engine exact finds some."
+        )
+    if engine.hybrid and not count_matching(client, path, bm25_body(text, field=engine.field, size=1)["query"]):
+        found.append("BM25 finds no word of the query in title and text.")
+    return found
+
+
+def _finds(client: Client, index: str, engine: Engine, weights: QueryWeights, text: str) -> bool:
+    """Return whether a search without a filter finds a document."""
+    answer, _ = Asker(client, index, engine).ask(weights, text, size=1, change=without_source)
+    return bool(answer["hits"]["hits"])
+
+
+def _without_tokens(client: Client, index: str, engine: Engine, weights: QueryWeights) -> list[str]:
+    """Return messages about tokens that the vocabulary or the field lacks, if no document has any of the others."""
+    keys = {token: engine.keys.get(token) if engine.keys is not None else token for token in weights}
+    unknown = [token for token, key in keys.items() if key is None]
+    known = {token: key for token, key in keys.items() if key is not None}
+    found = [not_in_vocabulary(unknown, f"of index {index!r}")] if unknown else []
+    if not known or _holds(client, index, engine.field, list(known.values())) is not False:
+        return found
+    what = f"No document of index {index!r} has a token of the query in field {engine.field!r}: {named(known)}."
+    others = (
+        name for name, entry in leaves(engine.mappings or {})
+        if entry.get("type") == engine.kind and name != engine.field
+    )  # fmt: skip
+    elsewhere = [name for name in others if _holds(client, index, name, list(known.values()))]
+    if elsewhere:
+        what += f" Field {elsewhere[0]!r} has some: pass --set index.field={elsewhere[0]}."
+    return [*found, what]
+
+
+def _holds(client: Client, index: str, field: str, keys: Sequence[str]) -> bool | None:
+    """Return whether a document has one of these keys, or None for a cluster without the neural-search plugin."""
+    try:
+        return any(document_frequencies(client, index, field, keys).values())
+    except ClusterError as error:
+        if "cannot answer neural_sparse" in str(error):
+            return None
+        raise
