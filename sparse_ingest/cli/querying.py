@@ -229,7 +229,8 @@ def _bodies(
 
 def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOptions) -> SearchBody:
     from sparse_ingest.cluster.engines import engine_body
-    from sparse_ingest.cluster.search_bodies import hybrid_body, rank_feature_body, server_side_body
+    from sparse_ingest.cluster.hybrid_bodies import hybrid_body
+    from sparse_ingest.cluster.search_bodies import rank_feature_body, server_side_body
 
     settings: dict[str, Any] = {"size": options.k, "filter": options.filter}
     if options.is_server_side:

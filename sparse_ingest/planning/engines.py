@@ -15,7 +15,8 @@ import numpy as np
 
 from sparse_ingest.cluster.client import Client, ConnectionLike, path_of
 from sparse_ingest.cluster.engines import ENGINES, engines_of
-from sparse_ingest.cluster.search_bodies import HYBRID_DEPTH, Engine
+from sparse_ingest.cluster.hybrid_bodies import HYBRID_DEPTH
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import EngineName, IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.options import PlanOptions

@@ -20,18 +20,11 @@ from sparse_ingest.cluster.answers import Found
 from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.cluster.engines import engine_body
+from sparse_ingest.cluster.hybrid_bodies import bm25_body, hybrid_body, sub_scores_body
 from sparse_ingest.cluster.limits import count_clauses, fit_weights
 from sparse_ingest.cluster.query_fields import refuse_unmapped
 from sparse_ingest.cluster.reading import explained_terms
-from sparse_ingest.cluster.search_bodies import (
-    BodyOptions,
-    Engine,
-    SearchBody,
-    bm25_body,
-    hybrid_body,
-    rank_feature_body,
-    sub_scores_body,
-)
+from sparse_ingest.cluster.search_bodies import BodyOptions, Engine, SearchBody, rank_feature_body
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import HybridSettings
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32

@@ -16,6 +16,8 @@ from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
+pytestmark = pytest.mark.both_products
+
 
 @pytest.fixture
 def old(tmp_path: Path) -> Run:
@@ -101,7 +103,7 @@ def test_an_update_by_another_client_loses_a_vector_outside_source_and_keeps_one
 def test_update_is_refused_if_it_would_lose_a_field(
     client: Client, index_name: str, new: Run, mappings: dict[str, Any], message: str
 ) -> None:
-    vector = {"type": "rank_features"}
+    vector = client.dialect.field_entry()
     mappings = {**mappings, "properties": {"title": {"type": "text"}, "embedding": vector,
                                            "more": {"properties": {"embedding": vector}}}}  # fmt: skip
     client.call("PUT", f"/{index_name}", {"mappings": mappings})

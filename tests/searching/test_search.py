@@ -14,8 +14,9 @@ from support.indexes import assert_same_hits, bits, fill, filled, random_documen
 from support.runs import DOCUMENTS, NASTY_TOKENS, make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.reading import explained_terms
-from sparse_ingest.cluster.search_bodies import bm25_body, rank_feature_body
+from sparse_ingest.cluster.search_bodies import rank_feature_body
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
@@ -26,10 +27,12 @@ from sparse_ingest.searching.hits import Hit
 from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.searching.run_search import search_run
 
+pytestmark = pytest.mark.both_products
+
 
 @pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Client:
-    return connect(Connection(url=opensearch_url))
+def client(cluster_url: str) -> Client:
+    return connect(Connection(url=cluster_url))
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,10 @@ def searched(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.mark.parametrize(("kind", "half"), [("float16", slice(25)), ("float32", slice(25, 50))])
 def test_fifty_queries_score_the_same_in_index_and_run_bit_for_bit(
-    tmp_path: Path, client: Client, opensearch_url: str, index_name: str, kind: Any, half: slice
+    tmp_path: Path, client: Client, cluster_url: str, index_name: str, kind: Any, half: slice
 ) -> None:
     run = make_run(tmp_path / "run", random_documents(300), shard_rows=64, weights=kind)
-    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=cluster_url))
     for number, weights in enumerate(random_queries(50)[half]):
         size = (10, 400)[number % 2]
         exact = [(hit.doc_id, hit.score) for hit in search_run(run, weights, size=size, stored=True)]
