@@ -68,7 +68,7 @@ def elasticsearch_url() -> Iterator[str]:
         from testcontainers.elasticsearch import ElasticSearchContainer
 
         with ElasticSearchContainer(f"elasticsearch:{elasticsearch.RELEASES[0].version}") as container:
-            yield container.get_url()
+            yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9200)}"
     elif found := elasticsearch.find_jdk():
         with elasticsearch.running(*found) as url:
             yield url
@@ -86,7 +86,9 @@ def cluster_url(request: pytest.FixtureRequest) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of modules marked `both_products` on both products."""
     if metafunc.definition.get_closest_marker("both_products") and "cluster_url" in metafunc.fixturenames:
-        metafunc.parametrize("cluster_url", ["opensearch", "elasticsearch"], indirect=True, scope="session")
+        only = metafunc.definition.get_closest_marker("opensearch_only")
+        products = ["opensearch"] if only else ["opensearch", "elasticsearch"]
+        metafunc.parametrize("cluster_url", products, indirect=True, scope="session")
 
 
 def _docker_answers() -> bool:

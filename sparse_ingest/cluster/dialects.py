@@ -14,7 +14,8 @@ from sparse_ingest.errors import ClusterError, UsageError
 Version = tuple[int, int, int]
 Product = Literal["opensearch", "elasticsearch"]
 FieldKind = Literal["rank_features", "sparse_vector"]
-Feature = Literal["hybrid", "model", "pipelines"]
+Replacement = Literal["replace", "overwrite"]  # of a vector by an update, see bulk_bodies.py
+Feature = Literal["hybrid", "model", "pipelines", "plugin"]
 Find = Callable[..., Any]  # Client.find
 
 MAX_CLAUSES = 1024  # the default of indices.query.bool.max_clause_count, and the least that Elasticsearch allows
@@ -26,6 +27,7 @@ _ELASTICSEARCH_LACKS: dict[Feature, str] = {
     "model": "On Elasticsearch queries are encoded here, not on the server. Omit --model-id and --analyzer.",
     "pipelines": "Elasticsearch has no search pipelines, and its ingest pipelines cannot run these models. Omit "
     "--search-pipeline and --ingest-pipeline.",
+    "plugin": "--without-plugin is for OpenSearch; Elasticsearch needs no plugin. Omit it.",
 }
 
 
@@ -38,6 +40,7 @@ class OpenSearchDialect:
     newest_tried = (3, 6, 0)
     # A default search pipeline of an index, such as two-phase, would change scores and refuse to sort.
     no_pipeline: ClassVar[dict[str, str]] = {"search_pipeline": "_none"}
+    replacement: ClassVar[Replacement] = "replace"
 
     def __init__(self, version: Version) -> None:
         self.version = version
@@ -62,6 +65,11 @@ class OpenSearchDialect:
     def field_entry() -> dict[str, Any]:
         """Return the mapping of a new field of kind rank_features."""
         return {"type": "rank_features"}
+
+    @staticmethod
+    def stores_vectors_beside_source(setting: str | None) -> bool:
+        """Return whether an update keeps a vector that `_source` excludes: never."""
+        return False
 
     @staticmethod
     def tokens_clause(field: str, weights: Mapping[str, float]) -> dict[str, Any]:
@@ -100,6 +108,7 @@ class ElasticsearchDialect:
     oldest = (8, 16)
     newest_tried = (9, 5, 3)
     no_pipeline: ClassVar[dict[str, str]] = {}
+    replacement: ClassVar[Replacement] = "overwrite"
 
     def __init__(self, version: Version) -> None:
         self.version = version
@@ -131,6 +140,13 @@ class ElasticsearchDialect:
         """
         can_prune = self.version[:2] >= (9, 1) or (8, 19) <= self.version[:2] < (9, 0)
         return {"type": "sparse_vector"} | ({"index_options": {"prune": False}} if can_prune else {})
+
+    def stores_vectors_beside_source(self, setting: str | None) -> bool:
+        """Return whether an update keeps a vector that `_source` excludes, from its term vectors.
+
+        `setting` is index.mapping.exclude_source_vectors, None by default.
+        """
+        return self.version[:2] >= (9, 2) and setting != "false"
 
     @staticmethod
     def tokens_clause(field: str, weights: Mapping[str, float], *, prune: bool = False) -> dict[str, Any]:

@@ -156,8 +156,8 @@ def create_index(
                 with contextlib.suppress(ClusterError):
                     installed.remove(client, one, index)
             raise
-        if updates.operation_for(made, full.index.field) == "update":
-            reporter.note(updates.notice(made, full.index.field))
+        if not updates.keeps_vectors(made, full.index.field, client.dialect):
+            reporter.note(updates.notice(made, full.index.field, client.dialect))
         if unstarted := settling.unstarted_primaries(client, made):
             reporter.note(unstarted)
     if full.index.kind == "sparse_vector":

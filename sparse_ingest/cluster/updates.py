@@ -19,7 +19,7 @@ from sparse_ingest.cluster.mappings import field_mapping, leaves
 from sparse_ingest.errors import ClusterError, listed
 
 # `update` merges objects: a vector in _source would keep its old tokens beside the new ones, so it is replaced.
-UpdateOperation = Literal["update", "replace"]
+UpdateOperation = Literal["update", "replace", "overwrite"]
 
 
 def with_field(index: Index | None, name: str, field: str, kind: FieldKind, dialect: Dialect) -> Index:
@@ -58,14 +58,24 @@ def add_field(client: Client, index: Index, field: str) -> bool:
     return True
 
 
-def operation_for(index: Index, field: str) -> UpdateOperation:
+def operation_for(index: Index, field: str, dialect: Dialect) -> UpdateOperation:
     """Return the operation that adds a vector to a document of this index."""
-    return "replace" if _in_source(index.mappings.get("_source", {}), field) else "update"
+    return dialect.replacement if keeps_vectors(index, field, dialect) else "update"
 
 
-def notice(index: Index, field: str) -> str:
+def keeps_vectors(index: Index, field: str, dialect: Dialect) -> bool:
+    """Return whether a document that a client changes with `_update` keeps its vector."""
+    stored_beside = dialect.stores_vectors_beside_source(index.setting("mapping.exclude_source_vectors"))
+    return stored_beside or _in_source(index.mappings.get("_source", {}), field)
+
+
+def notice(index: Index, field: str, dialect: Dialect) -> str:
     """Return what later updates do to the vectors of this index."""
-    if operation_for(index, field) == "replace":
+    if keeps_vectors(index, field, dialect) and not _in_source(index.mappings.get("_source", {}), field):
+        return (
+            f"Index {index.name!r} keeps the vectors beside _source, in term vectors. Later updates keep the vectors."
+        )
+    if keeps_vectors(index, field, dialect):
         return (
             f"Index {index.name!r} keeps the vectors in _source and grows by them, because the excludes of an existing "
             "index cannot be changed. Later updates keep the vectors."

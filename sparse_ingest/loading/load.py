@@ -213,7 +213,7 @@ class _Load:
         """Return what is sent for the shards of a run, in the format that the index needs."""
         plan = self.plan
         field, pruning = plan.stamp.field, plan.stamp.pruning
-        operation = updates.operation_for(target, field) if plan.update else "index"
+        operation = updates.operation_for(target, field, self.client.dialect) if plan.update else "index"
         writer = mappings.document_writer(target.mappings, field, self.run.vocabulary(), operation)
         changes = self.older.changes if self.older and plan.missing else None
         return Operations(self.run, writer, pruning, plan.update, changes)

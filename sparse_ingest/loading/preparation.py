@@ -166,14 +166,14 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
         aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}
         body = installed.carried_over(old, plan.body) if old else plan.body
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
-        if updates.operation_for(index, plan.stamp.field) == "update":
-            reporter.note(updates.notice(index, plan.stamp.field))
+        if not updates.keeps_vectors(index, plan.stamp.field, client.dialect):
+            reporter.note(updates.notice(index, plan.stamp.field, client.dialect))
         return index
     claim.refuse_other(indexes.check_uuid(client, plan.there), plan.there.stamp)
     if plan.stale:
         plan.stale.clear()
     if plan.update and updates.add_field(client, plan.there, plan.stamp.field):
-        reporter.note(updates.notice(plan.there, plan.stamp.field))
+        reporter.note(updates.notice(plan.there, plan.stamp.field, client.dialect))
     if plan.added:
         client.call("PUT", f"{plan.there.path}/_mapping", plan.added)
     before = plan.there.stamp

@@ -93,7 +93,7 @@ def search_index(
         UsageError: the index does not map a field of `filter` or `collapse`, or weights do not fit.
         ClusterError: the server cannot answer.
     """
-    engine = engine or Engine(product=client.dialect.product)
+    engine = engine or Engine()
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
@@ -257,7 +257,7 @@ class Asker:
     """One index and one engine. Safe to use from several threads."""
 
     def __init__(self, client: Client, index: str, engine: Engine) -> None:
-        self._client, self._index, self._engine = client, index, engine
+        self._client, self._index, self._engine = client, index, replace(engine, product=client.dialect.product)
         self._without_plugin = self._warned_of_ceiling = False
         self._max_clauses: int | None = None
         self._unknown: dict[str, None] = {}

@@ -96,6 +96,7 @@ def test_the_index_behind_the_alias_is_not_tuned_and_not_replaced(client: Client
         serve(client, index_name, run, replace=True)
 
 
+@pytest.mark.opensearch_only
 def test_default_pipelines_that_the_new_index_lacks_are_reported(
     client: Client, index_name: str, run: Run, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_update_of_a_nested_field_and_a_later_since(client: Client, index_name: 
         into(client, index_name, old, since=new.path, pipeline=pipeline)
 
 
+@pytest.mark.opensearch_only
 def test_update_of_a_sparse_vector_field_also_removes_vectors(client: Client, index_name: str, tmp_path: Path) -> None:
     """An empty sparse_vector is no value, and a partial document without the field would change nothing."""
     sparse = {"type": "sparse_vector", "method": {"name": "seismic"}}
@@ -147,6 +148,7 @@ def test_update_of_a_sparse_vector_field_also_removes_vectors(client: Client, in
     assert verify_all(client, index_name, whole).differing == 1
 
 
+@pytest.mark.opensearch_only
 def test_a_sparse_vector_field_cannot_be_added_later(client: Client, index_name: str, new: Run) -> None:
     create_index_without_vectors(client, index_name)
     with pytest.raises(ClusterError, match="a sparse_vector field needs settings of a new index"):

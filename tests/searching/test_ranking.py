@@ -19,12 +19,10 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.index_search import rank_index, rank_words, search_index, search_words
 from sparse_ingest.searching.run_search import search_run
 
-pytestmark = pytest.mark.both_products
-
 
 @pytest.fixture(scope="module")
-def client(cluster_url: str) -> Client:
-    return connect(Connection(url=cluster_url))
+def client(opensearch_url: str) -> Client:
+    return connect(Connection(url=opensearch_url))
 
 
 @pytest.fixture(scope="module")

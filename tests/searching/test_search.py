@@ -27,12 +27,10 @@ from sparse_ingest.searching.hits import Hit
 from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.searching.run_search import search_run
 
-pytestmark = pytest.mark.both_products
-
 
 @pytest.fixture(scope="module")
-def client(cluster_url: str) -> Client:
-    return connect(Connection(url=cluster_url))
+def client(opensearch_url: str) -> Client:
+    return connect(Connection(url=opensearch_url))
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +43,10 @@ def searched(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.mark.parametrize(("kind", "half"), [("float16", slice(25)), ("float32", slice(25, 50))])
 def test_fifty_queries_score_the_same_in_index_and_run_bit_for_bit(
-    tmp_path: Path, client: Client, cluster_url: str, index_name: str, kind: Any, half: slice
+    tmp_path: Path, client: Client, opensearch_url: str, index_name: str, kind: Any, half: slice
 ) -> None:
     run = make_run(tmp_path / "run", random_documents(300), shard_rows=64, weights=kind)
-    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=cluster_url))
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
     for number, weights in enumerate(random_queries(50)[half]):
         size = (10, 400)[number % 2]
         exact = [(hit.doc_id, hit.score) for hit in search_run(run, weights, size=size, stored=True)]

@@ -163,6 +163,7 @@ def test_a_pruned_load_is_compared_with_the_pruned_run(client: Client, index_nam
     assert compare(client, index_name, run).differing == 1
 
 
+@pytest.mark.opensearch_only
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_sparse_vector_field_matches_bit_for_bit_and_a_change_is_reported(
     client: Client, index_name: str, tmp_path: Path, merge: bool
@@ -236,6 +237,7 @@ def test_an_unfinished_load_is_a_difference(client: Client, index_name: str, tmp
     assert compare(client, index_name, run).ok
 
 
+@pytest.mark.opensearch_only
 def test_without_a_point_in_time_documents_are_explained_with_a_note(
     client: Client, index_name: str, loaded: Run
 ) -> None:
