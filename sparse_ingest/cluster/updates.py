@@ -71,11 +71,10 @@ def keeps_vectors(index: Index, field: str, dialect: Dialect) -> bool:
 
 def notice(index: Index, field: str, dialect: Dialect) -> str:
     """Return what later updates do to the vectors of this index."""
-    if keeps_vectors(index, field, dialect) and not _in_source(index.mappings.get("_source", {}), field):
-        return (
-            f"Index {index.name!r} keeps the vectors beside _source, in term vectors. Later updates keep the vectors."
-        )
-    if keeps_vectors(index, field, dialect):
+    in_source = _in_source(index.mappings.get("_source", {}), field)
+    if keeps_vectors(index, field, dialect) and not in_source:
+        return f"Index {index.name!r} keeps the vectors in term vectors, beside _source. Later updates keep them."
+    if in_source:
         return (
             f"Index {index.name!r} keeps the vectors in _source and grows by them, because the excludes of an existing "
             "index cannot be changed. Later updates keep the vectors."

@@ -57,7 +57,8 @@ def test_update_adds_vectors_to_existing_documents_and_changes_nothing_else(
     found = verify_all(client, index_name, new)
     assert found.ok and found.refused_documents == 2 and found.expected_documents is None
     assert "keeps the vectors in _source" in " ".join(recorder.notes)
-    assert source_of(client, index_name, "d3")["sparse"] == {"river": 9.0}
+    if client.dialect.product == "opensearch":  # Elasticsearch returns no vectors in _source
+        assert source_of(client, index_name, "d3")["sparse"] == {"river": 9.0}
 
 
 @pytest.mark.parametrize("excludes", [[], ["sparse"], ["spar*"]])
@@ -73,9 +74,11 @@ def test_a_second_update_replaces_every_token_of_the_first(
     assert (report.acknowledged, report.refused) == (20, 0)
     assert verify_all(client, index_name, second).ok
     assert titles_in(client, index_name)["d7"] == "Their d7"
-    assert source_of(client, index_name, "d7").get("sparse") == (None if excludes else {"stone": 1.0})
+    if client.dialect.product == "opensearch":
+        assert source_of(client, index_name, "d7").get("sparse") == (None if excludes else {"stone": 1.0})
 
 
+@pytest.mark.opensearch_only
 def test_an_update_by_another_client_loses_a_vector_outside_source_and_keeps_one_inside(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
