@@ -18,7 +18,7 @@ from sparse_ingest.storage.addresses import ADDRESS, HOST_AND_PATH, split_addres
 class Connection:
     """How to reach a cluster. `url` may contain a user and password; `user` and `password` take precedence."""
 
-    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch", env="SPARSE_INGEST_URL")
+    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch or Elasticsearch", env="SPARSE_INGEST_URL")
     user: str | None = option(None, "User name; may be in --url", env="SPARSE_INGEST_USER")
     password: str | None = option(None, "Password; safer in its environment variable", env="SPARSE_INGEST_PASSWORD")
     api_key: str | None = option(
