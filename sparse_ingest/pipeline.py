@@ -21,7 +21,7 @@ from sparse_ingest.errors import PipelineError, UsageError, short_repr
 T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16"]
-EngineName = Literal["exact", "two-phase", "seismic"]
+EngineName = Literal["exact", "two-phase", "seismic", "pruned"]
 _MAX_BYTES, _MAX_DEPTH, _MAX_NUMBER = 1 << 20, 20, 1 << 63
 FieldType = Literal["keyword", "text", "integer", "long", "float", "double", "boolean", "date"]
 
@@ -141,6 +141,7 @@ class QuerySettings(HybridSettings):
     engine: EngineName | None = None
     two_phase: dict[str, Any] = field(default_factory=dict)
     seismic: dict[str, Any] = field(default_factory=dict)
+    pruned: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

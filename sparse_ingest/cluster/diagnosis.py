@@ -14,16 +14,11 @@ from typing import Any
 
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, connect
 from sparse_ingest.cluster.connection import Connection
-from sparse_ingest.cluster.versions import NEWEST_TRIED
+from sparse_ingest.cluster.dialects import OpenSearchDialect
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.reporting import Check, checks_of, size_text
 
 PATIENCE_S = 10.0
-PLUGINS = {
-    "opensearch-neural-search": "neural_sparse queries and sparse_vector fields; without it, use `query "
-    "--without-plugin`",
-    "opensearch-knn": "sparse_vector fields (SEISMIC)",
-}
 _ASK = {"perform_permission_check": "true"}
 _WATERMARKS = "cluster.routing.allocation.disk."
 _EFFECTS = {
@@ -46,7 +41,7 @@ def check_cluster(connection: Connection, index: str | None = None) -> list[Chec
     with client:
         number = ".".join(map(str, client.version))
         known = client.cluster_uuid != "unknown"
-        found = f"OpenSearch {number} at {client.address}"
+        found = f"{client.dialect.name} {number} at {client.address}"
         server = Check("server", "ok", found) if known else Check(
             "server", "unknown", f"{client.address} does not report its version; {number} is assumed"
         )  # fmt: skip
@@ -73,7 +68,7 @@ def _plugins(client: Client) -> Iterator[Check]:
         "nodes", {}
     )
     installed = [{plugin["name"] for plugin in node.get("plugins", ())} for node in nodes.values()]
-    for name, purpose in PLUGINS.items():
+    for name, purpose in client.dialect.plugins.items():
         having = sum(name in names for names in installed)
         if having and having == len(installed):
             yield Check(name, "ok", f"installed on {having} of {having} nodes")
@@ -137,7 +132,7 @@ def _rights(client: Client, index: str | None) -> Iterator[Check]:
         yield Check("rights", "unknown", "cannot be checked: no answer from the security plugin")
         return
     if _missing(client, "GET", "/_cluster/health") is None:
-        oldest = f"needs OpenSearch 3.2 or newer (tested: {'.'.join(map(str, NEWEST_TRIED))})"
+        oldest = f"needs OpenSearch 3.2 or newer (tested: {'.'.join(map(str, OpenSearchDialect.newest_tried))})"
         yield Check("rights", "unknown", f"cannot be checked: perform_permission_check {oldest}")
         return
     if index is None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from sparse_ingest.cluster import indexes, installed, mappings, seismic, settling, updates
 from sparse_ingest.cluster.client import Client, ConnectionLike, UnreachableError, connect
+from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
@@ -130,10 +131,10 @@ def create_index(
     given = {name: value for name in ("field", "kind", "body") if (value := getattr(chosen, name))}
     full = replace(full, index=replace(full.index, **given))
     _refuse_options(chosen)
-    body = mappings.index_body(full.index, None)
     wanted = _pipelines(index, full, chosen)
     with connect(connection, url=url, reporter=reporter) as client:
-        mappings.check_version(full.index.kind, client.version)
+        client.dialect.check_kind(full.index.kind)
+        body = mappings.index_body(full.index, None, client.dialect)
         there = indexes.find_index(client, index)
         if there is not None:
             what = "exists already" if there.name == index else f"is an alias of {there.name!r}"
@@ -155,8 +156,8 @@ def create_index(
                 with contextlib.suppress(ClusterError):
                     installed.remove(client, one, index)
             raise
-        if updates.operation_for(made, full.index.field) == "update":
-            reporter.note(updates.notice(made, full.index.field))
+        if not updates.keeps_vectors(made, full.index.field, client.dialect):
+            reporter.note(updates.notice(made, full.index.field, client.dialect))
         if unstarted := settling.unstarted_primaries(client, made):
             reporter.note(unstarted)
     if full.index.kind == "sparse_vector":
@@ -191,7 +192,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
             uuid=there.uuid,
             aliases=there.serving_aliases,
             field=field,
-            kind=entry.get("type"),
+            kind=kind_of(entry),
             ours=installed.is_ours(there),
             runs=list(stamp.runs) if stamp else [],
             **{name: getattr(stamp, name, None) for name in ("model", "run_id", "load", "pruning", "query")},

@@ -250,17 +250,8 @@ def count_documents(client: Client, index: Index) -> int:
 def count_matching(client: Client, path: str, query: Mapping[str, Any] | None = None) -> int:
     """Return how many documents of an index or alias match a query, or raise if a shard does not answer in time."""
     body = {"size": 0, "track_total_hits": True, "query": query or {"match_all": {}}}
-    answer = client.call("POST", f"{path}/_search", body, params={"search_pipeline": "_none"})
+    answer = client.search(path, body)
     return int(answer["hits"]["total"]["value"])
-
-
-def max_clauses(client: Client) -> int:
-    """Return `indices.query.bool.max_clause_count`, or its default of 1024 for a role that may not read it."""
-    name = "indices.query.bool.max_clause_count"
-    params = {"include_defaults": "true", "flat_settings": "true"}
-    answer = client.find("/_cluster/settings", params=params, absent=(403, 404)) or {}
-    levels = (answer.get(level, {}) for level in ("transient", "persistent", "defaults"))
-    return next((int(level[name]) for level in levels if name in level), 1024)
 
 
 def _pruning_words(pruning: dict[str, Any]) -> str:

@@ -73,6 +73,7 @@ def install(client: Client, pipeline: Installed, body: dict[str, Any], index: st
     Raises:
         ClusterError: another one has its name, or the server does not know a processor.
     """
+    client.dialect.refuse("pipelines")
     body = {**body, "description": f"{_mark(index)} {body['description']}"}
     there = _found(client, pipeline)
     if there == body:

@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.indexes import count_matching
 from sparse_ingest.cluster.mappings import leaves
 from sparse_ingest.cluster.postings import document_frequencies
-from sparse_ingest.cluster.search_bodies import Engine, bm25_body
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.searching.index_search import Asker, without_source

@@ -152,7 +152,7 @@ class SearchableIndex:
         self, client: Client, name: str, index: Index, pipeline: Pipeline, reporter: Reporter = SILENT
     ) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
-        self.engine = engine_of_index(pipeline, index)
+        self.engine = engine_of_index(pipeline, index, client.dialect.product)
         self._reporter = reporter
         self._model = QueryModel(pipeline)
 

@@ -76,6 +76,7 @@ def verify(
         indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")
         mappings.check_fits(there, stamps.run_stamp(run, field))
+        mappings.refuse_other_product(there, field, client.dialect)
         indexes.count_documents(client, there)  # a refresh would wait a minute for a shard without a node
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)

@@ -15,15 +15,13 @@ from support.server_scores import two_phase_score, two_phase_split
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.engines import engine_body
+from sparse_ingest.cluster.hybrid_bodies import bm25_body, hybrid_body, packaged_search_pipeline
 from sparse_ingest.cluster.limits import two_phase_window
 from sparse_ingest.cluster.search_bodies import (
     Engine,
-    bm25_body,
-    hybrid_body,
     msearch_bytes,
     msearch_lines,
     neural_sparse_body,
-    packaged_search_pipeline,
     rank_feature_body,
     server_side_body,
     two_phase_body,

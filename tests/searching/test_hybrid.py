@@ -11,8 +11,9 @@ from support.indexes import filled, random_documents, random_queries
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.limits import check_hybrid
-from sparse_ingest.cluster.search_bodies import Engine, bm25_body
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import HybridSettings, QuerySettings
 from sparse_ingest.searching.index_search import rank_index, search_hybrid, search_index
