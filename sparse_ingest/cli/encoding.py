@@ -100,7 +100,7 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
     )
     if found.equal_texts:
         yield (
-            f"Documents with the text of an earlier one: {found.equal_texts:,}, {found.equal_in_shard:,} of them in the "
+            f"Documents with an earlier text: {found.equal_texts:,}, {found.equal_in_shard:,} of them in the "
             "same shard: --dedup-text encode-once computes those only once."
         )
     if tokens := found.tokens:

@@ -185,7 +185,7 @@ COMMANDS = [load, verify]
 
 def _verified(report: VerifyReport) -> Iterator[str]:
     expected = report.expected_documents
-    wanted = "other clients wrote to it too" if expected is None else f"expected {expected:,}"
+    wanted = "other clients or loads of other runs wrote to it too" if expected is None else f"expected {expected:,}"
     yield f"Index {report.index!r} has {report.index_documents:,} documents ({wanted})."
     if report.refused_documents:
         yield f"{report.refused_documents:,} documents of the run were refused by the load (dead.jsonl)."

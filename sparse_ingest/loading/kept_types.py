@@ -66,7 +66,7 @@ class KeptTypes:
             content["_meta"][META_KEY] = stamp.as_meta()
             if unseen := sorted(self._declared.keys() - types.keys()):
                 kept = listed(sorted(types), NAMED) or "none"
-                notes.append(f"No document has a declared field: {', '.join(unseen)}. Fields that the run keeps: {kept}.")
+                notes.append(f"No document has a declared field: {', '.join(unseen)}. The run keeps: {kept}.")
             return stamp, {}, notes
         if self._is_older and new:
             types, notes = types | dict.fromkeys(new), [
