@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import CheckpointError, Interrupted, StorageError, first_line
+from sparse_ingest.pipeline import packaged_names
 from sparse_ingest.reporting import NOTE
 from sparse_ingest.storage.hub_session import guard_hub, hub_address, refused_token, token_state, without_token
 from sparse_ingest.storage.waiting import call_with_timeout
@@ -56,7 +57,8 @@ def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path
     except (StorageError, Interrupted):
         raise
     except Exception as error:  # of requests, httpx or httpx2, by the release of huggingface_hub
-        raise CheckpointError(without_token(_message(name, revision, error))) from error
+        pipeline = f" {name!r} is a packaged pipeline: pass --pipeline {name}." if name in packaged_names() else ""
+        raise CheckpointError(without_token(_message(name, revision, error)) + pipeline) from error
     if not folder.is_dir():
         raise CheckpointError(
             f"The model {name} on the hub has no file of a checkpoint: looked for {', '.join(FILES)} and {PICKLES}. "

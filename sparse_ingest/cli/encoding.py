@@ -95,13 +95,14 @@ def encode(
 def _surveyed(found: CorpusSurvey) -> Iterator[str]:
     yield (
         f"{found.rows:,} rows: {found.documents:,} documents ({found.empty:,} with an empty text) of "
-        f"{found.text_bytes:,} bytes of text in {counted(found.shards, 'shard')}; {found.bad:,} bad rows, "
-        f"{found.duplicates:,} duplicate ids."
+        f"{found.text_bytes:,} bytes of text in {counted(found.shards, 'shard')}; "
+        f"{counted(found.bad, 'bad row')}, {counted(found.duplicates, 'duplicate id')}."
     )
-    yield (
-        f"{found.equal_texts:,} documents repeat the text of an earlier one, {found.equal_in_shard:,} of them in the "
-        "same shard: --dedup-text encode-once computes those only once."
-    )
+    if found.equal_texts:
+        yield (
+            f"Documents with an earlier text: {found.equal_texts:,}, {found.equal_in_shard:,} of them in the "
+            "same shard: --dedup-text encode-once computes those only once."
+        )
     if tokens := found.tokens:
         yield (
             f"Tokens per document, in a sample of {tokens['documents']:,}: mean {tokens['mean']:,.1f}, "
@@ -165,7 +166,11 @@ def status(run: Place, as_json: bool) -> None:
         "complete": "yes" if state["complete"] else "no",
         "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items()),
     }
-    lines = [(LABELS.get(key, key), value) for key, value in shown.items() if key != "loads"]
+    lines = [
+        (LABELS.get(key, key), f"{value:,}" if isinstance(value, int) else value)
+        for key, value in shown.items()
+        if key != "loads"
+    ]
     for load in state["loads"]:
         shards = counted(load["shards"], "shard")
         lines.append(("loaded", f"{shards} into index {load['index_uuid']}, {load['dead']} refused"))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sparse_ingest.evaluation.evaluate import Evaluation, Latency
     from sparse_ingest.evaluation.measures import Comparison
 
-QUERY_CHARACTERS = 80
+QUERY_CHARACTERS = 50
 FILE = click.Path(exists=True, path_type=Path)
 _NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
     "queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force", "trec_run", "compare", "per_query",
@@ -120,6 +120,10 @@ def _nano_beir(pipeline: Pipeline, options: EvaluateOptions, given: dict[str, An
 
 
 def _lines(found: Evaluation, options: EvaluateOptions, per_query: bool) -> Iterator[str]:
+    if per_query:  # first: on a terminal, the lines after it stay in view
+        each = found.search.measured.per_query
+        by_query = ((query_id, [each[name][query_id] for name in each]) for query_id in next(iter(each.values())))
+        yield from (*_figures(["query", *each], by_query), "")
     rows = [row for row in (found.search, found.bm25) if row]
     yield from _figures(["", *found.measures], ((row.name, row.measured.mean.values()) for row in rows))
     yield ""
@@ -134,17 +138,12 @@ def _lines(found: Evaluation, options: EvaluateOptions, per_query: bool) -> Iter
         yield f"{row.name}: {_in_words(row.latency)}"
     if found.comparisons:
         yield from _compared(found.comparisons, options, per_query)
-    if per_query:
-        yield ""
-        each = found.search.measured.per_query
-        by_query = ((query_id, [each[name][query_id] for name in each]) for query_id in next(iter(each.values())))
-        yield from _figures(["query", *each], by_query)
 
 
 def _compared(comparisons: list[Comparison], options: EvaluateOptions, per_query: bool) -> Iterator[str]:
     """Yield the table of a comparison; with `per_query` also the changes of nDCG@10 and of requested measures."""
     name = Path(options.compare or "").name
-    table = [["", "here", name, "difference", "p (t-test)", "p (randomization)", "wins", "losses", "ties"]]
+    table = [["", "here", name, "change", "p (t-test)", "p (random)", "wins", "losses", "ties"]]
     for one in comparisons:
         values = [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.difference:+.4f}"]
         counts = [f"{one.wins:,}", f"{one.losses:,}", f"{one.ties:,}"]

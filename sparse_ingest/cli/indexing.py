@@ -144,7 +144,7 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
     if report is None:
         click.echo("Nothing was deleted.", err=True)
         return 1
-    many = "an unknown number of" if report.documents is None else report.documents
+    many = "an unknown number of" if report.documents is None else f"{report.documents:,}"
     lines = [f"Index {report.index!r} was deleted, with {many} documents."]
     if report.pipelines:
         lines.append(f"Its pipelines were deleted: {', '.join(report.pipelines)}.")
@@ -214,7 +214,7 @@ def _shown(report: IndexReport) -> dict[str, object]:
         "query settings": in_words(report.query or {}),
         "kept fields": ", ".join(fields),
         "documents": f"{report.documents:,}",
-        "size": f"{report.bytes / 1e6:,.1f} MB in {counted(report.segments, 'segment')}",
+        "size": f"{size_text(report.bytes)} in {counted(report.segments, 'segment')}",
         "shards": f"{counted(report.primaries, 'primary', 'primaries')}, {counted(report.replicas, 'replica')} each",
         "search pipeline": report.search_pipeline,
         "ingest pipeline": report.ingest_pipeline,

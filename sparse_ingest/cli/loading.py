@@ -116,8 +116,8 @@ def _refuse_conflicts(
 def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_json: bool) -> int:
     """Print what a load did, and return its exit code."""
     lines = [
-        f"{report.acknowledged} of {report.documents} documents are in index {report.index!r} "
-        f"({report.loaded_shards} of {report.shards} shards loaded by this command, {report.seconds:.1f} s)."
+        f"{report.acknowledged:,} of {report.documents:,} documents are in index {report.index!r} "
+        f"({report.loaded_shards:,} of {report.shards:,} shards loaded by this command, {report.seconds:.1f} s)."
     ]
     if report.merged_from_bytes is not None and report.merged_to_bytes is not None:
         one = "One segment per shard" if report.merged else "Not merged completely"
@@ -125,15 +125,15 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
             f"{one}: {size_text(report.merged_from_bytes)} before the merge, {size_text(report.merged_to_bytes)} after."
         )
     if report.unchanged:
-        lines.append(f"{report.unchanged} of them are the same as in the older run and were not sent.")
+        lines.append(f"{report.unchanged:,} of them are the same as in the older run and were not sent.")
     if report.deleted:
-        lines.append(f"{report.deleted} documents that are only in the older run were deleted.")
+        lines.append(f"{report.deleted:,} documents that are only in the older run were deleted.")
     if report.retried:
-        lines.append(f"{report.retried} refused documents were sent again.")
+        lines.append(f"{report.retried:,} refused documents were sent again.")
     print_result(as_json, content, (*lines, *also))
     if report.refused and not as_json:
         click.echo(
-            f"OpenSearch refused {report.refused} documents; {report.dead} lists them with the reasons. Fix the "
+            f"OpenSearch refused {report.refused:,} documents; {report.dead} lists them with the reasons. Fix the "
             "cause, then rerun with --retry-dead.",
             err=True,
         )
@@ -185,13 +185,13 @@ COMMANDS = [load, verify]
 
 def _verified(report: VerifyReport) -> Iterator[str]:
     expected = report.expected_documents
-    wanted = "other clients wrote to it too" if expected is None else f"expected {expected}"
-    yield f"Index {report.index!r} has {report.index_documents} documents ({wanted})."
+    wanted = "other clients or loads of other runs wrote to it too" if expected is None else f"expected {expected:,}"
+    yield f"Index {report.index!r} has {report.index_documents:,} documents ({wanted})."
     if report.refused_documents:
-        yield f"{report.refused_documents} documents of the run were refused by the load (dead.jsonl)."
+        yield f"{report.refused_documents:,} documents of the run were refused by the load (dead.jsonl)."
     if report.unloaded_shards:
-        yield f"{report.unloaded_shards} shards of the run are not loaded yet: rerun the load."
-    yield f"Compared {report.checked_weights} weights of {report.checked_documents} documents."
+        yield f"{report.unloaded_shards:,} shards of the run are not loaded yet: rerun the load."
+    yield f"Compared {report.checked_weights:,} weights of {report.checked_documents:,} documents."
     yield from _listed("missing", report.missing_ids, report.missing)
     yield from _listed("duplicate", report.doubled_ids, report.doubled)
     # Documents of other clients and of an unfinished shard are not differences.
@@ -202,11 +202,11 @@ def _verified(report: VerifyReport) -> Iterator[str]:
         there = "none" if found is None else f"{found:.9g}"
         yield f"  differs: {doc_id}: {what}: expected {weight:.9g}, found {there}"
     if report.differing > len(report.differences):
-        yield f"  and {report.differing - len(report.differences)} more differ"
+        yield f"  and {report.differing - len(report.differences):,} more differ"
     yield "The index matches the run." if report.same else "The index differs from the run."
 
 
 def _listed(what: str, doc_ids: Sequence[str], count: int) -> Iterator[str]:
     yield from (f"  {what}: {doc_id}" for doc_id in doc_ids)
     if count > len(doc_ids):
-        yield f"  and {count - len(doc_ids)} more are {what}"
+        yield f"  and {count - len(doc_ids):,} more are {what}"

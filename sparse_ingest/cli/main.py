@@ -161,5 +161,6 @@ def _escaping(stream: TextIO | None, *, lenient: bool = False) -> TextIO:
             buffer = io.BufferedWriter(_Lenient(buffer.fileno(), "w", closefd=False))
         if is_ascii or lenient:
             kind = _Ascii if is_ascii else io.TextIOWrapper
-            return kind(buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+            # On a terminal Python passes every write on; here a bar must end its line before the report is printed.
+            return kind(buffer, stream.encoding, stream.errors, line_buffering=lenient or stream.line_buffering)
     return stream

@@ -36,7 +36,7 @@ TEXT_CHARACTERS = 160
 LACKING = 10  # named terms of the query
 # Reason of an `Explanation` to words.
 _REASONS = {
-    "not found": "No document has this id.",
+    "not found": "No document has this id. Check it: ids are compared exactly.",
     "no common term": "It has none of the query's terms, so it is not a hit.",
     "filtered out": "The filter excludes it.",
     "missed": "Its score is high enough, but the engine did not visit it. Search a rank_features field with --engine "

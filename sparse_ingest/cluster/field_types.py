@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from sparse_ingest.reporting import shortened
+
 MAX_KEYWORD = 256  # UTF-16 units: ignore_above of the keywords that a load maps
 _MAX_TERM = 32766  # bytes of a keyword without ignore_above
 _INTEGERS = {
@@ -117,8 +119,9 @@ class FieldValues:
         kind = self._kind(value)
         self.kinds.add(kind)
         if kind == "keyword":
-            self._any_word |= isinstance(value, str) and value != "" and not _NUMBER.fullmatch(value)
-            if not self.odd:
+            is_word = isinstance(value, str) and value != "" and not _NUMBER.fullmatch(value)
+            self._any_word |= is_word
+            if is_word or not self.odd:
                 self.odd = value
 
     def count_long(self, value: str, most: int) -> None:
@@ -161,9 +164,9 @@ class FieldValues:
             return None
         if self.kinds == {"long", "double"}:
             return f"{self._inexact} is not exact as a double"
-        if self.odd == "" and not self._any_word:
+        if self.odd == "" or self._any_word:
             kinds = sorted(self.kinds - {"keyword"})
-            return f"'' is not a {' or '.join(kinds)}" if kinds else None
-        if self._any_word or not self.kinds <= {"long", "double", "keyword"}:
+            return f"{shortened(str(self.odd), 40)!r} is not a {' or '.join(kinds)}" if kinds else None
+        if not self.kinds <= {"long", "double", "keyword"}:
             return f"it has values of several kinds ({', '.join(sorted(self.kinds))})"
         return f"{self.odd!r} is {'not how that number is printed' if isinstance(self.odd, str) else 'over 64 bits'}"

@@ -24,7 +24,7 @@ _OPAQUE = (
     "flat_object", "flattened", "geo_point", "geo_shape", "completion", "join", "percolator", "rank_features",
     "sparse_vector",
 )  # fmt: skip
-_NAMED = 20  # fields in a note
+NAMED = 20  # fields in a note
 
 
 class FoundTypes(NamedTuple):
@@ -217,4 +217,4 @@ def _notes(new: Mapping[str, str], seen: Mapping[str, FieldValues], refused: Map
         (empty, "No document has a value of: {}. Check the names given to encode --keep."),
         (unmapped, "Not mapped, so no search can filter by them: {}."),
     )  # fmt: skip
-    return [line.format(listed(names, _NAMED)) for names, line in lines if names]
+    return [line.format(listed(names, NAMED)) for names, line in lines if names]

@@ -183,9 +183,10 @@ class Cursor:
 
     @property
     def expected_rows(self) -> int | None:
-        """An estimate of the number of rows from the share that was read; None if it is unknown."""
+        """An estimate of the number of rows from the share that was read, or the limit; None if it is unknown."""
         share = self._corpus.share(self.position)
-        return round(self.position.row / share) if share else None
+        rows = round(self.position.row / share) if share else self._limit
+        return rows if rows is None or self._limit is None else min(rows, self._limit)
 
 
 def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[tuple[SourceRow, Position]]:

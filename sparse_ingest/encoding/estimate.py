@@ -23,8 +23,8 @@ _SAMPLE_BYTES = 4 << 20  # of the fields of a part whose words are counted, whic
 class Estimate:
     """Watches the parts of one process, and reports its estimate once."""
 
-    def __init__(self, cursor: Cursor, limit: int | None, reporter: Reporter) -> None:
-        self._cursor, self._limit, self._reporter = cursor, limit, reporter
+    def __init__(self, cursor: Cursor, reporter: Reporter) -> None:
+        self._cursor, self._reporter = cursor, reporter
         self._documents = self._terms = 0
         self._index = IndexSize()  # of a sample of the documents
         self._read = self._run_bytes = 0
@@ -57,8 +57,7 @@ class Estimate:
         averages = (
             f"After {self._documents:,} documents: {terms:.1f} terms and {size:,.0f} bytes of the run per document"
         )
-        rows = min((known for known in (self._cursor.expected_rows, self._limit) if known is not None), default=None)
-        if rows is None:
+        if (rows := self._cursor.expected_rows) is None:
             each = self._index_bytes(1.0) / self._documents
             return f"{averages}, about {each:,.0f} of a merged index. The size of the corpus is unknown."
         scale = rows / max(1, self._read)

@@ -86,7 +86,7 @@ class Job:
             self.settings = replace(self.settings, dtype=like.run.manifest.identity["dtype"])
         self.run: Run = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
-        self.estimate = Estimate(self.cursor, options.limit, reporter if worker.number == 0 else SILENT)
+        self.estimate = Estimate(self.cursor, reporter if worker.number == 0 else SILENT)
         reporter.begin("documents")
 
     def _open(self, out: Place) -> Run:

@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_ingest.cluster import indexes, mappings
-from sparse_ingest.cluster.kept_fields import KeptFields
+from sparse_ingest.cluster.kept_fields import NAMED, KeptFields
 from sparse_ingest.cluster.stamps import META_KEY, Stamp
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.errors import ClusterError, listed
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.records import PARENT, field_path
 from sparse_ingest.runs.run import Run
@@ -65,7 +65,8 @@ class KeptTypes:
             mappings.add_types(content, new, self._sparse)
             content["_meta"][META_KEY] = stamp.as_meta()
             if unseen := sorted(self._declared.keys() - types.keys()):
-                notes.append(f"No document has a declared field: {', '.join(unseen)}.")
+                kept = listed(sorted(types), NAMED) or "none"
+                notes.append(f"No document has a declared field: {', '.join(unseen)}. The run keeps: {kept}.")
             return stamp, {}, notes
         if self._is_older and new:
             types, notes = types | dict.fromkeys(new), [

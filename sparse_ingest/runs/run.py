@@ -295,7 +295,8 @@ def open_run(run: RunLike) -> Run:
     path = place_of(run)
     manifest = path / "manifest.json"
     if not has_manifest(path):
-        raise RunError(f"{path} is not a run: it has no manifest.json. Create one with `sparse-ingest encode --out`.")
+        lacks = "it has no manifest.json" if path.exists() else "there is no such folder"
+        raise RunError(f"{path} is not a run: {lacks}. Check the name, or create it with `sparse-ingest encode --out`.")
     with reading(manifest):
         content = parse_json(read_bytes(manifest))
         if isinstance(content, dict) and isinstance(found := content.get("format"), int) and found != FORMAT:

@@ -37,7 +37,10 @@ def why_empty_index(
     if filter:
         matching = count_matching(client, path, filter)
         if not matching:
-            return [f"The filter matches none of the {documents:,} documents of index {index!r}."]
+            return [
+                f"The filter matches none of the {documents:,} documents of index {index!r}. Keywords must be equal, "
+                "with the same case."
+            ]
         if _finds(client, index, engine, weights, text):
             return [
                 f"The filter matches {matching:,} of {documents:,} documents, but the query finds none of them; "

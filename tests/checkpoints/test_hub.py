@@ -239,6 +239,9 @@ def test_without_a_hub_the_cache_is_used_or_the_message_names_what_is_missing(
     assert why in empty and why in part
     assert f"the cache {tmp_path / 'empty' / 'hub'} has no model of that name" in empty
     assert "has only a part of it" in part
+    if state == "offline":
+        pipeline = error_of(read(hub, tmp_path / "empty", "splade-mini", **options))
+        assert pipeline.endswith("'splade-mini' is a packaged pipeline: pass --pipeline splade-mini.")
     assert hub.requests == []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from support.serving import AnsweringHandler, serving
 from support.tables import write_table
 from support.terminals import EVIL, NAMED, on_terminal, refuse_controls
 
+from sparse_ingest.cli.main import _escaping
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.runs.run import Run
 
@@ -115,6 +118,16 @@ def test_error_reasons_of_a_server_are_escaped(run: Run, monkeypatch: pytest.Mon
             code, out, err = on_terminal(monkeypatch, *arguments, "--index", "any", "--url", url)
             refuse_controls(out, err)
             assert code == 1 and "PWN" in err
+
+
+def test_a_bar_ends_its_line_before_the_report() -> None:
+    """Python's stderr on a terminal is not line-buffered: it passes every write on."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with io.TextIOWrapper(io.FileIO(writer, "w"), "utf-8", write_through=True) as stream:
+        _escaping(stream, lenient=True).write("100% done\n")
+        assert os.read(reader, 100) == b"100% done\n"
+    os.close(reader)
 
 
 def test_names_of_files_models_and_columns_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

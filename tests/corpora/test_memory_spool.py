@@ -133,6 +133,13 @@ def test_reading_resumes_at_any_row() -> None:
     assert cursor.rereadable
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(None, 1201), (700, 700), (5000, 1201)])
+def test_the_expected_rows_end_at_the_limit(limit: int | None, expected: int) -> None:
+    cursor = Cursor(memory_corpus([*ROWS, "bad"], fields=FIELDS), limit)
+    list(cursor.take(600))
+    assert cursor.expected_rows == pytest.approx(expected, rel=0.05)
+
+
 def test_another_process_reads_a_pickled_corpus() -> None:
     corpus = memory_corpus(ROWS, fields=FIELDS)
     expected = rows_of(corpus)

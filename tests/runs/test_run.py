@@ -112,6 +112,8 @@ def test_a_folder_without_a_valid_manifest_is_reported(tmp_path: Path, content: 
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(RunError, match=message):
         open_run(tmp_path)
+    with pytest.raises(RunError, match="is not a run: there is no such folder. Check the name"):
+        open_run(tmp_path / "typo")
 
 
 def test_keys_of_a_later_release_are_ignored(tmp_path: Path) -> None:
