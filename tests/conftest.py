@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,6 +24,10 @@ from sparse_ingest.cluster import merging
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.local_server import download, process
 from sparse_ingest.storage import waiting
+
+# Under nohup SIGHUP is ignored, and the processes of the tests would inherit that.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

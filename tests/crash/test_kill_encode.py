@@ -104,7 +104,10 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+# 10 s each.
+@pytest.mark.parametrize(
+    "name", ["windows", *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS if one != "windows")]
+)
 def test_killed_with_long_documents_and_with_vectors_of_an_old_run(name: str, tmp_path: Path) -> None:
     other = OTHERS[name]
     undisturbed = Undisturbed(tmp_path, *other["options"], reuse=other.get("reuse", False))

@@ -191,7 +191,8 @@ def server() -> Iterator[OwnServer]:
         yield server
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 51))])
+@pytest.mark.slow  # 30 s each
+@pytest.mark.parametrize("seed", range(1, 51))
 def test_the_server_is_killed_and_started_again(server: OwnServer, tmp_path: Path, seed: int) -> None:
     """In half of the runs the loader is killed too. Shards in the journal must be in the index.
 

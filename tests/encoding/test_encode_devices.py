@@ -222,6 +222,7 @@ def test_a_process_without_a_shard_is_reported(corpus: Corpus, tmp_path: Path) -
     assert parent.exitcode == 3, log.read_text()
 
 
+@pytest.mark.slow  # 20 s of waiting
 def test_a_stopped_process_is_reported_with_its_pid_within_20_s(corpus: Corpus, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     parent = start(*corpus.arguments(out, "cpu,cpu"), log=log)

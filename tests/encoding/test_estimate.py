@@ -29,6 +29,7 @@ def rows() -> list[dict[str, object]]:
     return found[:600]
 
 
+@pytest.mark.slow  # retention leases expire after up to 30 s
 def test_the_estimated_size_is_within_10_percent_of_the_merged_index(
     client: Client, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
