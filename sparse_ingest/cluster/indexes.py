@@ -2,14 +2,12 @@
 
 In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). Loads send to a private
 alias with `require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
-
-Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), aliases that
-searches use (aliases.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.answers import Indexes
@@ -255,11 +253,14 @@ def count_matching(client: Client, path: str, query: Mapping[str, Any] | None = 
 
 def max_clauses(client: Client) -> int:
     """Return `indices.query.bool.max_clause_count`, or its default of 1024 for a role that may not read it."""
-    name = "indices.query.bool.max_clause_count"
+    return int(cluster_settings(client).get("indices.query.bool.max_clause_count", 1024))
+
+
+def cluster_settings(client: Client, absent: Collection[int] = (403, 404)) -> Mapping[str, Any]:
+    """Return all cluster settings by name, or {} if the answer has a status of `absent`."""
     params = {"include_defaults": "true", "flat_settings": "true"}
-    answer = client.find("/_cluster/settings", params=params, absent=(403, 404)) or {}
-    levels = (answer.get(level, {}) for level in ("transient", "persistent", "defaults"))
-    return next((int(level[name]) for level in levels if name in level), 1024)
+    answer = client.find("/_cluster/settings", params=params, absent=absent) or {}
+    return ChainMap(*(answer.get(level, {}) for level in ("transient", "persistent", "defaults")))
 
 
 def _pruning_words(pruning: dict[str, Any]) -> str:
