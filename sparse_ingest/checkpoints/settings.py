@@ -95,10 +95,8 @@ def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSe
     """Return what the manifest and the index record of the model: enough to build it again for queries.
 
     `settings` are the resolved ones of documents, `asked` those of the user. `query_side` has the settings of queries
-    that differ. Trust in remote code is never recorded: an index must not grant it to its users.
-
-    Raises:
-        CheckpointError: the query checkpoint cannot be found.
+    that differ. Trust in remote code is never recorded: an index must not grant it to its users. Raise
+    `CheckpointError` if the query checkpoint cannot be found.
     """
     record = {key: value for key, value in asdict(settings).items() if value is not None}
     record |= {"document": _name(checkpoint), "family": checkpoint.family, "sha256": checkpoint.sha256}
