@@ -42,6 +42,13 @@ from sparse_ingest.storage.scratch import ScratchFolder
 _FILES = ("settings.json", "dead.jsonl", "journal.jsonl", "merged.json")  # in order of upload
 
 
+class _Rules(TypedDict):
+    """How a load sent documents."""
+
+    pruning: dict[str, Any]
+    update: NotRequired[bool]
+
+
 class _JournalLine(TypedDict):
     """The keys of a line of journal.jsonl that are read."""
 
@@ -50,7 +57,7 @@ class _JournalLine(TypedDict):
     refused: NotRequired[Count]
     unchanged: NotRequired[Count]
     sha256: NotRequired[str | None]
-    rules: NotRequired[dict[str, Any]]
+    rules: NotRequired[_Rules]
 
 
 class _Letter(TypedDict):

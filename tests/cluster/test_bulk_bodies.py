@@ -245,7 +245,7 @@ def test_a_weight_of_an_id_without_token_is_reported_as_a_damaged_run() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1e-40, np.nan, np.inf])
 def test_a_weight_that_no_index_accepts_is_reported_as_a_damaged_run(weight: float) -> None:
-    with pytest.raises(RunError, match="The run is damaged"):
+    with pytest.raises(RunError, match="It is damaged"):
         written(BodyWriter(VOCABULARY, "s"), one([weight], [0]))
 
 

@@ -192,7 +192,7 @@ def test_a_mapping_that_does_not_fit_is_refused(
 def test_vectors_of_another_model_are_refused_with_both_names(client: Client, index_name: str) -> None:
     index = index_with(client, index_name, {"type": "rank_features"}, STAMP)
     mappings.check_fits(index, replace(STAMP, run_id="other"))
-    with pytest.raises(ClusterError, match="vectors of 'm' with vocabulary abababababab, this run is of 'm'.*cdcdcd"):
+    with pytest.raises(ClusterError, match="vectors of 'm' with vocabulary abababababab, but this run is of 'm'.*cdcdcd"):
         mappings.check_fits(index, replace(STAMP, vocabulary_sha256="cd" * 32))
     with pytest.raises(ClusterError, match="revision is '1' there and '2' here"):
         mappings.check_fits(index, replace(STAMP, model={"document": "m", "revision": "2"}))

@@ -98,12 +98,12 @@ DTYPES = ("float32", "float16")
 INTERPRETED = f"""
 import json, sys, torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_heads import CASES, CPU, DTYPES, made, plain, verdicts
+from test_heads import CASES, CPU, DTYPES, plain, random_inputs, verdicts
 from sparse_ingest.models.heads.triton_max import TritonHead
 from sparse_ingest.models.packing import Packing
 
 def compared(lengths, width, vocabulary, dtype):
-    rows, weight, bias = made(lengths, width, vocabulary, dtype)
+    rows, weight, bias = random_inputs(lengths, width, vocabulary, dtype)
     packing = Packing(lengths, CPU)
     head = TritonHead(weight, bias, device=CPU, dtype=dtype)
     found, expected = head(rows, packing), plain(weight, bias)(rows.float(), packing)
