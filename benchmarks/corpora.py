@@ -5,7 +5,7 @@
 
 The documents are passages of about 1,000 characters of Python's documentation (pydoc_data.topics), repeated under new
 ids. Each contender runs in its own process, one after another, and reads each document once; a row is the best of the
-rounds. Megabytes are those of the same documents as plain jsonl, so rows are comparable. sparse-ingest checks ids and
+rounds. Megabytes are counted as plain jsonl, so rows are comparable. sparse-ingest checks ids and
 texts, joins the title, and hashes each row as `encode` does; the others only read rows. The baseline is `json.loads`.
 CPU time is given besides wall time, because it is more accurate on a busy machine. Not covered: the encoder, which is
 slower than all of this.

@@ -42,7 +42,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("DistilBert", {}),
     "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
 }
-# Packages to install. light-splade pins torch and transformers of 2025; it runs with those of this environment.
+# Packages to install. light-splade pins torch and transformers of 2025; it runs with the releases of this environment.
 PEERS = {"yasem": ["yasem==0.4.1"], "light-splade": ["--no-deps", "light-splade==0.1.3"]}
 HEADINGS = (
     "| encoder | setting | docs/s | min | max | tokens/s | to best | to float32, batch 32 | of the bound "
@@ -226,7 +226,7 @@ def show(shape: str, contenders: dict[str, Contender], shared: dict[str, Any], d
     median = {name: statistics.median(found) for name, found in rates.items()}
     expected = contenders[BASE].facts["terms"]
     tokens = work["tokens"] / documents
-    print(f"\n{shape}: {tokens:.0f} tokens a document, {bounds.body / 1e9:.2f} GFLOP a document in the body, "
+    print(f"\n{shape}: {tokens:.0f} tokens per document, {bounds.body / 1e9:.2f} GFLOP per document in the body, "
           f"{bounds.head / 1e9:.2f} in the head\n")  # fmt: skip
     print(HEADINGS)
     print("|---" * HEADINGS.count(" | ") + "|---|")

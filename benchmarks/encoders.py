@@ -68,7 +68,7 @@ def send(answer: Job) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process, or on a GPU that of torch."""
+    """Return the peak memory of this process, or on a GPU of torch."""
     import resource
 
     if device.startswith("cuda"):

@@ -2,7 +2,7 @@
 
     python benchmarks/large_run.py RUN [--documents 1000000] [--terms 120]
 
-Tokens are drawn without repetition within a document, with Zipf frequencies; weights are distributed like those of a
+Tokens are drawn without repetition within a document, with Zipf frequencies; weights are distributed as in a
 SPLADE model and stored as float16; each document has a title of eight words. The same arguments give the same run.
 """
 

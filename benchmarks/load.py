@@ -1,14 +1,16 @@
-"""Documents/s into OpenSearch: `sparse-ingest`, opensearch-py's helpers, and the server's ceiling, in one run.
+"""Documents/s into a cluster: `sparse-ingest`, the helpers of the product's client, and the server's ceiling.
 
     python benchmarks/load.py [--documents 100000] [--terms 120] [--rounds 2] [--shards 2] [--url URL]
     python benchmarks/load.py --settings [...]    server settings, one at a time, with index sizes
+    python benchmarks/load.py --storage [...]     the two values of [index] source, with index sizes
 
 A run of random vectors is written first (large_run.py). The contenders (loaders.py) run one after another, each in its
 own process and into its own index with the same body, without replicas and refreshes; a row is the median of the
 rounds. The ceiling sends the same bytes as sparse-ingest with plain loops, built before the clock starts; it and
 parallel_bulk are first tried with several settings on a fifth of the documents, and the best one takes part. The
-helpers use orjson if it is installed. Without --url a server is started, and deleted afterwards. Not covered: replicas,
-which a single node does not allocate.
+helpers are those of opensearch-py, or of elasticsearch-py if --url is an Elasticsearch; they use orjson if it is
+installed. Without --url an OpenSearch is started, and deleted afterwards. Not covered: replicas, which a single node
+does not allocate.
 """
 
 from __future__ import annotations
@@ -35,20 +37,27 @@ from large_run import make_large_run
 
 from sparse_ingest.cluster.client import Client, connect
 from sparse_ingest.cluster.connection import Connection
+from sparse_ingest.cluster.dialects import Dialect
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import process
 from sparse_ingest.reporting import TqdmReporter
 
 Settings = dict[str, Any]
 
-BODY: Settings = {
-    "settings": {"index": {"number_of_replicas": 0, "refresh_interval": "-1"}},
-    "mappings": {
-        "dynamic": False,
-        "_source": {"excludes": ["sparse"]},
-        "properties": {"title": {"type": "text"}, "sparse": {"type": "rank_features"}},
-    },
-}
+
+def body_for(dialect: Dialect, shards: int, source: str = "exclude") -> Settings:
+    """Return the body of every index."""
+    entry = dialect.field_entry()
+    body: Settings = {
+        "settings": {"index": {"number_of_replicas": 0, "refresh_interval": "-1", "number_of_shards": shards}},
+        "mappings": {
+            "dynamic": False,
+            "_source": {"excludes": ["sparse"] if source == "exclude" else []},
+            "properties": {"title": {"type": "text"}, "sparse": entry},
+        },
+    }
+    dialect.complete_body(body, entry, source)
+    return body
 
 
 class Measured(NamedTuple):
@@ -81,6 +90,7 @@ class Bench:
         """Run one contender into a new index, then delete the index."""
         index = f"sparse-ingest-bench-{token_hex(4)}"
         job = {**job, "run": str(run), "url": self.url, "index": index, "serializer": self.serializer}
+        job["product"] = self.client.dialect.product
         if job["loader"] == "load":
             path = self.folder / "body.json"
             path.write_text(json.dumps(body))
@@ -134,22 +144,26 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--url", help="OpenSearch to use; indexes sparse-ingest-bench-* are created and deleted there")
+    parser.add_argument("--url", help="cluster to use; indexes sparse-ingest-bench-* are created and deleted there")
     parser.add_argument("--heap", default="2g", help="heap of the server that is started without --url")
     parser.add_argument("--settings", action="store_true", help="measure server settings instead")
+    parser.add_argument("--storage", action="store_true", help="measure the two values of [index] source instead")
     given = parser.parse_args()
     serializer = "orjson" if importlib.util.find_spec("orjson") else "json"
     with scratch() as folder, server(given.url, folder, given.heap) as url:
         bench = Bench(connect(Connection(url)), url, folder, serializer)
         run, trial = folder / "run", folder / "trial"
         make_large_run(run, given.documents, given.terms)
-        body = changed(BODY, {"settings": {"index": {"number_of_shards": given.shards}}})
+        dialect = bench.client.dialect
+        body = body_for(dialect, given.shards)
         print(
             f"{given.documents} documents of {given.terms} terms, {given.rounds} rounds, {given.shards} shards, "
-            f"OpenSearch {'.'.join(map(str, bench.client.version))}, {os.cpu_count()} CPUs, {serializer}"
+            f"{dialect.name} {'.'.join(map(str, dialect.version))}, {os.cpu_count()} CPUs, {serializer}"
         )
         if given.settings:
             compare_settings(bench, run, body, given.rounds)
+        elif given.storage:
+            compare_storage(bench, run, given.shards, given.rounds)
         else:
             make_large_run(trial, max(5000, given.documents // 5), given.terms)
             compare_loaders(bench, run, trial, body, given.rounds)
@@ -183,6 +197,16 @@ def compare_loaders(bench: Bench, run: Path, trial: Path, body: Settings, rounds
         print(f"{name:<30}{rate:>8.0f}{min(one.rate for one in some):>8.0f}{max(one.rate for one in some):>8.0f}"
               f"{rate / top:>9.2f}{rate / rival:>10.2f}{per_100_000(some, 'cpu_s'):>14.2f}"
               f"{per_100_000(some, 'server_s'):>14.1f}{max(one.peak_bytes for one in some) / 1e6:>9.0f}")  # fmt: skip
+
+
+def compare_storage(bench: Bench, run: Path, shards: int, rounds: int) -> None:
+    """Print the rate and the sizes of an index for both values of [index] source."""
+    print(f"{'source':<10} {'documents/s':>11} {'MB':>8} {'MB merged':>10}")
+    for source in ("exclude", "keep"):
+        body = body_for(bench.client.dialect, shards, source)
+        some = [bench.measure({"loader": "send"}, run, body, sizes=True) for _ in range(rounds)]
+        rate, last = statistics.median(one.rate for one in some), some[-1]
+        print(f"{source:<10} {rate:>11.0f} {last.megabytes:>8.1f} {last.merged_megabytes:>10.1f}")
 
 
 def compare_settings(bench: Bench, run: Path, body: Settings, rounds: int) -> None:

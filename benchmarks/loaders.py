@@ -22,7 +22,8 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from opensearchpy import OpenSearch, helpers
+from opensearchpy import OpenSearch
+from opensearchpy import helpers as opensearch_helpers
 from opensearchpy.serializer import JSONSerializer
 
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest
@@ -116,8 +117,8 @@ def rendered_before(job: Job) -> Work:
 
 
 def streaming(job: Job) -> Work:
-    """Load with opensearch-py's streaming_bulk."""
-    client, run = _their_client(job, 1), open_run(Path(job["run"]))
+    """Load with streaming_bulk of opensearch-py or elasticsearch-py."""
+    (client, helpers), run = _their_client(job, 1), open_run(Path(job["run"]))
     vocabulary = run.vocabulary()
 
     def work() -> int:
@@ -128,8 +129,8 @@ def streaming(job: Job) -> Work:
 
 
 def parallel(job: Job) -> Work:
-    """Load with opensearch-py's parallel_bulk."""
-    client, run = _their_client(job, job["threads"]), open_run(Path(job["run"]))
+    """Load with parallel_bulk of opensearch-py or elasticsearch-py."""
+    (client, helpers), run = _their_client(job, job["threads"]), open_run(Path(job["run"]))
     vocabulary = run.vocabulary()
 
     def work() -> int:
@@ -149,14 +150,24 @@ def _requests(
         yield from writer.requests(chosen, shard=shard, max_bytes=max_bytes)
 
 
-def _their_client(job: Job, threads: int) -> OpenSearch:
+def _their_client(job: Job, threads: int) -> tuple[Any, Any]:
+    """Return the client of the product and its bulk helpers."""
+    if job["product"] == "elasticsearch":
+        import elasticsearch  # type: ignore[import-not-found, unused-ignore]
+        from elasticsearch import helpers  # type: ignore[import-not-found, unused-ignore]
+
+        options: Job = {"connections_per_node": max(threads, 8), "request_timeout": 120}
+        if job["serializer"] == "orjson":
+            options["serializers"] = {"application/json": elasticsearch.OrjsonSerializer()}
+        return elasticsearch.Elasticsearch(job["url"], **options), helpers
     address = urlsplit(job["url"])
-    return OpenSearch(
+    client = OpenSearch(
         hosts=[{"host": address.hostname, "port": address.port}],
         serializer=_Orjson() if job["serializer"] == "orjson" else JSONSerializer(),
         pool_maxsize=max(threads, 8),
         timeout=120,
     )
+    return client, opensearch_helpers
 
 
 class _Orjson(JSONSerializer):

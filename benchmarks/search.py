@@ -155,7 +155,7 @@ def compare(client: Client, folder: Path, count: int, rounds: int, n_postings: i
     engine = Engine("seismic", "sparse", "sparse_vector", keys, {}, {})
     for kind, kept in indexes(n_postings)[1:]:
         check_clusters(client, index_of(kind, kept), engine, asked)
-    print(f"{np.mean([len(weights) for _, weights in asked]):.1f} tokens a query")
+    print(f"{np.mean([len(weights) for _, weights in asked]):.1f} tokens per query")
     exact = Setting(Engine(), {}, {})
     features = [exact, *(Setting(Engine("two-phase", two_phase=one), one, {}) for one in TWO_PHASE)]
     of_index = {index_of("rank_features"): features}

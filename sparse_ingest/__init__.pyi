@@ -3,13 +3,12 @@ from .checkpoints.inspect import inspect_model
 from .cluster.client import connect
 from .cluster.connection import Connection
 from .cluster.engines import engine_body
+from .cluster.hybrid_bodies import bm25_body, hybrid_body
 from .cluster.index_admin import CreateOptions, create_index, drop_index, show_index
 from .cluster.index_list import list_indexes
 from .cluster.limits import fit_weights
 from .cluster.search_bodies import (
     Engine,
-    bm25_body,
-    hybrid_body,
     msearch_bytes,
     msearch_lines,
     neural_sparse_body,

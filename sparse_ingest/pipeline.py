@@ -21,7 +21,7 @@ from sparse_ingest.errors import PipelineError, UsageError, short_repr
 T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16"]
-EngineName = Literal["exact", "two-phase", "seismic"]
+EngineName = Literal["exact", "two-phase", "seismic", "pruned"]
 _MAX_BYTES, _MAX_DEPTH, _MAX_NUMBER = 1 << 20, 20, 1 << 63
 FieldType = Literal["keyword", "text", "integer", "long", "float", "double", "boolean", "date"]
 
@@ -85,7 +85,7 @@ class Pruning:
 
 @dataclass(frozen=True)
 class EncodeSettings(Pruning):
-    """How documents become vectors. `batch_tokens` counts padded tokens of one batch."""
+    """Settings for encoding documents. `batch_tokens` counts padded tokens of one batch."""
 
     batch_tokens: int | None = None
     dtype: Dtype = "auto"
@@ -110,29 +110,33 @@ class IndexSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class HybridSettings:
-    """How the server combines BM25 on title and text with learned-sparse search; None: not set. Order: BM25, sparse."""
+    """Settings of hybrid search, in which the server combines BM25 on title and text with learned-sparse search.
+
+    None: not set. `hybrid_weights` has the weight of BM25 first.
+    """
 
     hybrid: bool | None = option(None, "Combine with BM25 on title and text", flags="--hybrid/--no-hybrid")
     hybrid_weights: tuple[float, float] | None = option(
         None, "Weights of BM25 and of learned-sparse search, such as 0.3,0.7  [default: 0.5,0.5]", metavar="B,S"
     )
     hybrid_normalization: Literal["min_max", "l2", "z_score"] | None = option(
-        None, "Of both scores  [default: min_max]"
+        None, "How to normalize both scores  [default: min_max]"
     )
     hybrid_combination: Literal["arithmetic_mean", "geometric_mean", "harmonic_mean", "rrf"] | None = option(
-        None, "How the two are combined; rrf combines ranks  [default: arithmetic_mean]"
+        None, "How to combine both scores; rrf combines ranks instead  [default: arithmetic_mean]"
     )
 
 
 @dataclass(frozen=True)
 class QuerySettings(HybridSettings):
-    """How queries are run. `engine` None: exact for rank_features, seismic for sparse_vector."""
+    """Settings of queries. `engine` None: exact for rank_features, seismic for sparse_vector."""
 
     top_k: int | None = None
     max_ratio: float | None = option(None, range=(0, 1))
     engine: EngineName | None = None
     two_phase: dict[str, Any] = field(default_factory=dict)
     seismic: dict[str, Any] = field(default_factory=dict)
+    pruned: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
 
 
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
-    """Return the query settings for an index: those of a pipeline, otherwise the remembered ones changed by `given`.
+    """Return the query settings for an index: a pipeline's, otherwise the remembered ones changed by `given`.
 
     Raise `PipelineError` if a setting in `source` is unknown to this release, or has a value of the wrong kind.
     """

@@ -1,4 +1,4 @@
-"""Progress, notes, warnings and stop requests of a stage: one protocol, silent by default. Findings of `doctor`.
+"""The protocol for progress, notes, warnings and stop requests of a stage, silent by default; findings of `doctor`.
 
 A stage calls its `Reporter` and never prints. cli/progress.py has the reporter for terminals, executors/ one that
 writes to a pipe.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from sparse_ingest.errors import first_line
 
-_RATE_S = 120.0  # over which a rate is measured at least
+_RATE_S = 120.0  # shortest time over which a rate is measured
 NOTE = 25  # level of a log record that the command line prints by default, between INFO and WARNING
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Reporter(Protocol):
 
 
 class SilentReporter(Reporter):
-    """Shows nothing and never asks to stop. Base class of other reporters."""
+    """Shows nothing and never requests a stop. Base class of other reporters."""
 
     def _ignore(self, *given: Any, **named: Any) -> None:
         pass
@@ -73,11 +73,11 @@ SILENT = SilentReporter()
 
 
 class Progress:
-    """What a stage has done, and how long the rest takes.
+    """The progress of a stage, with its rate and the time left.
 
-    The clock starts with the first call of `plan` or `advance`. The rate is that of the last two minutes, or of half of
-    the time so far if that is longer. If the stage plans tokens, time goes by tokens: a batch has documents of similar
-    length, and the longest come first in a row group. Units planned by no process yet are taken for average ones.
+    The clock starts with the first call of `plan` or `advance`. The rate is measured over the last two minutes, or over
+    half of the elapsed time if that is longer. If the stage plans tokens, the time left is computed from tokens: the
+    longest documents of a row group come first. Units that are not planned yet count as average ones.
     """
 
     def __init__(self, unit: str, total: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -109,7 +109,7 @@ class Progress:
         self._earlier += count
 
     def text(self, detail: str = "") -> str:
-        """Return the time left and the rate, as far as they are known, and the detail."""
+        """Return the time left and the rate, if they are known, and the detail."""
         if not self._marks:
             return detail
         began, units, tokens = self._marks[0]
@@ -124,7 +124,7 @@ class Progress:
         return ", ".join([*parts, detail] if detail else parts)
 
     def line(self, detail: str = "") -> str:
-        """Return all of it as one line."""
+        """Return the progress as one line."""
         of = f" of about {self.total:,}" if self.total else ""
         return ", ".join(filter(None, (f"{self.done:,}{of} {self.unit}", self.text(detail))))
 
@@ -163,7 +163,7 @@ class TqdmReporter(SilentReporter):
                 self._bar.total, self._bar.bar_format = total, _bar_format(total)
 
     def plan(self, count: int, tokens: int) -> None:
-        """Count what is left by tokens."""
+        """Compute the time left from tokens."""
         with self._lock:
             self._progress.plan(count, tokens)
 
@@ -174,7 +174,7 @@ class TqdmReporter(SilentReporter):
             self._show(count, detail)
 
     def earlier(self, count: int) -> None:
-        """Move the bar, and leave the rate."""
+        """Move the bar without changing the rate."""
         with self._lock:
             self._progress.earlier(count)
             self._show(count)
@@ -203,7 +203,7 @@ class TqdmReporter(SilentReporter):
 
 
 def _bar_format(total: int | None) -> str:
-    """Return tqdm's format without its own rate and time left, which go by units."""
+    """Return tqdm's format without its own rate and time left, which count units."""
     counts = "{l_bar}{bar}| {n_fmt}/{total_fmt}" if total else "{n_fmt}"
     return f"{counts}{{unit}} [{{elapsed}}{{postfix}}]"
 
@@ -233,7 +233,7 @@ def clock_text(seconds: float) -> str:
 class Check(NamedTuple):
     """A finding of `doctor`.
 
-    `missing` is what can be added, `problem` what is broken, `unknown` what could not be checked. `advice` says what to
+    `missing` can be added, `problem` is broken, `unknown` could not be checked. `advice` says what to
     do.
     """
 

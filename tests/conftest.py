@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from support import elasticsearch
 from support.servers import Running, environment, random_free_port, server_home, start_program
 
 from sparse_ingest.cluster import merging
@@ -58,6 +59,38 @@ def opensearch_url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.getfixturevalue("local_server").url
 
 
+@pytest.fixture(scope="session")
+def elasticsearch_url() -> Iterator[str]:
+    """The address of an Elasticsearch for the tests. One that was started here ends with the session."""
+    if named := os.environ.get("SPARSE_INGEST_TEST_ES_URL"):
+        yield named.rstrip("/")
+    elif _docker_answers():
+        from testcontainers.elasticsearch import ElasticSearchContainer
+
+        with ElasticSearchContainer(f"elasticsearch:{elasticsearch.RELEASES[0].version}") as container:
+            yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9200)}"
+    elif found := elasticsearch.find_jdk():
+        with elasticsearch.running(*found) as url:
+            yield url
+    else:
+        why = "Elasticsearch needs SPARSE_INGEST_TEST_ES_URL, Docker, or a full JDK, 17 or newer"
+        pytest.fail(why) if os.environ.get("SPARSE_INGEST_TEST_ES_REQUIRED") else pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def cluster_url(request: pytest.FixtureRequest) -> str:
+    """The address of a cluster: OpenSearch, and in modules marked `both_products` Elasticsearch too."""
+    return str(request.getfixturevalue(f"{getattr(request, 'param', 'opensearch')}_url"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of modules marked `both_products` on both products."""
+    if metafunc.definition.get_closest_marker("both_products") and "cluster_url" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("opensearch_only")
+        products = ["opensearch"] if only else ["opensearch", "elasticsearch"]
+        metafunc.parametrize("cluster_url", products, indirect=True, scope="session")
+
+
 def _docker_answers() -> bool:
     import docker
 
@@ -77,20 +110,20 @@ def forget_abandoned_waits() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def client(opensearch_url: str) -> Iterator[Client]:
+def client(cluster_url: str) -> Iterator[Client]:
     """A client of that server, shared by all tests."""
-    with closing(connect(Connection(opensearch_url))) as client:
+    with closing(connect(Connection(cluster_url))) as client:
         yield client
 
 
 @pytest.fixture
-def index_name(opensearch_url: str) -> Iterator[str]:
+def index_name(cluster_url: str) -> Iterator[str]:
     """A new index name. Every index whose name begins with it is deleted after the test."""
     name = f"sparse-ingest-test-{secrets.token_hex(6)}"
     yield name
-    for row in json.loads(_request(f"{opensearch_url}/_cat/indices/{name}*?format=json&h=index&expand_wildcards=all")):
+    for row in json.loads(_request(f"{cluster_url}/_cat/indices/{name}*?format=json&h=index&expand_wildcards=all")):
         # Clusters often forbid deleting by wildcard.
-        _request(f"{opensearch_url}/{row['index']}", "DELETE")
+        _request(f"{cluster_url}/{row['index']}", "DELETE")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The public names: all exist, those of 0.1.0 still work, and importing the package imports nothing heavy."""
+"""The public names: all exist, the names of 0.1.0 still work, and importing the package imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -138,9 +138,9 @@ def _out_of_reach(name: str, at: str, error: Exception) -> str:
 
     found = "only a part of it" if getattr(error, "snapshot_path", None) else f"no model of that name{at}"
     state = f"the hub {hub_address()} cannot be reached ({first_line(error.__cause__ or error)})"
-    advice = "Try again with the hub in reach"
+    advice = "Try again when the hub can be reached"
     if constants.HF_HUB_OFFLINE:
-        state, advice = "the hub is not asked (HF_HUB_OFFLINE is set)", "Fetch it once without HF_HUB_OFFLINE"
+        state, advice = "the hub is not contacted (HF_HUB_OFFLINE is set)", "Fetch it once without HF_HUB_OFFLINE"
     return (
         f"No folder {name!r} here, and {state}: the cache {constants.HF_HUB_CACHE} has {found}. {advice}, or name a "
         "folder or package:NAME/PATH."

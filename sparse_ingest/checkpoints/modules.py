@@ -15,7 +15,7 @@ from sparse_ingest.errors import CheckpointError, short_repr
 from sparse_ingest.storage import foreign_json
 
 TRANSFORMER_TYPES = ("Transformer", "MLMTransformer")
-# The first name is the present one, the others are those of the first releases.
+# The current name first, then the names in early releases.
 TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")

@@ -1,8 +1,8 @@
 """Resolve the settings of a model: the pipeline file over the checkpoint's files over the defaults of its library.
 
-Defaults are those of sentence-transformers, or for plain layouts of OpenSearch's model cards (layouts.py). Activation,
+Defaults are as in sentence-transformers, or for plain layouts as in OpenSearch's model cards (layouts.py). Activation,
 pooling, max_length and lower_case apply to the masked LM of both sides; a weight table has only the last two, and its
-max_length is that of its tokenizer.
+max_length comes from its tokenizer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RECORDED_OF_QUERIES = ("activation", "pooling", "max_length", "lower_case", *QUE
 
 
 def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSettings:
-    """Fill in the settings of the document side, and those of queries unless they have a checkpoint of their own.
+    """Fill in the settings of documents, and of queries unless they have a checkpoint of their own.
 
     Raises:
         PipelineError: max_length is larger than the position table of the model.
@@ -57,7 +57,7 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
 
 
 def resolve_query_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSettings:
-    """Fill in the settings of the checkpoint's query side. Errors as of `resolve_settings`."""
+    """Fill in the settings of the checkpoint's query side. Raises like `resolve_settings`."""
     side = checkpoint.query
     values: dict[str, Any]
     if isinstance(side, WeightTableSide):
@@ -92,7 +92,7 @@ def document_identity(checkpoint: Checkpoint, settings: ModelSettings) -> dict[s
 
 
 def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSettings) -> dict[str, Any]:
-    """Return what the manifest and the index record of the model: enough to build it again for queries.
+    """Return the record of the model for the manifest and the index: enough to build it again for queries.
 
     `settings` are the resolved ones of documents, `asked` those of the user. `query_side` has the settings of queries
     that differ. Trust in remote code is never recorded: an index must not grant it to its users. Raise

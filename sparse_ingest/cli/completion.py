@@ -21,7 +21,7 @@ _MOST = 1000  # folders of one depth
 
 
 class RunFolder(click.ParamType[Place]):
-    """A run folder, or its address in a store. Folders with a manifest.json are completed, otherwise every folder."""
+    """A run folder, or its address in a store. Completes folders with a manifest.json, or all if none has one."""
 
     name = "run"
 
@@ -30,7 +30,7 @@ class RunFolder(click.ParamType[Place]):
         return place_of(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the runs whose paths begin with the incomplete one."""
+        """Return the runs whose paths begin with the incomplete path."""
         found = [CompletionItem(path) for path in sorted(_runs(incomplete))]
         return found or [CompletionItem(incomplete, type="dir")]
 
@@ -50,7 +50,7 @@ RUN = RunFolder()
 
 
 def _runs(incomplete: str) -> Iterator[str]:
-    """Yield the paths of runs in the folder of an incomplete path, and of those up to _DEPTH levels below it."""
+    """Yield the paths of runs in the folder of an incomplete path, and up to _DEPTH levels below it."""
     before, slash, begun = incomplete.rpartition("/")
     folders = [Path(before + slash)]
     for _ in range(_DEPTH):

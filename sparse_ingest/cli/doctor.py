@@ -1,4 +1,4 @@
-"""The command `doctor`: what this installation can do, for its user and for bug reports."""
+"""The command `doctor`: check an installation and its cluster, and report what is missing."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _WIDTH = 120
 @connection_options
 @json_option
 def doctor(index: str | None, connection: Connection, as_json: bool) -> int:
-    """Show what this installation can do, and what is missing: for you, and for bug reports.
+    """Check this installation and the cluster, and show what is missing.
 
-    Checks Python and packages, CPU kernels and GPUs, folders, the model hub, and the server of --url or of the
-    SPARSE_INGEST_* variables, for whose answers it waits at most 10 s. Nothing is changed. User names, passwords and
-    tokens are not printed.
+    Checks Python and packages, CPU kernels and GPUs, folders, the model hub, and the cluster that --url or the
+    SPARSE_INGEST_* variables name (it gets 10 s to answer). Changes nothing, and prints no user names, passwords or
+    tokens: you can paste the output into a bug report.
 
-    Exit code 1: something is broken, or the given server cannot be reached. What is only missing is no error.
+    Exit code 1: something is broken, or the named cluster cannot be reached. A missing package is not an error.
     """
     source = click.get_current_context().get_parameter_source("url")
     hidden = _hidden(connection)
@@ -95,7 +95,7 @@ def _hidden(connection: Connection) -> Callable[[str, str], str]:
 
     def hidden(section: str, text: str) -> str:
         text = without_secrets(text)
-        if section == "Cluster":  # elsewhere a name such as `opensearch` is no secret
+        if section == "Cluster":  # elsewhere a name such as `opensearch` is not a secret
             text = secrets.sub("***", text)
         return owner.sub("***", text.replace(f"{home}/", "~/"))
 
@@ -112,4 +112,4 @@ def _lines(found: list[tuple[str, Check]], problems: list[str]) -> Iterator[str]
             if one.advice:
                 yield from wrapped(" " * len(first), one.advice, width)
         yield ""
-    yield f"Broken: {', '.join(problems)}." if problems else "Nothing that was asked for is broken."
+    yield f"Broken: {', '.join(problems)}." if problems else "No problems found."

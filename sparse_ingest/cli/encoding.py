@@ -88,7 +88,7 @@ def encode(
         lines.append(f"{report.deduplicated:,} documents share the vector of an equal text.")
     print_result(as_json, report.to_dict(), lines)
     if report.skipped:
-        click.echo(f"{report.skipped:,} bad documents were skipped, listed in {run.path / 'skipped'}.", err=True)
+        click.echo(f"Bad documents that were skipped: {report.skipped:,} (listed in {run.path / 'skipped'}).", err=True)
     return 3 if report.skipped else 0
 
 
@@ -114,8 +114,8 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
 
 
 def _predicted(run: Prediction, documents: int) -> Iterator[str]:
-    """Yield the size and time of a run, and the time on other devices as far as it is measured."""
-    yield f"A run of these documents, predicted from {run.sampled:,} of them, encoded on this machine:"
+    """Yield the size and time of a run, and the time on other devices if it was measured."""
+    yield f"Prediction for the run, from {run.sampled:,} documents encoded on this machine:"
     for what, count in (("tokens", run.tokens), ("terms", run.terms)):
         yield f"  {what:<14}{count:,} ({count / max(1, documents):,.1f} per document)"
     yield f"  {'run folder':<14}{size_text(run.run_bytes)}"

@@ -34,9 +34,7 @@ _NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
 
 @command()
 @click.option("--queries", type=FILE, metavar="F", help="File of queries, or folder of a BEIR or MTEB collection")
-@click.option(
-    "--qrels", type=FILE, metavar="F", help="Relevance judgments: file or folder  [default: that of --queries]"
-)
+@click.option("--qrels", type=FILE, metavar="F", help="Relevance judgments: file or folder  [default: from --queries]")
 @stage_options(
     EvaluateOptions,
     trec_run=click.Path(dir_okay=False, path_type=Path),
@@ -50,7 +48,7 @@ _NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
 @click.option("--per-query", is_flag=True, help="Also print the values of each query, and with --compare the "
               "largest changes")  # fmt: skip
 @json_option
-@target_options("Search with a model other than that of the documents", "model encode index query")
+@target_options("Allow a model that differs from the documents' model", "model encode index query")
 def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: Any) -> None:
     """Measure search quality on an index or a run folder, with relevance judgments.
 
@@ -60,7 +58,7 @@ def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: A
     sparse-ingest evaluate --nano-beir all --model MODEL
 
     Queries without judgments are skipped; a query without hits counts as zero; ties are broken by descending document
-    id, as in trec_eval. The default model is that of the run or index.
+    id, as in trec_eval. The default model is stored in the run or index.
     """
     from sparse_ingest.evaluation.evaluate import evaluate as evaluate_target
     from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, depth_of

@@ -32,9 +32,9 @@ OPTIONS_BY_HEADING = {
     "Loading": "replace from-scratch partial update since delete-missing retry-dead merge max-rate tune "
     "async-translog drop-old allow-fewer restore",
     "Search": "size filter collapse engine hybrid hybrid-weights hybrid-normalization hybrid-combination concurrency "
-    "allow-partial stored bm25 ignore-identical-ids measure analyzer without-plugin",
+    "allow-partial stored bm25 ignore-identical-ids measure analyzer without-plugin product",
     "Pipelines on the server": "search-pipeline ingest-pipeline model-id default",
-    "Cluster": "url user password ca client-cert client-key aws-region aws-service timeout",
+    "Cluster": "url user password api-key ca client-cert client-key aws-region aws-service timeout",
     "Local OpenSearch": "port heap data with-ml keep-server folder",
     "Output": "out all explain trec trec-run compare per-query table json verbose quiet help",
 }

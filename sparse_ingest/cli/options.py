@@ -265,8 +265,8 @@ class _PipelineFlags:
 def pipeline_options(tables: str, *omitted: str, **instead: Option) -> Callable[[F], F]:
     """Add the options that name and change a pipeline; the command receives the keyword `pipeline`.
 
-    Its model is None unless named. `tables`, separated by spaces, are those that --set may change. `omitted` settings
-    get no option; `instead` are options that replace those of the settings.
+    Its model is None unless named. `tables`, separated by spaces, are the tables that --set may change. `omitted`
+    settings get no option; `instead` has options that replace the settings' own.
     """
     build = functools.partial(_PipelineFlags.pipeline, tables.split())
     return joined_options("pipeline", build, {**_options_of(_PipelineFlags, *omitted, file=PipelineName()), **instead})

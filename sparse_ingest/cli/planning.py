@@ -31,7 +31,7 @@ SAMPLE = click.IntRange(10, MOST_QUERIES)
 @click.argument("run", type=RUN)
 @click.option("--queries", required=True, type=PATH, metavar="F",
               help="File of queries, or folder of a collection")  # fmt: skip
-@click.option("--index", metavar="NAME", help="Index with the run loaded: measure its engines and choose one")
+@click.option("--index", metavar="NAME", help="Index loaded from RUN: measure its engines and choose one")
 @stage_options(PlanOptions, qrels=PATH, out=PATH, sample=SAMPLE, loss=click.FloatRange(0, 1, max_open=True))
 @click.option("--all", "every", is_flag=True, help="Show all rows of the frontier, not only ten")
 @pipeline_options("model index query", "engine")

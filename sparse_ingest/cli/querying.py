@@ -22,6 +22,7 @@ from sparse_ingest.cli.options import (
     utf8_text,
 )
 from sparse_ingest.cli.terminal import print_utf8
+from sparse_ingest.cluster.dialects import DIALECTS, Product
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import HybridSettings, Pipeline, QueryChanges, changed, in_words, option
 from sparse_ingest.searching.options import SearchOptions
@@ -56,6 +57,7 @@ class QueryOptions(SearchOptions):
     analyzer: str | None = option(None, "Analyzer on the server that computes the weights", metavar="NAME")
     model_id: str | None = option(None, "Model deployed in the cluster that computes the weights", metavar="ID")
     without_plugin: bool = option(False, "Use rank_feature clauses, for a cluster without neural-search")
+    product: Product | None = option(None, "Product of the cluster  [default: opensearch, or that of --index]")
 
     @property
     def is_server_side(self) -> bool:
@@ -63,7 +65,7 @@ class QueryOptions(SearchOptions):
         return self.analyzer is not None or self.model_id is not None
 
     def refuse_conflicts(self) -> None:
-        """Refuse options that do not go together."""
+        """Refuse options that cannot be combined."""
         forms = ("hybrid", "analyzer", "model_id", "without_plugin")
         chosen = [f"--{name.replace('_', '-')}" for name in forms if getattr(self, name)]
         if len(chosen) > 1:
@@ -88,7 +90,7 @@ def require_one_input(text: str | None, queries_path: Path | None) -> None:
 @click.option("--index", metavar="NAME",
               help="Use the model, field and settings of this index; with --queries, name it in headers")  # fmt: skip
 @stage_options(QueryOptions, "concurrency")
-@click.option("--force", is_flag=True, help="With --index: use a model other than that of the index")
+@click.option("--force", is_flag=True, help="With --index: allow a model that differs from the index's")
 @click.option("--table", is_flag=True, help="Print the weights of all tokens of an inference-free model")
 @pipeline_options("model index query")
 @connection_options
@@ -133,7 +135,10 @@ def query(
             "query.top_k and query.max_ratio cannot prune weights that the server computes. Omit them, or omit "
             "--analyzer and --model-id."
         )
-    pipeline, engine = _with_index(None if options.is_server_side else index, pipeline, **target)
+    index_read = None if options.is_server_side else index
+    pipeline, engine = _with_index(index_read, pipeline, product=options.product, **target)
+    if options.search_pipeline or options.without_plugin:
+        DIALECTS[engine.product].refuse("pipelines" if options.search_pipeline else "plugin")
     engine = replace(engine, hybrid=hybrid_settings(pipeline.query, options))
     if engine.hybrid:
         replace(options, hybrid=True).refuse_conflicts()
@@ -157,7 +162,7 @@ def opened_index(name: str, connection: Connection, pipeline: Pipeline, *, force
 
 
 def _with_index(
-    index: str | None, pipeline: Pipeline, *, connection: Connection, force: bool
+    index: str | None, pipeline: Pipeline, *, product: Product | None, connection: Connection, force: bool
 ) -> tuple[Pipeline, Engine]:
     """Return pipeline and engine for an index. Without an index, or a connection to it, use `pipeline`."""
     from sparse_ingest.cluster.client import UnreachableError
@@ -166,12 +171,14 @@ def _with_index(
     if index is not None:
         try:
             with opened_index(index, connection, pipeline, force=force) as opened:
+                if product not in (None, opened.engine.product):
+                    raise UsageError(f"{index!r} is in {opened.client.dialect.name}. Omit --product {product}.")
                 return opened.pipeline, opened.engine
         except UnreachableError as error:
             if not (pipeline.model.document or pipeline.model.query):
                 raise
             click.echo(f"Query settings of index {index!r} are not used: {error}", err=True)
-    return pipeline, engine_of(pipeline)
+    return pipeline, engine_of(pipeline, product=product or "opensearch")
 
 
 def _print_table(pipeline: Pipeline) -> None:
@@ -181,7 +188,7 @@ def _print_table(pipeline: Pipeline) -> None:
     weights = table.table()
     print_json(weights)
     click.echo(
-        f"{len(weights)} tokens have a weight. The weights of a query are those of its distinct tokens by the model's "
+        f"{len(weights)} tokens have a weight. To get the weights of a query, look up each of its distinct tokens by "
         f"tokenizer.json (settings in tokenizer_config.json, such as do_lower_case, override it): {table.reading()}.",
         err=True,
     )
@@ -229,7 +236,8 @@ def _bodies(
 
 def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOptions) -> SearchBody:
     from sparse_ingest.cluster.engines import engine_body
-    from sparse_ingest.cluster.search_bodies import hybrid_body, rank_feature_body, server_side_body
+    from sparse_ingest.cluster.hybrid_bodies import hybrid_body
+    from sparse_ingest.cluster.search_bodies import rank_feature_body, server_side_body
 
     settings: dict[str, Any] = {"size": options.k, "filter": options.filter}
     if options.is_server_side:

@@ -87,12 +87,12 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
 @click.option("--doc", metavar="ID", type=utf8_text, help="Show the rank of this document, or why it is not a hit")
 @click.option("--trec", is_flag=True, help="Print a TREC run: query Q0 document rank score tag")
 @json_option
-@target_options("Search with a model other than that of the index or run")
+@target_options("Allow a model that differs from the model of the index or run")
 def search(text: str | None, queries_path: Path | None, target: Target, options: SearchOptions, **given: Any) -> None:
     """Search an index or a run folder for TEXT, and show the terms of each score.
 
-    The default model is that of the run or index; --model or --pipeline can give its new location. With --queries it
-    prints a TREC run, or with --json one line per query, and the times on standard error.
+    The default model is stored in the run or index; --model or --pipeline can give its new location. With --queries it
+    prints a TREC run, or with --json one line per query, and latencies on standard error.
     """
     from sparse_ingest.corpora.collections import read_queries
     from sparse_ingest.evaluation.trec import trec_lines
@@ -104,7 +104,7 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
         raise UsageError("--trec and --json cannot be combined. Pass one of them.")
     _refuse_conflicts(target, options, many=text is None)
     if given["doc"] is not None:
-        refuse_flags(("collapse", "explain", "hybrid", "trec", "queries_path"), "does not go with --doc")
+        refuse_flags(("collapse", "explain", "hybrid", "trec", "queries_path"), "cannot be combined with --doc")
     with target.opened() as opened:
         if text is None:
             ranked = opened.rank(read_queries(queries_path or Path(), given["quoting"]), options)
@@ -171,7 +171,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
     if not count:
         click.echo("The file has no queries.", err=True)
         return
-    summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} queries/s, encoding included."
+    summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} queries/s, including encoding."
     if empty:
         summary += f" {empty} of them have no hits: search for one TEXT to see why."
     if concurrency is not None:

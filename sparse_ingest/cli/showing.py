@@ -35,8 +35,8 @@ TEXT_CHARACTERS = 160
 LACKING = 10  # named terms of the query
 # Reason of an `Explanation` to words.
 _REASONS = {
-    "not found": "There is no document of this id.",
-    "no common term": "It has no term of the query, so it is not a hit.",
+    "not found": "No document has this id.",
+    "no common term": "It has none of the query's terms, so it is not a hit.",
     "filtered out": "The filter excludes it.",
     "missed": "Its score is high enough, but the engine did not visit it. Search a rank_features field with --engine "
     "exact, or change [query] seismic or two_phase.",
@@ -48,12 +48,12 @@ _REASONS = {
 @click.option("--index", metavar="NAME", help="Show documents of this index or alias, with the weights that it stores")
 @click.option("--text", metavar="T", type=utf8_text, help="Encode this text with --model, and show its terms")
 @click.option("--as", "side", type=click.Choice(["document", "query"]), default="document", show_default=True,
-              help="With --text: encode it as this")  # fmt: skip
+              help="With --text: encode it as a document or as a query")  # fmt: skip
 @click.option("--query", "query_text", metavar="TEXT", type=utf8_text,
-              help="Show what each term contributes to the score of this query")  # fmt: skip
+              help="Show what each term contributes to the score for this query")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(min=1), metavar="N",
               help="Show the N heaviest terms, and those that match the query  [default: all]")  # fmt: skip
-@click.option("--force", is_flag=True, help="Encode the query with another model than that of the documents")
+@click.option("--force", is_flag=True, help="Allow a query model that differs from the documents' model")
 @json_option
 @pipeline_options("model encode index query", "engine")
 @connection_options
@@ -65,14 +65,14 @@ def show(names: tuple[str, ...], index: str | None, text: str | None, as_json: b
     sparse-ingest show --index NAME ID --query "your question"
     sparse-ingest show --model MODEL --text "some text" --top-k 20
 
-    Terms that are not in the text itself are marked as expansion, if its text is stored and the tokenizer of the model
-    can be read.
+    Terms that the text does not contain are marked as expansion, if the text is stored and the model's tokenizer can be
+    read.
     """
     query_text = given["query_text"]
     if text is not None:
         documents = [_encoded(text, names, index, **given)]
     else:
-        refuse_flags(("side",), "goes with --text")
+        refuse_flags(("side",), "needs --text")
         with _opened(names, index, **given) as opened:
             documents = opened.show(*map(utf8_text, names if index else names[1:]), query=query_text)
     shown = [(one, _heaviest(one.terms, given["top_k"])) for one in documents]

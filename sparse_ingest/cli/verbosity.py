@@ -1,4 +1,4 @@
-"""What is written to standard error: -q, -v, -vv, and one handler for the log records of all commands.
+"""Output on standard error: -q, -v, -vv, and one handler for the log records of all commands.
 
 Notes of a stage are records of level NOTE, warnings of WARNING. -q leaves warnings and errors, -v adds INFO, -vv adds
 DEBUG and the requests to the cluster (opensearch-py, urllib3). Credentials are removed from every record.
@@ -56,7 +56,7 @@ def to_stderr() -> Iterator[None]:
 
 
 def with_verbosity(command: click.Command) -> click.Command:
-    """Add -v and -q to a command, and to those of a group."""
+    """Add -v and -q to a command, or to all commands of a group."""
     for each in command.commands.values() if isinstance(command, click.Group) else ():
         with_verbosity(each)
     command.params += [
@@ -73,7 +73,7 @@ def _set_level(context: click.Context, option: click.Parameter, count: int) -> N
         return
     level = logging.WARNING if option.name == "quiet" else _LEVELS[min(count, 2)]
     if context.meta.setdefault(__name__, level) != level:
-        raise UsageError("-v and -q exclude each other. Give one of them, once.")
+        raise UsageError("-v and -q cannot be combined. Pass one of them, once.")
     logging.getLogger(_OURS).setLevel(level)
     for name in _LIBRARIES if level == logging.DEBUG else ():
         logging.getLogger(name).addHandler(_HANDLER)

@@ -100,5 +100,5 @@ def _no_credentials(error: Exception) -> str:
 
 
 def _short(error: OSError) -> str:
-    """Return the reason of OpenSSL or the system, without the place in OpenSSL."""
+    """Return the reason of OpenSSL or the system, without OpenSSL's source location."""
     return re.sub(r"^\[.*?\]\s*|\s*\(_ssl\.c.*$", "", error.strerror or str(error))

@@ -53,7 +53,7 @@ def move_alias(client: Client, alias: str, served: Served, target: Index) -> Non
     remove = [{"remove": {"index": name, "alias": alias, "must_exist": True}} for name in served]
     try:
         if not served:
-            client.call("POST", f"{target.path}/_alias{path_of(alias)}", CLAIM)
+            client.call("POST", "/_aliases", {"actions": [{"add": {"index": target.name, "alias": alias, **CLAIM}}]})
         client.call("POST", "/_aliases", {"actions": [*remove, {"add": add}]})
     except ResponseError as error:
         if error.status != 404 and error.kind != "illegal_state_exception":

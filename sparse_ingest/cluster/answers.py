@@ -58,6 +58,7 @@ class BoundedPool:
     def __init__(self, pool: Any, address: str) -> None:
         self._pool, self._address = pool, address
         self.close = pool.close
+        self.product = ""  # the header of Elasticsearch's answers
 
     def urlopen(self, method: str, url: str, body: bytes | None, *, timeout: float, **more: Any) -> SimpleNamespace:
         """Send a request and return the parts of its answer that opensearch-py uses."""
@@ -79,6 +80,7 @@ class BoundedPool:
             if time.monotonic() > end:
                 answer.close()
                 raise ReadTimeoutError(self._pool, url, "Read timed out.")
+        self.product = answer.headers.get("x-elastic-product") or self.product
         return SimpleNamespace(status=answer.status, headers=answer.headers, data=bytes(content))
 
 

@@ -30,7 +30,7 @@ _SLICE_TERMS = 1 << 18  # converted at once, 50 bytes of memory each: a part of 
 _SLICE_CHARACTERS = 8 << 20  # of fields, at once: Arrow's offsets have 31 bits
 
 BulkOperation = Literal["index", "update", "delete"]
-WriteOperation = Literal["index", "update", "replace"]
+WriteOperation = Literal["index", "update", "replace", "overwrite"]
 
 
 class BulkRequest(NamedTuple):
@@ -104,6 +104,8 @@ def _operation_text(operation: str, field: str) -> _OperationText:
         return _OperationText("index", b'{"index":{"_id":%b}}\n', name + b":{", b"}}\n", b"}\n")
     # Without retry_on_conflict, a request that is delivered twice causes 409 for some documents.
     action = b'{"update":{"_id":%b,"retry_on_conflict":3}}\n'
+    if operation == "overwrite":
+        return _OperationText("update", action, b'{"doc":{%b:[{' % name, b"}]}}\n", b'{"doc":{%b:[]}}\n' % name)
     # An empty update would keep the vector of the index.
     remove = b'{"script":{"source":"ctx._source.remove(params.f)","params":{"f":%b}}}\n' % name
     if operation == "update":
@@ -119,7 +121,8 @@ class BodyWriter:
     Args:
         keys: the JSON key of each token id; None if an id has no token.
         operation: "index" writes complete documents. "update" adds the vector to existing documents without one in
-            their `_source`; "replace" also to those that may have one.
+            their `_source`; "replace" also to those that may have one, by a script of OpenSearch, "overwrite" by an
+            array, which Elasticsearch stores like an object and does not merge.
         empty_field: a document without terms has an empty object; otherwise it lacks the field.
     """
 
@@ -271,7 +274,7 @@ class BodyWriter:
 
 
 class _Layout(NamedTuple):
-    """Documents as numbers of the pieces in `table`: those of document i are `pieces[borders[i]:borders[i + 1]]`."""
+    """Documents as numbers of pieces in `table`: document i has `pieces[borders[i]:borders[i + 1]]`."""
 
     table: pa.Array[Any]
     pieces: npt.NDArray[np.int32]

@@ -1,7 +1,7 @@
 """The claim of a load on an index: no later load has started, and `_meta` has the stamp of this one.
 
 In: an index that this load has created or stamped. Out: a `Claim`, which is checked before each shard counts. A load
-sends to a private alias and removes those of other loads, so one that was paused can send nothing more.
+sends to a private alias and removes the aliases of other loads, so a paused load can send nothing more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LostClaimError(ClusterError):
 
 @dataclass
 class Claim:
-    """One load and its index. `stamp` is what `_meta` must contain; the settings in it are those of the journal."""
+    """One load and its index. `_meta` must contain `stamp`; the journal has the same settings."""
 
     client: Client
     index: Index

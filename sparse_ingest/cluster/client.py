@@ -2,7 +2,8 @@
 
 In: a `Connection`. Out: a `Client`. Nothing is retried here (see sending.py), and proxies of the environment are not
 used. A password never reaches a message, a log or a `repr`. Amazon OpenSearch Serverless, which has no version, and
-clusters that do not report theirs are treated as NEWEST_TRIED. Serverless was tested only with a simulation.
+clusters that do not report theirs are treated as the newest tried release. Serverless was tested only with a
+simulation.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
 from sparse_ingest.cluster.answers import BoundedPool, Uuid, malformed
 from sparse_ingest.cluster.connection import Address, parse_url
 from sparse_ingest.cluster.connection import Connection as Connection
+from sparse_ingest.cluster.dialects import Dialect, OpenSearchDialect, Version
 from sparse_ingest.cluster.failures import (
     BUSY,
     GARBAGE,
@@ -38,7 +40,7 @@ from sparse_ingest.cluster.failures import (
     unreachable_message,
 )
 from sparse_ingest.cluster.failures import UnreachableError as UnreachableError
-from sparse_ingest.cluster.versions import NEWEST_TRIED, Version, version_of
+from sparse_ingest.cluster.versions import dialect_of
 from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 from sparse_ingest.reporting import Reporter
@@ -125,7 +127,7 @@ class Client:
         self.waiting = Waiting(self.address, reporter, connection.timeout_s)
         self.allow_partial: bool | None = None  # None: the command has no such option
         self._partial: dict[str, object] = {}  # warnings given; clients of `allowing` share it
-        self.version, self.cluster_uuid = self._asked_version()
+        self.dialect, self.cluster_uuid = self._asked_product()
 
     def call(
         self,
@@ -173,6 +175,16 @@ class Client:
             self._refuse_partial(missing)
         return answer
 
+    @property
+    def version(self) -> Version:
+        """The version of the cluster, the lowest of its nodes during an upgrade."""
+        return self.dialect.version
+
+    def search(self, path: str, body: Mapping[str, Any], *, expected: Any = None, **params: str) -> Any:
+        """Send a `_search` of an index or alias without its default search pipeline, unless the body names one."""
+        params |= {} if "search_pipeline" in body else self.dialect.no_pipeline
+        return self.call("POST", f"{path}/_search", body, params=params, expected=expected)
+
     def allowing(self, partial: bool) -> Client:
         """Return a client for a command with --allow-partial: if `partial`, partial answers cause one warning."""
         client = copy.copy(self)
@@ -213,8 +225,9 @@ class Client:
         if found := malformed(error, self.address):
             raise found from error
 
-    def _asked_version(self) -> tuple[Version, str]:
-        """Return version and UUID of the cluster, or defaults where it does not report them."""
+    def _asked_product(self) -> tuple[Dialect, str]:
+        """Return the dialect and the UUID of the cluster, or defaults where it does not report them."""
+        allowed, root = partial(self.find, absent=range(400, 500)), None
         try:
             root = self.call("GET", "/", timeout_s=_CONNECT_S)
         except ResponseError as error:
@@ -222,18 +235,29 @@ class Client:
                 why = "Amazon OpenSearch Serverless has no version"
             elif error.status == 403 and "cluster:monitor/main" in error.reason:
                 why = f"{self.address} does not report its version to {_who(self._connection)} (cluster:monitor/main)"
+            elif error.status == 405:  # a distribution of Elasticsearch without the module for `GET /`
+                why = ""
             else:
                 raise
-            logger.warning("%s; OpenSearch %d.%d.%d is assumed.", why, *NEWEST_TRIED)
-            return NEWEST_TRIED, "unknown"  # journals differ by the UUIDs of their indexes
+            if why and not self._product_header():
+                newest = OpenSearchDialect.newest_tried
+                logger.warning("%s; OpenSearch %d.%d.%d is assumed.", why, *newest)
+                return OpenSearchDialect(newest), "unknown"  # journals differ by the UUIDs of their indexes
         try:
-            cluster_uuid = checked(root.get("cluster_uuid", "unknown"), Uuid)
-            allowed = partial(self.find, absent=range(400, 500))
-            return version_of(root, self.address, _who(self._connection), allowed), cluster_uuid
+            # Without `GET /`, the state of the cluster has its UUID.
+            state = root or allowed("/_cluster/state/version?filter_path=cluster_uuid") or {}
+            cluster_uuid = checked(state.get("cluster_uuid", "unknown"), Uuid)
+            who = _who(self._connection)
+            return dialect_of(root, self._product_header(), self.address, who, allowed), cluster_uuid
         except Exception as error:
             if found := malformed(error, self.address):
                 raise found from error
             raise
+
+    def _product_header(self) -> str:
+        """Return the X-elastic-product header of an answer; "" without it, or for the caller's own transport."""
+        pool = getattr(self._transport.get_connection(), "pool", None)
+        return str(getattr(pool, "product", ""))
 
     def _translated(self, error: TransportError, path: str, timeout_s: float) -> SparseIngestError:
         if isinstance(error.info, SparseIngestError):
@@ -271,7 +295,7 @@ def connection_of(url: str | None, connection: ConnectionLike | None) -> Connect
 def connect(
     connection: ConnectionLike | None = None, *, url: str | None = None, reporter: Reporter | None = None
 ) -> Client:
-    """Connect and check that an OpenSearch of a known version answers.
+    """Connect and check that an OpenSearch or Elasticsearch of a known version answers.
 
     Args:
         connection: How to reach the cluster. The transport of an `opensearchpy.OpenSearch` is used without its
@@ -281,7 +305,8 @@ def connect(
 
     Raises:
         UsageError: the URL or a combination of options is invalid.
-        ClusterError: the cluster cannot be reached, refuses, or is not OpenSearch 2.11 or newer.
+        ClusterError: the cluster cannot be reached, refuses, or is neither OpenSearch 2.11 or newer nor Elasticsearch
+            8.16 or newer.
     """
     connection = connection_of(url, connection)
     if isinstance(connection, OpenSearch):
@@ -298,6 +323,8 @@ def connect(
         options |= {"use_ssl": True, "ssl_context": context}
     if user and password is not None:
         options["headers"] = basic_header(user, password)
+    if connection.api_key:
+        options["headers"] = {"authorization": f"ApiKey {connection.api_key}"}
     if connection.aws_service:
         options["http_auth"] = aws_signer(connection.aws_region, connection.aws_service)
     opensearch = OpenSearch(
@@ -333,6 +360,9 @@ def _check_options(connection: Connection, address: Address) -> None:
             f"--aws-service signs requests, so user {user!r} has no effect. Omit --user and --password, or "
             "--aws-service (and their variables)."
         )
+    if connection.api_key and (user or connection.aws_service):
+        other = f"user {user!r}" if user else "--aws-service"
+        raise UsageError(f"--api-key and {other} exclude each other. Omit one (and its variables).")
     if password is not None and not user:
         raise UsageError("A password needs a user: pass --user, or omit --password (or SPARSE_INGEST_PASSWORD).")
     if connection.client_key and not connection.client_cert:
@@ -351,6 +381,8 @@ def path_of(name: str) -> str:
 def _who(connection: Connection) -> str:
     if connection.aws_service:
         return "these AWS credentials"
+    if connection.api_key:
+        return "this API key"
     if connection.user:
         return f"user {connection.user!r}"
     return "this client certificate" if connection.client_cert else "a client without a user name"
@@ -366,6 +398,8 @@ def _refused(status: int, address: str, connection: Connection) -> str | None:
         )
     if status == 403:
         return f"{address} forbids this to {who} (403): grant the right, or pass another --user."
+    if connection.api_key:
+        return f"{address} does not accept {who} (401): check that it is complete, encoded and not expired."
     if connection.user:
         return f"{address} does not accept {who} with this password (401). Check both."
     if connection.client_cert:

@@ -18,9 +18,12 @@ from sparse_ingest.storage.addresses import ADDRESS, HOST_AND_PATH, split_addres
 class Connection:
     """How to reach a cluster. `url` may contain a user and password; `user` and `password` take precedence."""
 
-    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch", env="SPARSE_INGEST_URL")
+    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch or Elasticsearch", env="SPARSE_INGEST_URL")
     user: str | None = option(None, "User name; may be in --url", env="SPARSE_INGEST_USER")
     password: str | None = option(None, "Password; safer in its environment variable", env="SPARSE_INGEST_PASSWORD")
+    api_key: str | None = option(
+        None, "API key of Elasticsearch, encoded; better given by its variable", env="SPARSE_INGEST_API_KEY"
+    )
     ca: str | None = option(None, "CA certificates to trust instead of the system's", env="SPARSE_INGEST_CA")
     client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
     client_key: str | None = option(

@@ -1,13 +1,14 @@
-"""What a cluster can do, and what a user may do in it: the findings of `doctor` about a server.
+"""Check a cluster for `doctor`: version, plugins, health, disk space, and the rights of the user.
 
-Every request reads. Rights are asked for with `perform_permission_check` of the security plugin (OpenSearch 3.2 or
-newer), which answers instead of carrying out the request; without it they cannot be asked for. Names of users and the
-reasons of the server, which may contain them, are in no finding.
+No request changes anything. Rights are checked with `perform_permission_check` of the security plugin (OpenSearch 3.2
+or newer), which answers instead of carrying out the request. Findings contain no user names, and none of the server's
+error reasons, which may contain user names.
 """
 
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,17 +16,11 @@ from typing import Any
 
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, connect
 from sparse_ingest.cluster.connection import Connection
-from sparse_ingest.cluster.indexes import cluster_settings
-from sparse_ingest.cluster.versions import NEWEST_TRIED
+from sparse_ingest.cluster.dialects import OpenSearchDialect
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.reporting import Check, checks_of, size_text
 
 PATIENCE_S = 10.0
-PLUGINS = {
-    "opensearch-neural-search": "neural_sparse queries and sparse_vector fields; without it only `query "
-    "--without-plugin` makes requests that work",
-    "opensearch-knn": "sparse_vector fields (SEISMIC)",
-}
 _ASK = {"perform_permission_check": "true"}
 _WATERMARKS = "cluster.routing.allocation.disk."
 _EFFECTS = {
@@ -36,18 +31,19 @@ _EFFECTS = {
 
 
 def check_cluster(connection: Connection, index: str | None = None) -> list[Check]:
-    """Return the findings about a cluster; with an index or a name for one, also which rights on it a load lacks."""
+    """Return the findings about a cluster; with an index name, also the rights that a load into it lacks."""
     try:
         client = connect(replace(connection, timeout_s=min(connection.timeout_s, PATIENCE_S)))
     except ResponseError as error:
         advice = {401: "Check user and password.", 403: "Grant the user cluster:monitor/main."}
-        return [Check("server", "problem", f"it answers {error.status} {error.kind}", advice.get(error.status, ""))]
+        found = f"the server answers {error.status} {error.kind}"
+        return [Check("server", "problem", found, advice.get(error.status, ""))]
     except SparseIngestError as error:
         return [Check("server", "problem", str(error))]
     with client:
         number = ".".join(map(str, client.version))
         known = client.cluster_uuid != "unknown"
-        found = f"OpenSearch {number} at {client.address}"
+        found = f"{client.dialect.name} {number} at {client.address}"
         server = Check("server", "ok", found) if known else Check(
             "server", "unknown", f"{client.address} does not report its version; {number} is assumed"
         )  # fmt: skip
@@ -57,8 +53,10 @@ def check_cluster(connection: Connection, index: str | None = None) -> list[Chec
 
 def _why(error: Exception) -> str | None:
     if isinstance(error, ResponseError):
-        return f"cannot be asked: the server answers {error.status} {error.kind}"
-    return f"cannot be asked: no usable answer within {PATIENCE_S:g} s" if isinstance(error, UnreachableError) else None
+        return f"cannot be checked: the server answers {error.status} {error.kind}"
+    if isinstance(error, UnreachableError):
+        return f"cannot be checked: no usable answer within {PATIENCE_S:g} s"
+    return None
 
 
 def _plugins(client: Client) -> Iterator[Check]:
@@ -66,7 +64,7 @@ def _plugins(client: Client) -> Iterator[Check]:
         "nodes", {}
     )
     installed = [{plugin["name"] for plugin in node.get("plugins", ())} for node in nodes.values()]
-    for name, purpose in PLUGINS.items():
+    for name, purpose in client.dialect.plugins.items():
         found = f"installed on {(having := sum(name in names for names in installed))} of {len(installed)} nodes"
         everywhere = having and having == len(installed)
         yield Check(name, "ok", found) if everywhere else Check(name, "missing", found, f"Needed for {purpose}.")
@@ -76,7 +74,7 @@ def _health(client: Client) -> Iterator[Check]:
     found = client.call("GET", "/_cluster/health")
     status = str(found["status"])
     words = f"{status}; data nodes: {found['number_of_data_nodes']}, unassigned shards: {found['unassigned_shards']}"
-    advice = "Primaries are missing. Why: GET /_cluster/allocation/explain" if status == "red" else ""
+    advice = "Primary shards are missing. GET /_cluster/allocation/explain has the reason." if status == "red" else ""
     yield Check("health", "problem" if advice else "ok", words, advice)
 
 
@@ -98,12 +96,14 @@ def _disks(client: Client) -> Iterator[Check]:
             yield Check("disk", "problem", f"{found}, above the {above[-1]} watermark ({marks[above[-1]]})", advice)
         else:
             limits = ", ".join(f"{mark} {limit}" for mark, limit in marks.items() if limit)
-            yield Check("disk", "ok", f"{found}; watermarks: {limits or 'cannot be asked'}")
+            yield Check("disk", "ok", f"{found}; watermarks: {limits or 'not readable'}")
 
 
 def _settings(client: Client) -> dict[str, Any]:
     """Return the settings on disk space without their common prefix; {} if the user may not read them."""
-    found = cluster_settings(client, absent=range(400, 500)).items()
+    params = {"include_defaults": "true", "flat_settings": "true"}
+    answer = client.find("/_cluster/settings", params=params, absent=range(400, 500)) or {}
+    found = ChainMap(*(answer.get(level, {}) for level in ("transient", "persistent", "defaults"))).items()
     return {name.removeprefix(_WATERMARKS): value for name, value in found if name.startswith(_WATERMARKS)}
 
 
@@ -119,31 +119,31 @@ def _is_above(limit: str, total: int, free: int) -> bool:
 def _rights(client: Client, index: str | None) -> Iterator[Check]:
     """Ask the security plugin which rights on an index a load lacks."""
     if client.find("/_plugins/_security/authinfo", absent=range(400, 500)) is None:
-        yield Check("rights", "unknown", "cannot be asked: no answer from an API of the security plugin")
+        yield Check("rights", "unknown", "cannot be checked: no answer from the security plugin")
         return
     if _missing(client, "GET", "/_cluster/health") is None:
-        oldest = f"needs OpenSearch 3.2 or newer (tested: {'.'.join(map(str, NEWEST_TRIED))})"
-        yield Check("rights", "unknown", f"cannot be asked: perform_permission_check {oldest}")
+        oldest = f"needs OpenSearch 3.2 or newer (tested: {'.'.join(map(str, OpenSearchDialect.newest_tried))})"
+        yield Check("rights", "unknown", f"cannot be checked: perform_permission_check {oldest}")
         return
     if index is None:
-        yield Check("rights", "unknown", "not asked", "Pass --index NAME to check the rights of a load on it.")
+        yield Check("rights", "unknown", "not checked", "Pass --index NAME to check the rights for a load into it.")
         return
     lacking: list[str] = []
     for method, path, body in _requests(index):
         missing = _missing(client, method, path, body)
         if missing is None:
-            yield Check("rights", "unknown", f"cannot be asked for {method} {path}")
+            yield Check("rights", "unknown", f"cannot be checked for {method} {path}")
             return
         lacking += missing
     if lacking:
         found = f"a load into {index!r} lacks {', '.join(dict.fromkeys(lacking))}"
-        yield Check("rights", "missing", found, "Grant them; the guide `Production checklist` has all that are used.")
+        yield Check("rights", "missing", found, "Grant them. The guide `Production checklist` lists all rights.")
     else:
-        yield Check("rights", "ok", f"a load into {index!r} lacks none")
+        yield Check("rights", "ok", f"a load into {index!r} lacks no rights")
 
 
 def _missing(client: Client, method: str, path: str, body: Any = None) -> list[str] | None:
-    """Return the rights that a request would lack; None if the server does not answer that question."""
+    """Return the rights that a request would lack; None if the server does not report them."""
     try:
         answer = client.call(method, path, body, params=_ASK)
     except ResponseError:

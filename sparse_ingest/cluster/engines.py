@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Unpack
 
-from sparse_ingest.cluster.limits import check_seismic, check_two_phase
+from sparse_ingest.cluster.dialects import DIALECTS, Product
+from sparse_ingest.cluster.limits import check_pruned, check_seismic, check_two_phase
 from sparse_ingest.cluster.search_bodies import (
     BodyOptions,
     Engine,
@@ -13,6 +14,7 @@ from sparse_ingest.cluster.search_bodies import (
     Weights,
     neural_sparse_body,
     seismic_body,
+    sparse_vector_body,
     two_phase_body,
 )
 from sparse_ingest.errors import PipelineError
@@ -20,10 +22,10 @@ from sparse_ingest.pipeline import EngineName, QuerySettings
 
 
 class EngineRules(NamedTuple):
-    """An engine: its kind of field, its request, and the name of its table in [query] and `Engine`."""
+    """An engine: its kind of field, its request by product, and the name of its table in [query] and `Engine`."""
 
     kind: str
-    body: Callable[..., SearchBody]
+    bodies: Mapping[Product, Callable[..., SearchBody]]
     collapses: bool = True
     settings: str = ""
     check: Callable[[Mapping[str, Any]], object] = dict
@@ -32,23 +34,34 @@ class EngineRules(NamedTuple):
 # The first engine of a kind of field is the default. The two-phase processor refuses sparse_vector fields, and their
 # clusters never answer exactly.
 ENGINES: dict[EngineName, EngineRules] = {
-    "exact": EngineRules("rank_features", neural_sparse_body),
-    "two-phase": EngineRules("rank_features", two_phase_body, False, "two_phase", check_two_phase),
-    "seismic": EngineRules("sparse_vector", seismic_body, True, "seismic", check_seismic),
+    "exact": EngineRules("rank_features", {"opensearch": neural_sparse_body, "elasticsearch": sparse_vector_body}),
+    "two-phase": EngineRules("rank_features", {"opensearch": two_phase_body}, False, "two_phase", check_two_phase),
+    "seismic": EngineRules("sparse_vector", {"opensearch": seismic_body}, True, "seismic", check_seismic),
+    "pruned": EngineRules("rank_features", {"elasticsearch": sparse_vector_body}, True, "pruned", check_pruned),
 }
 
 
-def choose_engine(settings: QuerySettings, kind: str) -> EngineName:
+def engines_of(kind: str, product: Product) -> list[EngineName]:
+    """Return the engines that a product has for a kind of field."""
+    return [name for name, rules in ENGINES.items() if rules.kind == kind and product in rules.bodies]
+
+
+def choose_engine(settings: QuerySettings, kind: str, product: Product = "opensearch") -> EngineName:
     """Return the engine of [query], by default the first of the kind of field.
 
     Raises:
-        PipelineError: the engine cannot search the kind of field, or a setting of any engine is invalid.
+        PipelineError: the product or the kind of field lacks the engine, or a setting of any engine is invalid.
     """
     for rules in ENGINES.values():
         if rules.settings:
             rules.check(getattr(settings, rules.settings))
-    engines = [name for name, rules in ENGINES.items() if rules.kind == kind]
+    engines = engines_of(kind, product)
     name = settings.engine or engines[0]
+    if product not in ENGINES[name].bodies:
+        raise PipelineError(
+            f"{DIALECTS[product].name} has no engine {name}; it has {' and '.join(engines)}. Omit --engine (or engine "
+            "in [query])."
+        )
     if name not in engines:
         raise PipelineError(
             f"The engine {name} cannot search a {kind} field; {' and '.join(engines)} can. "
@@ -71,4 +84,4 @@ def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpac
     """
     rules = ENGINES[engine.name]
     settings = {"settings": getattr(engine, rules.settings)} if rules.settings else {}
-    return rules.body(weights, field=engine.field, size=size, **settings, **options)
+    return rules.bodies[engine.product](weights, field=engine.field, size=size, **settings, **options)

@@ -22,7 +22,7 @@ _TLS_FAILURES = (
     ("not yet valid", "{0}. Correct the clock of this machine, or renew the certificate."),
     ("has expired", "{0}. Renew its certificate, or correct the clock of this machine."),
     ("issuer certificate|self.signed|verify the first|signature failure", "{0}. {1}"),
-    ("verify failed", "{0}. Replace its certificate, or that of the CA that signed it."),
+    ("verify failed", "{0}. Replace its certificate, or the certificate of the CA that signed it."),
     (
         "(?i)certificate.required|handshake.failure",
         "it asks for a client certificate ({0}). Pass --client-cert and --client-key.",
@@ -52,7 +52,7 @@ class UnreachableError(ClusterError):
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
-    """Return type and reason of an error that OpenSearch reports, the deepest cause included."""
+    """Return type and reason of an error that OpenSearch reports, including the deepest cause."""
     error = answer.get("error", answer)
     if not isinstance(error, dict):
         return "error", str(error or fallback)
@@ -143,7 +143,7 @@ def redirect_message(status: int, address: str, path: str, location: str | None)
 
 
 def _tls_failure(cause: str, ca: str | None) -> str:
-    """Return the message for a failed TLS connection, given the one of OpenSSL."""
+    """Return the message for a failed TLS connection, given OpenSSL's message."""
     short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
     if ca and "has expired" in cause and (names := expired_in(ca)):
         return f"{short}. {ca} contains a CA that has expired ({', '.join(names)}). Get the renewed one."

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from sparse_ingest.cluster import indexes, installed, mappings, seismic, settling, updates
 from sparse_ingest.cluster.client import Client, ConnectionLike, UnreachableError, connect
+from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import IndexSettings, Pipeline, options_from, pipeline_of
@@ -56,8 +57,8 @@ class IndexReport:
 
     `field` and `kind` are None if the index has no sparse field; `model`, `run_id`, `load`, `pruning` and `query` if no
     load has stamped it, or its stamp cannot be read (`unreadable` has the reason). `fields` has the types of kept
-    fields, None for one that is not mapped. The three pipelines are those of its settings, `installed` those that
-    `create_index` installed.
+    fields, None for one that is not mapped. The three pipelines are in its settings; `installed` has the pipelines
+    that `create_index` installed.
     """
 
     index: str
@@ -130,10 +131,10 @@ def create_index(
     given = {name: value for name in ("field", "kind", "body") if (value := getattr(chosen, name))}
     full = replace(full, index=replace(full.index, **given))
     _refuse_options(chosen)
-    body = mappings.index_body(full.index, None)
     wanted = _pipelines(index, full, chosen)
     with connect(connection, url=url, reporter=reporter) as client:
-        mappings.check_version(full.index.kind, client.version)
+        client.dialect.check_kind(full.index.kind)
+        body = mappings.index_body(full.index, None, client.dialect)
         there = indexes.find_index(client, index)
         if there is not None:
             what = "exists already" if there.name == index else f"is an alias of {there.name!r}"
@@ -185,7 +186,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
             uuid=there.uuid,
             aliases=there.serving_aliases,
             field=field,
-            kind=entry.get("type"),
+            kind=kind_of(entry),
             ours=installed.is_ours(there),
             runs=list(stamp.runs) if stamp else [],
             **{name: getattr(stamp, name, None) for name in ("model", "run_id", "load", "pruning", "query")},
@@ -276,8 +277,8 @@ def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> dict[I
 
 def _notes(client: Client, made: indexes.Index, settings: IndexSettings) -> Iterator[str]:
     """Yield notes on a new index."""
-    if updates.operation_for(made, settings.field) == "update":
-        yield updates.notice(made, settings.field)
+    if not updates.keeps_vectors(made, settings.field, client.dialect):
+        yield updates.notice(made, settings.field, client.dialect)
     if unstarted := settling.unstarted_primaries(client, made):
         yield unstarted
     if settings.kind == "sparse_vector":

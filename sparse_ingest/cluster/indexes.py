@@ -6,8 +6,7 @@ alias with `require_alias`, so a bulk request never creates a deleted index agai
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.answers import Indexes
@@ -109,8 +108,9 @@ def find_index(client: Client, name: str) -> Index | None:
     settings = entry["settings"]["index"]
     if "uuid" not in settings:
         raise ClusterError(
-            f"{client.address} does not report the UUID of index {concrete!r}, by which a load detects that it was "
-            "replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service (--aws-service es)."
+            f"{client.address} does not report the UUID of index {concrete!r}, which a load needs to detect that "
+            "it was replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service "
+            "(--aws-service es)."
         )
     return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
 
@@ -212,7 +212,7 @@ def pointed_to(client: Client, alias: str) -> dict[str, dict[str, Any]]:
 
 
 def with_alias(found: Indexes, alias: str) -> dict[str, dict[str, Any]]:
-    """Return those of the found indexes that an alias points to, with its properties there."""
+    """Return the found indexes that an alias points to, with its properties in each."""
     return {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
 
 
@@ -247,20 +247,8 @@ def count_documents(client: Client, index: Index) -> int:
 def count_matching(client: Client, path: str, query: Mapping[str, Any] | None = None) -> int:
     """Return how many documents of an index or alias match a query, or raise if a shard does not answer in time."""
     body = {"size": 0, "track_total_hits": True, "query": query or {"match_all": {}}}
-    answer = client.call("POST", f"{path}/_search", body, params={"search_pipeline": "_none"})
+    answer = client.search(path, body)
     return int(answer["hits"]["total"]["value"])
-
-
-def max_clauses(client: Client) -> int:
-    """Return `indices.query.bool.max_clause_count`, or its default of 1024 for a role that may not read it."""
-    return int(cluster_settings(client).get("indices.query.bool.max_clause_count", 1024))
-
-
-def cluster_settings(client: Client, absent: Collection[int] = (403, 404)) -> Mapping[str, Any]:
-    """Return all cluster settings by name, or {} if the answer has a status of `absent`."""
-    params = {"include_defaults": "true", "flat_settings": "true"}
-    answer = client.find("/_cluster/settings", params=params, absent=absent) or {}
-    return ChainMap(*(answer.get(level, {}) for level in ("transient", "persistent", "defaults")))
 
 
 def _pruning_words(pruning: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Installed(NamedTuple):
 
 
 def search_body(names: Sequence[str], field: str, model_id: str | None) -> dict[str, Any]:
-    """Return one search pipeline with the processors of all the named ones, of which one may combine scores."""
+    """Return one search pipeline with the processors of all the named ones. Only one may combine scores."""
     bodies = [_packaged("search", name, field, model_id) for name in dict.fromkeys(names)]
     merged: dict[str, Any] = {"description": " ".join(body.pop("description") for body in bodies)}
     for body in bodies:
@@ -51,7 +51,7 @@ def search_body(names: Sequence[str], field: str, model_id: str | None) -> dict[
 
 
 def ingest_body(name: str, field: str, model_id: str | None, encode: EncodeSettings) -> dict[str, Any]:
-    """Return the body of an ingest pipeline, which prunes by the rule of `[encode]`, of which it may have one."""
+    """Return the body of an ingest pipeline, which prunes by the only rule of `[encode]`."""
     rules = {name: value for name, value in encode.rules.items() if value is not None}
     if len(rules) > 1:
         raise PipelineError(
@@ -72,6 +72,7 @@ def install(client: Client, pipeline: Installed, body: dict[str, Any], index: st
 
     Raise `ClusterError` if another one has its name, or the server does not know a processor.
     """
+    client.dialect.refuse("pipelines")
     body = {**body, "description": f"{_mark(index)} {body['description']}"}
     there = _found(client, pipeline)
     if there == body:
@@ -173,7 +174,7 @@ def is_ours(index: Index) -> bool:
 
 
 def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of an index that replaces `old`, with the pipelines that `index create` gave to that one."""
+    """Return the body of an index that replaces `old`, with the pipelines that `index create` gave to `old`."""
     pipelines = made_of(old)
     if pipelines is None:
         return body

@@ -4,8 +4,8 @@ In RUN/load/CLUSTER_UUID/INDEX_UUID/: journal.jsonl with one line per finished s
 refused document (dead letter), merged.json with the last operation of each shard of the index that the last complete
 merge covered, settings.json with the old values of index settings until they are restored.
 
-The files never disagree. Dead letters are on disk before the line of their shard; those of a shard without a line do
-not count, and are deleted before the shard is loaded again. Where counts in journal.jsonl differ, dead.jsonl is right,
+The files never disagree. Dead letters are on disk before the line of their shard; without that line they do not
+count, and are deleted before the shard is loaded again. Where counts in journal.jsonl differ, dead.jsonl is right,
 and the next load corrects them. A torn last line is ignored, and cut off before the next line is written. Files are
 read line by line; memory holds one number per shard.
 

@@ -13,14 +13,17 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.pipeline import HybridSettings, changed
 
 MAX_WEIGHT = 64.0  # Lucene's FeatureField takes weights in (0, 64]
-MAX_CLAUSES = 1024  # default of indices.query.bool.max_clause_count
 
 # The defaults of neural_sparse_two_phase_processor.
 TWO_PHASE_DEFAULTS = {"prune_type": "max_ratio", "prune_ratio": 0.4, "expansion_rate": 5.0, "max_window_size": 10000}
+# The ranges of Elasticsearch's pruning_config: a token is skipped if its document frequency is more than so many times
+# the average, and its weight below this share of the best.
+_PRUNED = {"tokens_freq_ratio_threshold": (1, 100), "tokens_weight_threshold": (0, 1)}
 _LEAST_WINDOW = 50  # the server refuses less
 # The possible values of prune_ratio for each prune_type of the two-phase processor.
 _RATIOS: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -79,6 +82,8 @@ def count_clauses(query: Mapping[str, Any]) -> int:
 
 
 def _clauses_of(name: str, content: Any) -> int:
+    if name == "sparse_vector":
+        return len(content["query_vector"])
     if name == "neural_sparse":
         # The filter of clusters is a query of its own.
         return sum(len(entry.get("query_tokens", ())) for entry in content.values())
@@ -122,6 +127,15 @@ def check_hybrid(settings: HybridSettings, engine: str = "exact") -> None:
         )
     if settings.hybrid and engine == "two-phase":
         raise PipelineError("Two-phase has no effect in a hybrid query. Use --engine exact, or --no-hybrid.")
+
+
+def check_pruned(settings: Mapping[str, Any]) -> None:
+    """Raise `PipelineError` if a setting of Elasticsearch's pruning is unknown or out of its range."""
+    _refuse_unknown("pruned", settings, _PRUNED)
+    for name, value in settings.items():
+        least, most = _PRUNED[name]
+        if not is_number(value) or not least <= value <= most:
+            raise PipelineError(f"[query] pruned.{name} = {value!r}; expected a number from {least} to {most}.")
 
 
 def check_two_phase(settings: Mapping[str, Any], *, size: int = 10) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, Spelling, WriteOperation
+from sparse_ingest.cluster.dialects import Dialect, FieldKind, kind_of
 from sparse_ingest.cluster.field_types import MAX_KEYWORD
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, body_setting, parameters_of
@@ -21,16 +22,13 @@ from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import FieldType, IndexSettings, packaged_folder
 from sparse_ingest.records import field_path, is_within, refused_name
 
-FieldKind = Literal["rank_features", "sparse_vector"]
-SEISMIC_SINCE = (3, 3)
-
 
 def document_writer(
     mappings: dict[str, Any], field: str, vocabulary: Sequence[str | None], operation: WriteOperation = "index"
 ) -> BodyWriter:
     """Return the writer of documents for a field that `check_fits` accepted."""
     entry = field_mapping(mappings, field) or {}
-    if entry.get("type") != "sparse_vector":
+    if kind_of(entry) != "sparse_vector":
         return BodyWriter(vocabulary, field, operation=operation)
     codes = ByteCodes(float(parameters_of(entry)["quantization_ceiling_ingest"]))
     spelling = Spelling(codes.codes, codes.decimal)
@@ -43,15 +41,6 @@ def token_id_keys(vocabulary: Sequence[str | None]) -> list[str | None]:
     return [None if token is None else str(token_id) for token_id, token in enumerate(vocabulary)]
 
 
-def check_version(kind: FieldKind, version: tuple[int, int, int]) -> None:
-    """Raise `ClusterError` if the server is too old for a kind of field."""
-    if kind == "sparse_vector" and version[:2] < SEISMIC_SINCE:
-        raise ClusterError(
-            f"The cluster is OpenSearch {'.'.join(map(str, version))}; sparse_vector fields need 3.3 or newer. "
-            'Use kind = "rank_features", or upgrade the cluster.'
-        )
-
-
 def check_vocabulary(kind: FieldKind, vocabulary: Sequence[str | None]) -> None:
     """Raise `PipelineError` if the vocabulary has too many tokens for sparse_vector."""
     if kind == "sparse_vector" and len(vocabulary) > MAX_VOCABULARY:
@@ -62,21 +51,21 @@ def check_vocabulary(kind: FieldKind, vocabulary: Sequence[str | None]) -> None:
         )
 
 
-def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
+def index_body(settings: IndexSettings, stamp: Stamp | None, dialect: Dialect) -> dict[str, Any]:
     """Return the body that creates the index: the pipeline's JSON with its field name, source mode and stamp.
 
     Raises:
         PipelineError: the body does not exist, is not a JSON object, or lacks the sparse field.
     """
     name = settings.body or settings.kind
-    packaged = packaged_folder() / "opensearch" / f"{name}.json"
+    packaged = packaged_folder() / dialect.product / f"{name}.json"
     path = packaged if packaged.is_file() else Path(name)
     try:
         body = json.loads(path.read_bytes())
         mappings = body["mappings"]
         properties = mappings["properties"]
         _refuse_no_objects(body)
-        sparse = next(name for name, entry in properties.items() if entry.get("type") == settings.kind)
+        sparse = next(name for name, entry in properties.items() if kind_of(entry) == settings.kind)
     except FileNotFoundError as error:
         known = ", ".join(sorted(entry.stem for entry in packaged.parent.glob("*.json")))
         raise PipelineError(f"Index body {name!r} is neither a file nor packaged; packaged: {known}.") from error
@@ -87,6 +76,8 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
         ) from error
     if settings.kind == "sparse_vector" and str(body_setting(body, "sparse")).lower() != "true":
         raise PipelineError(f'{path} has a sparse_vector field, but no setting "index": {{"sparse": true}}. Add it.')
+    if problem := _other_product(properties[sparse], dialect):
+        raise PipelineError(f"{path}: the field {sparse!r} {problem}")
     if sparse != settings.field:
         if settings.field in properties:
             raise PipelineError(f"{path} maps {settings.field!r} as another type. Choose another [index] field.")
@@ -97,6 +88,7 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
     excluded = [excluded] if isinstance(excluded, str) else excluded
     excludes = [entry for entry in excluded if entry not in (sparse, settings.field)]
     source["excludes"] = [*excludes, settings.field] if settings.source == "exclude" else excludes
+    dialect.complete_body(body, properties[settings.field], settings.source)
     if stamp is not None:
         mappings["_meta"] = {**mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
     return dict(body)
@@ -126,15 +118,28 @@ def add_types(mappings: dict[str, Any], types: Mapping[str, str], sparse: str) -
             entry.update({"type": kind} | ({"ignore_above": MAX_KEYWORD} if kind == "keyword" else {}))
 
 
+def refuse_other_product(index: Index, field: str, dialect: Dialect) -> None:
+    """Raise `ClusterError` if the type of a sparse field is one that the queries of this product do not search."""
+    if problem := _other_product(field_mapping(index.mappings, field) or {}, dialect):
+        raise ClusterError(f"Index {index.name!r}: the field {field!r} {problem}")
+
+
+def _other_product(entry: Mapping[str, Any], dialect: Dialect) -> str | None:
+    wanted = dialect.field_entry()["type"]
+    if kind_of(entry) != "rank_features" or entry["type"] == wanted:
+        return None
+    return f"has the type {entry['type']}; on {dialect.name} it must be {wanted}. Map another field."
+
+
 def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> None:
     """Raise `ClusterError` if the mapping or the vectors of an index do not fit. `kind` None: either kind fits."""
     mapped = field_mapping(index.mappings, stamp.field)
-    found = mapped.get("type", "object") if mapped else "no such field"
-    turned = found == "rank_features" and not (mapped or {}).get("positive_score_impact", True)
-    if turned or found not in ((kind,) if kind else ("rank_features", "sparse_vector")):
+    found, found_kind = mapped.get("type", "object") if mapped else "no such field", kind_of(mapped)
+    turned = found_kind == "rank_features" and not (mapped or {}).get("positive_score_impact", True)
+    if turned or found_kind is None or found_kind != (kind or found_kind):
         wanted = "sparse_vector" if kind == "sparse_vector" else "rank_features with positive_score_impact true"
         wanted += "" if kind else ", or sparse_vector"
-        instead = "--kind" if found in ("rank_features", "sparse_vector") and not turned else "--field"
+        instead = "--kind" if found_kind and not turned else "--field"
         raise ClusterError(
             f"Index {index.name!r}: the field {stamp.field!r} is {found}"
             f"{' with positive_score_impact false' if turned else ''}; expected {wanted}. "
@@ -181,7 +186,7 @@ def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None
 def sparse_field(mappings: dict[str, Any]) -> str | None:
     """Return the dotted name of the first sparse field outside nested fields (passages), or None."""
     for name, entry in mappings.get("properties", {}).items():
-        if entry.get("type") in ("rank_features", "sparse_vector"):
+        if kind_of(entry):
             return str(name)
         if entry.get("type", "object") == "object" and (inner := sparse_field(entry)):
             return f"{name}.{inner}"

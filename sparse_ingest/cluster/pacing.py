@@ -20,8 +20,8 @@ _FIRST_BYTES = 2 << 20
 FEWEST_BYTES = 128 << 10
 _STEP_BYTES = 1 << 20
 _REMEMBERED_ROUNDS = 128  # of the recent best
-# Every 64 rounds, two have half the requests and measure the time without a queue; otherwise the recent best would be
-# that of constant pressure.
+# Every 64 rounds, two have half the requests and measure the time without a queue; otherwise the recent best would
+# always be measured under pressure.
 _PROBE_ROUNDS = 64
 
 

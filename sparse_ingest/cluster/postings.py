@@ -68,7 +68,9 @@ class IndexScan:
                 batch.append(waiting.popleft())
             # Reading ids from disk would take ten times as long as the rest.
             extra = {"stored_fields": "_none_", "track_scores": True}
-            bodies = [self._body(_token_query(field, queries[number]), after) | extra for number, after in batch]
+            wanted = [dict.fromkeys(queries[number], 1.0) for number, _ in batch]
+            clauses = [self._client.dialect.tokens_clause(field, tokens) for tokens in wanted]
+            bodies = [self._body(clause, after) | extra for clause, (_, after) in zip(clauses, batch, strict=True)]
             for (number, _), found in zip(batch, self._hits(bodies, "_score", "sort"), strict=True):
                 if found:
                     places = np.array([hit["sort"][0] for hit in found], dtype=np.int64)
@@ -97,17 +99,12 @@ class IndexScan:
 @contextlib.contextmanager
 def scan(client: Client, index: Index) -> Iterator[IndexScan]:
     """Open a point in time of an index for the block."""
-    path = f"{index.path}/_search/point_in_time"
-    point = str(client.call("POST", path, params={"keep_alive": _KEEP_ALIVE})["pit_id"])
+    point = client.dialect.open_point(client.call, index.path, _KEEP_ALIVE)
     try:
         yield IndexScan(client, index.name, point, int(index.setting("max_result_window") or PAGE))
     finally:
         with contextlib.suppress(ClusterError):  # it expires
-            client.call("DELETE", "/_search/point_in_time", {"pit_id": [point]}, timeout_s=10)
-
-
-def _token_query(field: str, tokens: Sequence[str]) -> dict[str, Any]:
-    return {"neural_sparse": {field: {"query_tokens": dict.fromkeys(tokens, 1.0)}}}
+            client.dialect.close_point(client.call, point)
 
 
 def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
@@ -128,14 +125,15 @@ def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
         # Below 3,000 values the cardinality is close to exact.
         counted = {"parents": {"cardinality": {"field": field, "precision_threshold": 3 * _IDS}}}
         body = {"size": 0, "query": {"terms": {field: some}}, "aggs": counted}
-        answer = client.call("POST", f"{path}/_search", body, params={"search_pipeline": "_none"})
+        answer = client.search(path, body)
         known += int(answer["aggregations"]["parents"]["value"])
     return known
 
 
 def document_frequencies(client: Client, index: str, field: str, tokens: Sequence[str]) -> dict[str, int]:
-    """Return how many documents have each token in a rank_features field. Requires the neural-search plugin."""
+    """Return how many documents have each token. OpenSearch needs the neural-search plugin for that."""
     path, wanted = f"{path_of(index)}/_msearch", "responses.hits.total.value"
-    bodies = ({"size": 0, "track_total_hits": True, "query": _token_query(field, [token])} for token in tokens)
+    clauses = (client.dialect.tokens_clause(field, {token: 1.0}) for token in tokens)
+    bodies = ({"size": 0, "track_total_hits": True, "query": clause} for clause in clauses)
     answers = search_many(client, path, bodies, index, at_once=_SEARCHES, filter_path=wanted)
     return {token: int(answer["hits"]["total"]["value"]) for token, answer in zip(tokens, answers, strict=True)}

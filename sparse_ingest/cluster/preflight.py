@@ -36,7 +36,7 @@ _INFINITE_CODE = int(weight_codes(np.array([np.inf]))[0])
 
 @dataclass(frozen=True)
 class IndexLimits:
-    """What limits the documents of an index. `kept` reads their fields in the same pass; None if none are sent."""
+    """Limits on the documents of an index. `kept` reads their fields in the same pass; None if none are sent."""
 
     field: str
     vocabulary: Sequence[str | None]

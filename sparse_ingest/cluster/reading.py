@@ -1,9 +1,9 @@
 """Read the stored weights of sparse vectors, which `_source` excludes.
 
-A neural_sparse query with weights 1.0 scores a document with the sum of its stored weights, and its explanation has the
+A query for tokens with weights 1.0 scores a document with the sum of its stored weights, and its explanation has the
 value of each key: a float32 as its nearest decimal, or the byte of a segment with clusters. `rank_feature` finds no
-token that contains a dot. Requires the neural-search plugin, and OpenSearch 3.5 or newer for clusters. Not covered:
-tokens that are not in the vocabulary; no request lists the tokens of a document.
+token that contains a dot. OpenSearch needs the neural-search plugin, and version 3.5 or newer for clusters. Not
+covered: tokens that are not in the vocabulary; OpenSearch has no request that lists the tokens of a document.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from sparse_ingest.cluster.answers import Found, Responses
 from sparse_ingest.cluster.client import Client, PartialAnswerError, path_of
+from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.failures import error_of
-from sparse_ingest.cluster.indexes import Index, max_clauses
+from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.mappings import field_mapping
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
@@ -28,7 +29,6 @@ from sparse_ingest.records import TermShare, batched
 
 _SPARE_CLAUSES = 8  # for the filter on ids, and for those that a rewrite may add
 _SEARCHES = 25  # in one _msearch, to stay below 1 MiB: nginx refuses larger requests by default
-PIPELINE_IN_BODY_SINCE = (2, 18)
 _RAW_SCORE = "raw dot product score (quantized): "
 # The explanation of one token in a segment with clusters.
 _CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* doc_weight=(\d+)")
@@ -92,12 +92,12 @@ class StoredReader:
         return [vocabulary[start : start + self._group] for start in range(0, len(vocabulary), self._group)]
 
     def _query(self, doc_ids: Sequence[str], keys: Sequence[str], *, named: int) -> dict[str, Any]:
-        content: dict[str, Any] = {"query_tokens": dict.fromkeys(keys, self._weight)}
+        clause = self._client.dialect.tokens_clause(self._field, dict.fromkeys(keys, self._weight))
         if self._seismic:
             # An explanation names the contributions of the `top_n` heaviest tokens of the query.
-            content["method_parameters"] = {"top_n": named, "k": 1}
+            clause["neural_sparse"][self._field]["method_parameters"] = {"top_n": named, "k": 1}
         # With a filter, `should` is optional: a document with none of the keys is also found, with score 0.
-        should = [{"neural_sparse": {self._field: content}}] if keys else []
+        should = [clause] if keys else []
         query = {"bool": {"filter": [{"ids": {"values": list(doc_ids)}}], "should": should}}
         return {"query": query, "_source": False, "track_total_hits": False}
 
@@ -119,7 +119,7 @@ def reader_of(client: Client, there: Index, field: str) -> tuple[StoredReader, f
     """
     entry = field_mapping(there.mappings, field) or {}
     ceiling = ceiling_search = None
-    if entry.get("type") == "sparse_vector":
+    if kind_of(entry) == "sparse_vector":
         if client.version[:2] < EXPLAINED_SINCE:
             raise ClusterError(
                 f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}; reading weights of "
@@ -127,7 +127,8 @@ def reader_of(client: Client, there: Index, field: str) -> tuple[StoredReader, f
             )
         parameters = parameters_of(entry)
         ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
-    return StoredReader(client, there.name, field, max_clauses(client), ceiling_search=ceiling_search), ceiling
+    clauses = client.dialect.max_clauses(client.find)
+    return StoredReader(client, there.name, field, clauses, ceiling_search=ceiling_search), ceiling
 
 
 def as_weight(stored: Stored, ceiling: float | None) -> float:
@@ -139,8 +140,7 @@ def read_fields(client: Client, index: str, field: str, doc_ids: Sequence[str]) 
     """Return the fields of those documents that an index has, by id, without the sparse field."""
     query: dict[str, Any] = {"ids": {"values": list(doc_ids)}}
     body = {"query": query, "size": len(doc_ids), "_source": {"excludes": [field]}}
-    path = f"{path_of(index)}/_search"
-    answer = client.call("POST", path, body, params={"search_pipeline": "_none"}, expected=Found)
+    answer = client.search(path_of(index), body, expected=Found)
     return {hit["_id"]: hit.get("_source", {}) for hit in answer["hits"]["hits"]}
 
 
@@ -151,9 +151,7 @@ def search_many(
     params = {"max_concurrent_searches": "2"}
     if filter_path:
         params["filter_path"] = f"responses.error,responses.status,responses._shards,responses.t*,{filter_path}"
-    # A default search pipeline of the index, such as two-phase, would change scores and refuse to sort. In _msearch
-    # only a body can name a pipeline, since 2.18.
-    bypass = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
+    bypass = client.dialect.no_pipeline_in_body()
     header = b'{"allow_partial_search_results":true}\n' if client.allow_partial else b"{}\n"
     for some in batched(bodies, at_once):
         lines = b"".join(header + json.dumps({**body, **bypass}).encode() + b"\n" for body in some)
@@ -167,8 +165,8 @@ def search_many(
                         "green or yellow and not overloaded, then start the same command again."
                     )
                 raise ClusterError(
-                    f"{client.address} cannot answer neural_sparse on {index!r} ({kind}: {reason}). "
-                    "Reading weights back needs the neural-search plugin and a sparse field."
+                    f"{client.address} cannot search the sparse field of {index!r} ({kind}: {reason}). Reading weights "
+                    "needs a sparse field, and on OpenSearch the neural-search plugin."
                 )
             yield response
 

@@ -1,23 +1,23 @@
 """`_search` bodies from query weights: plain dicts, ready to be sent by any client or printed as JSON.
 
-On a rank_features field the score is the sum of query weight times stored weight. Bodies contain the search pipelines
-that they need. `body["query"]` can be part of a larger query; the two-phase processor finds it alone or in
+On a field of kind rank_features the score is the sum of query weight times stored weight. Bodies contain the search
+pipelines that they need. `body["query"]` can be part of a larger query; the two-phase processor finds it alone or in
 `bool.should` only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as made_of
 from typing import Any, TypedDict, Unpack
 
+from sparse_ingest.cluster.dialects import DIALECTS, MAX_CLAUSES, ElasticsearchDialect, Product
 from sparse_ingest.cluster.limits import (
-    MAX_CLAUSES,
     FittedWeights,
     check_clauses,
-    check_hybrid,
+    check_pruned,
     check_seismic,
     check_two_phase,
     count_clauses,
@@ -25,23 +25,21 @@ from sparse_ingest.cluster.limits import (
     leaves_nothing,
 )
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import EngineName, HybridSettings, packaged_folder
+from sparse_ingest.pipeline import EngineName, HybridSettings
 
 SearchBody = dict[str, Any]
 QueryClause = Mapping[str, Any]
 Weights = Mapping[str, float] | FittedWeights  # by token, or by its key in the field
 _LEAST_SCORE = 1e-45  # below every score above zero; hits without any token of the query have 0
-HYBRID_DEPTH = 100  # documents of each search that a hybrid one combines
-SUB_SCORES = ("bm25", "sparse")  # the names of the two scores of a hybrid search, in the order of its queries
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine, its field and its settings.
+    """An engine, its field and its settings, for a product.
 
-    `keys` maps tokens to keys of the field, None if tokens are the keys; `two_phase` and `seismic` are the tables of
-    [query]. Clusters of a sparse_vector field clip query weights at `ceiling`, None if unknown. `mappings` are those of
-    the index, if they were read. With `hybrid`, BM25 on title and text is combined with the engine.
+    `keys` maps tokens to keys of the field, None if tokens are the keys; `two_phase`, `seismic` and `pruned` are the
+    tables of [query]. Clusters of a sparse_vector field clip query weights at `ceiling`, None if unknown. `mappings`
+    are those of the index, if they were read. With `hybrid`, BM25 on title and text is combined with the engine.
     """
 
     name: EngineName = "exact"
@@ -50,7 +48,9 @@ class Engine:
     keys: Mapping[str, str] | None = None
     two_phase: Mapping[str, Any] = made_of(default_factory=dict)
     seismic: Mapping[str, Any] = made_of(default_factory=dict)
+    pruned: Mapping[str, Any] = made_of(default_factory=dict)
     ceiling: float | None = None
+    product: Product = "opensearch"
     mappings: Mapping[str, Any] | None = made_of(default=None, repr=False, compare=False)
     hybrid: HybridSettings | None = None
 
@@ -65,7 +65,7 @@ class BodyOptions(TypedDict, total=False):
 
 
 def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
-    """Return the request of a learned-sparse search. Without weights it is valid and finds nothing.
+    """Return the request of a learned-sparse search of OpenSearch. Without weights it is valid and finds nothing.
 
     Args:
         weights: Query weights by token.
@@ -77,7 +77,36 @@ def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Un
         UsageError: the weights are invalid, see `fit_weights`.
     """
     fitted = _fitted(weights, options).weights
-    return _body(_sparse_clause(fitted, field), field=field, size=size, tokens=len(fitted), **options)
+    return request_body(sparse_clause(fitted, field), field=field, size=size, tokens=len(fitted), **options)
+
+
+def sparse_vector_body(
+    weights: Weights,
+    *,
+    field: str,
+    size: int,
+    settings: Mapping[str, Any] | None = None,
+    **options: Unpack[BodyOptions],
+) -> SearchBody:
+    """Return the request of a learned-sparse search of Elasticsearch. Without weights it is valid and finds nothing.
+
+    Args:
+        weights: Query weights by token.
+        field: Name of the sparse field.
+        size: Number of hits.
+        settings: `tokens_freq_ratio_threshold` (default of the server: 5) and `tokens_weight_threshold` (0.4) of its
+            pruning, which loses hits. None: no pruning, so that scores are exact.
+        **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
+
+    Raises:
+        UsageError: the weights (see `fit_weights`) or the settings (see `check_pruned`) are invalid.
+    """
+    check_pruned(settings or {})
+    fitted = _fitted(weights, options).weights
+    clause = ElasticsearchDialect.tokens_clause(field, fitted, prune=settings is not None)
+    if settings:
+        clause["sparse_vector"]["pruning_config"] = dict(settings)
+    return request_body(clause, field=field, size=size, tokens=len(fitted), **options)
 
 
 def two_phase_body(
@@ -145,8 +174,8 @@ def seismic_body(
     settings = settings or {}
     check_seismic(settings)
     fitted, filter = _fitted(weights, options).weights, options.get("filter")
-    clause = _sparse_clause(fitted, field, _method_parameters(size, settings, filter))
-    body = _body(clause, field=field, size=size, tokens=len(fitted), **options)
+    clause = sparse_clause(fitted, field, method_parameters(size, settings, filter))
+    body = request_body(clause, field=field, size=size, tokens=len(fitted), **options)
     # Otherwise documents that match the filter and no token fill up the k hits (3.6.0).
     return body | {"min_score": _LEAST_SCORE} if filter else body
 
@@ -176,7 +205,7 @@ def rank_feature_body(weights: Weights, *, field: str, size: int, **options: Unp
     ]
     # An empty bool matches every document.
     query = {"bool": {"should": clauses}} if clauses else {"match_none": {}}
-    return _body(query, field=field, size=size, tokens=len(fitted), **options)
+    return request_body(query, field=field, size=size, tokens=len(fitted), **options)
 
 
 def server_side_body(
@@ -204,6 +233,7 @@ def server_side_body(
     Raises:
         UsageError: neither or both of `model_id` and `analyzer` are given, or the text is empty.
     """
+    DIALECTS[engine.product].refuse("model")
     if (model_id is None) == (analyzer is None):
         raise UsageError("The server encodes the query: pass either a model_id or an analyzer.")
     if not text.strip():
@@ -211,84 +241,14 @@ def server_side_body(
     content: SearchBody = {"query_text": text}
     content |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
     if engine.name == "seismic":
-        content["method_parameters"] = _method_parameters(size, engine.seismic, filter)
+        content["method_parameters"] = method_parameters(size, engine.seismic, filter)
     query = {"neural_sparse": {engine.field: content}}
-    body = _body(query, field=engine.field, size=size, filter=filter, explain=explain)
+    body = request_body(query, field=engine.field, size=size, filter=filter, explain=explain)
     if engine.name == "seismic" and filter:
         body["min_score"] = _LEAST_SCORE
     if engine.name == "two-phase":
         body["search_pipeline"] = _two_phase_pipeline(check_two_phase(engine.two_phase, size=size))
     return body
-
-
-def hybrid_body(
-    text: str,
-    weights: Weights,
-    engine: Engine,
-    *,
-    size: int,
-    filter: QueryClause | None = None,
-    collapse: str | None = None,
-    search_pipeline: str | None = None,
-    depth: int | None = HYBRID_DEPTH,
-    max_clauses: int = MAX_CLAUSES,
-) -> SearchBody:
-    """Return the request of a hybrid search: BM25 on title and text, and learned-sparse, combined by the server.
-
-    Args:
-        text: The query, for BM25.
-        weights: The query weights, for the learned-sparse search.
-        engine: The engine of the learned-sparse search, whose `hybrid` has weights and techniques.
-        size: Number of hits.
-        filter: A query clause that every hit matches.
-        collapse: As in `BodyOptions`; OpenSearch before 3.1 ignores it in a hybrid search.
-        search_pipeline: Name of an installed pipeline with a normalization or score-ranker processor, whose first
-            weight is that of BM25. By default the request contains one, from pipelines/opensearch/search.
-        depth: Number of documents of each search that are combined; None for `size`, which servers before 2.19 need.
-            A document below that depth in one search counts as not found by it.
-        max_clauses: The maximum of clauses that the server accepts.
-
-    Raises:
-        UsageError: the weights are invalid (see `fit_weights`), or the engine is two-phase.
-    """
-    settings = engine.hybrid or HybridSettings(hybrid=True)
-    check_hybrid(settings, engine.name)
-    fitted, depth = fit_weights(weights, max_clauses=max_clauses).weights, max(size, depth) if depth else None
-    queries = _hybrid_clauses(text, fitted, engine, depth or size, filter)
-    query = {"hybrid": {"queries": queries} | ({"pagination_depth": depth} if depth is not None else {})}
-    body = _body(query, field=engine.field, size=size, tokens=len(fitted), collapse=collapse, max_clauses=max_clauses)
-    return body | {"search_pipeline": search_pipeline or _hybrid_pipeline(settings)}
-
-
-def sub_scores_body(
-    text: str, weights: FittedWeights, engine: Engine, doc_ids: Sequence[str], *, size: int, filter: QueryClause | None
-) -> SearchBody:
-    """Return the request for both scores of each hit of a hybrid search, under the names in `SUB_SCORES`.
-
-    `explain` of a hybrid query changes scores and mixes documents (3.6). Send with include_named_queries_score=true.
-    """
-    clauses = _hybrid_clauses(text, weights.weights, engine, max(size, HYBRID_DEPTH), filter)
-    named = [{"bool": {"must": [one], "_name": name}} for name, one in zip(SUB_SCORES, clauses, strict=True)]
-    query = {"bool": {"filter": [{"ids": {"values": list(doc_ids)}}], "should": named}}
-    return {"size": len(doc_ids), "_source": False, "query": query, "explain": True}
-
-
-def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = None) -> SearchBody:
-    """Return the request of a BM25 search on title and text.
-
-    Args:
-        text: The query.
-        field: Name of the sparse field, which the hits omit.
-        size: Number of hits.
-        filter: A query clause that every hit matches.
-    """
-    return _body(_words_clause(text), field=field, size=size, filter=filter)
-
-
-def packaged_search_pipeline(name: str) -> SearchBody:
-    """Return a packaged search pipeline in the form that a request can contain."""
-    content: SearchBody = json.loads((packaged_folder() / "opensearch" / "search" / f"{name}.json").read_bytes())
-    return {key: value for key, value in content.items() if key != "description"}
 
 
 def msearch_lines(bodies: Iterable[SearchBody], index: str | None = None) -> Iterator[SearchBody]:
@@ -314,14 +274,16 @@ def msearch_bytes(bodies: Iterable[SearchBody], index: str | None = None) -> byt
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _sparse_clause(fitted: Mapping[str, float], field: str, parameters: SearchBody | None = None) -> SearchBody:
+def sparse_clause(fitted: Mapping[str, float], field: str, parameters: SearchBody | None = None) -> SearchBody:
+    """Return OpenSearch's query for weighted tokens, which matches nothing without any."""
     if not fitted:
         return {"match_none": {}}
     content = {"query_tokens": dict(fitted)} | ({"method_parameters": parameters} if parameters else {})
     return {"neural_sparse": {field: content}}
 
 
-def _method_parameters(size: int, settings: Mapping[str, Any], filter: QueryClause | None) -> SearchBody:
+def method_parameters(size: int, settings: Mapping[str, Any], filter: QueryClause | None) -> SearchBody:
+    """Return the parameters of a SEISMIC search."""
     parameters = {**settings, "k": max(size, settings.get("k", 0))}
     return parameters | {"filter": _single_terms(dict(filter))} if filter else parameters
 
@@ -342,35 +304,12 @@ def _single_terms(query: Any) -> Any:
     return query
 
 
-def _hybrid_clauses(
-    text: str, weights: Mapping[str, float], engine: Engine, depth: int, filter: QueryClause | None
-) -> list[SearchBody]:
-    parameters = _method_parameters(depth, engine.seismic, filter) if engine.name == "seismic" else None
-    sparse = _sparse_clause(weights, engine.field, parameters)
-    return [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]
-
-
-def _hybrid_pipeline(settings: HybridSettings) -> SearchBody:
-    """Return the packaged search pipeline with these settings."""
-    pipeline = packaged_search_pipeline("rrf" if settings.hybrid_combination == "rrf" else "hybrid")
-    [processor] = pipeline["phase_results_processors"][0].values()
-    processor.get("normalization", {})["technique"] = settings.hybrid_normalization or "min_max"
-    processor["combination"]["technique"] = settings.hybrid_combination or "arithmetic_mean"
-    if settings.hybrid_weights:
-        processor["combination"]["parameters"] = {"weights": list(settings.hybrid_weights)}
-    return pipeline
-
-
 def _two_phase_pipeline(settings: Mapping[str, Any]) -> SearchBody:
     processor = {"neural_sparse_two_phase_processor": {"enabled": True, "two_phase_parameter": dict(settings)}}
     return {"request_processors": [processor]}
 
 
-def _words_clause(text: str) -> SearchBody:
-    return {"multi_match": {"query": text, "fields": ["title", "text"], "type": "most_fields"}}
-
-
-def _filtered(query: SearchBody, filter: QueryClause | None) -> SearchBody:
+def filtered(query: SearchBody, filter: QueryClause | None) -> SearchBody:
     """Restrict a query to documents that match `filter`.
 
     The query is in `should`, because the two-phase processor looks only there. Without `minimum_should_match`,
@@ -385,7 +324,7 @@ def _fitted(weights: Weights, options: BodyOptions) -> FittedWeights:
     return fit_weights(weights, max_clauses=options.get("max_clauses", MAX_CLAUSES))
 
 
-def _body(
+def request_body(
     query: SearchBody,
     *,
     field: str,
@@ -397,7 +336,7 @@ def _body(
     max_clauses: int = MAX_CLAUSES,
 ) -> SearchBody:
     """Return the request of a query. Given the number of its sparse `tokens`, check the number of its clauses."""
-    query = _filtered(query, filter)
+    query = filtered(query, filter)
     if tokens is not None:
         check_clauses(tokens, count_clauses(query) - tokens, max_clauses=max_clauses)
     body: SearchBody = {"size": size, "_source": {"excludes": [field]}, "query": query}

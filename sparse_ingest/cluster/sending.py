@@ -42,7 +42,7 @@ _LONGEST_PAUSE_S = 600.0  # a wrong Retry-After must not stop a load for hours
 
 @dataclass(frozen=True)
 class Retries:
-    """How a request is retried: after random pauses between 0 and base_s · 2^n, at most cap_s.
+    """The retry policy of a request: random pauses between 0 and base_s · 2^n, at most cap_s.
 
     `attempts` counts consecutive attempts in which no document was accepted.
     """
@@ -91,7 +91,7 @@ def send(
 class _Left(NamedTuple):
     """A request to send again after a pause, or in halves if `halve` is true.
 
-    `status` is that of the complete answer, 0 without an answer, or None if some documents were accepted.
+    `status` is the status of the complete answer, 0 without an answer, or None if some documents were accepted.
     """
 
     request: BulkRequest

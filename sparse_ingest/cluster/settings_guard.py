@@ -112,7 +112,7 @@ def _keep(client: Client, index: Index, kept: dict[str, dict[str, str | None]], 
 
 
 def _kept(there: Index, journal: Journal | None, reporter: Reporter) -> dict[str, dict[str, str | None]]:
-    """Return what loads have changed by `_meta`, and by the journal what `_meta` has lost."""
+    """Return the settings that loads have changed: from `_meta`, or from the journal if `_meta` lost them."""
     lost = _lost(there, journal) if journal else {}
     if lost:
         names = ", ".join(sorted(lost))

@@ -33,7 +33,7 @@ _WHEN_SET = ("query", "replaced_by", "takeover")  # keys that are in `_meta` onl
 
 @dataclass(frozen=True)
 class Stamp:
-    """What the vectors of an index are, and which loads wrote them.
+    """A description of an index's vectors, and of the loads that wrote them.
 
     Attributes:
         created_by: the run whose load created the index; None if no load did.

@@ -13,15 +13,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.dialects import Dialect, FieldKind
 from sparse_ingest.cluster.indexes import Index, check_uuid
 from sparse_ingest.cluster.mappings import field_mapping, leaves
 from sparse_ingest.errors import ClusterError, listed
 
 # `update` merges objects: a vector in _source would keep its old tokens beside the new ones, so it is replaced.
-UpdateOperation = Literal["update", "replace"]
+UpdateOperation = Literal["update", "replace", "overwrite"]
 
 
-def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
+def with_field(index: Index | None, name: str, field: str, kind: FieldKind, dialect: Dialect) -> Index:
     """Return the index as it will be with the sparse field. Raise `ClusterError` if updates would lose fields."""
     if index is None:
         raise ClusterError(
@@ -46,25 +47,34 @@ def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
             f"Index {index.name!r} has no field {field!r}, and a {kind} field needs settings of a new index. Pass "
             "--kind rank_features, or load into a new index."
         )
-    return index._replace(mappings=_mapped(index.mappings, field))
+    return index._replace(mappings=_mapped(index.mappings, field, dialect))
 
 
 def add_field(client: Client, index: Index, field: str) -> bool:
     """Map the sparse field. Return False if it is mapped already."""
     if field_mapping(check_uuid(client, index).mappings, field) is not None:
         return False
-    client.call("PUT", f"{index.path}/_mapping", _mapped({}, field))
+    client.call("PUT", f"{index.path}/_mapping", _mapped({}, field, client.dialect))
     return True
 
 
-def operation_for(index: Index, field: str) -> UpdateOperation:
+def operation_for(index: Index, field: str, dialect: Dialect) -> UpdateOperation:
     """Return the operation that adds a vector to a document of this index."""
-    return "replace" if _in_source(index.mappings.get("_source", {}), field) else "update"
+    return dialect.replacement if keeps_vectors(index, field, dialect) else "update"
 
 
-def notice(index: Index, field: str) -> str:
+def keeps_vectors(index: Index, field: str, dialect: Dialect) -> bool:
+    """Return whether a document that a client changes with `_update` keeps its vector."""
+    stored_beside = dialect.stores_vectors_beside_source(index.setting("mapping.exclude_source_vectors"))
+    return stored_beside or _in_source(index.mappings.get("_source", {}), field)
+
+
+def notice(index: Index, field: str, dialect: Dialect) -> str:
     """Return what later updates do to the vectors of this index."""
-    if operation_for(index, field) == "replace":
+    in_source = _in_source(index.mappings.get("_source", {}), field)
+    if keeps_vectors(index, field, dialect) and not in_source:
+        return f"Index {index.name!r} keeps the vectors in term vectors, beside _source. Later updates keep them."
+    if in_source:
         return (
             f"Index {index.name!r} keeps the vectors in _source and grows by them, because the excludes of an existing "
             "index cannot be changed. Later updates keep the vectors."
@@ -76,13 +86,13 @@ def notice(index: Index, field: str) -> str:
     )
 
 
-def _mapped(mappings: Mapping[str, Any], field: str) -> dict[str, Any]:
+def _mapped(mappings: Mapping[str, Any], field: str, dialect: Dialect) -> dict[str, Any]:
     """Return a copy of the mappings with the sparse field added."""
     mapped = copy.deepcopy(dict(mappings))
     entry = mapped
     for name in field.split("."):
         entry = entry.setdefault("properties", {}).setdefault(name, {})
-    entry["type"] = "rank_features"
+    entry |= dialect.field_entry()
     return mapped
 
 

@@ -69,7 +69,7 @@ class Waiting:
             self.say(why, f"Trying again in {left:.0f} s: {why}", counted=False)
 
     def end(self) -> None:
-        """End all waits, also those of other threads: the client is closed."""
+        """End all waits, also in other threads: the client is closed."""
         self._ended = True
 
     def _refuse_stopped(self, why: str) -> None:

@@ -85,7 +85,7 @@ def _warn_once(message: str) -> None:
 def _rows(
     path: Path, wanted: Mapping[str, str] | None, quoting: Quoting | None
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield the place and columns of each row. `wanted` has the columns and their roles; None: those of a query."""
+    """Yield the place and columns of each row. `wanted` has the columns and their roles; None: columns of a query."""
 
     def choose(names: Sequence[str]) -> Mapping[str, str]:
         if wanted is None:

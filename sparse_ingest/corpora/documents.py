@@ -191,7 +191,7 @@ def id_in(columns: Mapping[str, object], name: str | None) -> str:
 
 
 def text_in(columns: Mapping[str, object], name: str | None, role: str = "text") -> str:
-    """Return the string in the column `name`; None: in that of its role. Raise `BadRow`."""
+    """Return the string in the column `name`; None: in the column of its role. Raise `BadRow`."""
     value = columns.get(name or role)
     if isinstance(value, str):
         return value

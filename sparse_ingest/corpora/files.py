@@ -108,7 +108,7 @@ def source_of(
     columns: Sequence[str] | None = None,
     quoting: Quoting | None = None,
 ) -> Source:
-    """Return a file as a source. The default format is that of its suffix; of standard input JSON lines."""
+    """Return a file as a source. The default format follows from the suffix; standard input is JSON lines."""
     format = format or ("jsonl" if file.bytes is None else _format_of(file.name))
     if format is None:
         raise _unclear(file)

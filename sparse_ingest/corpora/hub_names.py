@@ -117,10 +117,10 @@ def _message(named: Named, error: Exception) -> str:
     if message := refused_token(error):
         return message
     if not named.local and config.HF_HUB_OFFLINE:
-        return f"No folder {named.path!r} here, and the hub is not asked (HF_HUB_OFFLINE is set). Name a folder."
+        return f"No folder {named.path!r} here, and the hub is not contacted (HF_HUB_OFFLINE is set). Name a folder."
     if not named.local and (isinstance(error, ConnectionError) or "reach" in text):
         what = f"No folder {named.path!r} here, and the hub {config.HF_ENDPOINT} cannot be reached"
-        return f"{what} ({_cause(error)}). Try again with the hub in reach, or name a folder."
+        return f"{what} ({_cause(error)}). Try again when the hub can be reached, or name a folder."
     return f"{what} cannot be opened ({_cause(error)}). Check its files and its README, or try again."
 
 

@@ -1,7 +1,7 @@
 """Corpora in memory: the rows of a Python object, written to a temporary file that other processes can read.
 
 The rows are read once, in pieces. The file is in TMPDIR and is removed with the corpus, or when the process exits. The
-documents are those of the same rows as JSON lines; json_values.py has the conversion of other types.
+documents are the same as from JSON lines; json_values.py converts other types.
 
 The identity is the number of rows and a SHA-256 over the JSON lines of the columns that documents need, sorted by name;
 the line of a bad row is `null`, since reasons may change between releases. It does not depend on the container.

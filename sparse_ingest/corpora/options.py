@@ -1,4 +1,4 @@
-"""How a corpus is read: one frozen dataclass for the command line and the Python API."""
+"""Options for reading a corpus: one frozen dataclass for the command line and the Python API."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """Which columns make a document, and which rows are read. None: the column that the help text names."""
+    """Options for the columns of a document and the rows to read. None: the default in the help text."""
 
     format: str | None = option(
-        None, "Format of the corpus whatever its suffix: jsonl, csv, tsv, msmarco, parquet or arrow", metavar="FORMAT"
+        None, "Format of the corpus, whatever its suffix: jsonl, csv, tsv, msmarco, parquet or arrow", metavar="FORMAT"
     )
     columns: tuple[str, ...] | None = option(
         None, "Names of the columns of csv and tsv files that have no header", metavar="A,B,C"
     )
     quoting: Literal["rfc4180", "none"] | None = option(
-        None, "Quotes in csv and tsv files; none: a quote is a character like any other  [default: rfc4180]"
+        None, "Quoting of csv and tsv files; none: quotes are ordinary characters  [default: rfc4180]"
     )
     id_field: str | None = option(
         None, "Column of the id; :row numbers the rows  [default: _id, else id]", metavar="NAME"
     )
     text_field: str | None = option(None, "Column of the text  [default: text]", metavar="NAME")
-    title_field: str | None = option(None, "Column of the title  [default: title, where there is one]", metavar="NAME")
+    title_field: str | None = option(None, "Column of the title  [default: title, if it exists]", metavar="NAME")
     keep: tuple[str, ...] = option(
-        (), "Carry these columns into the run, for filters; may be repeated", metavar="FIELD,...", commas=True
+        (), "Store these columns in the run, for filters; may be repeated", metavar="FIELD,...", commas=True
     )
-    no_text: bool = option(False, "Carry neither title nor text into the run")
+    no_text: bool = option(False, "Do not store title and text in the run")
     limit: int | None = option(None, "Read only the first N rows")
     on_bad_document: Literal["fail", "skip"] = option(
         "fail", "Stop at a bad document, or omit it and name it in skipped/"
     )
 
     def open(self, corpus: object) -> Corpus:
-        """Return the corpus of a stage: files and addresses, or rows in memory. Errors as of `corpus_of`."""
+        """Return the corpus of a stage: files and addresses, or rows in memory. Raises like `corpus_of`."""
         from sparse_ingest.corpora.documents import FieldNames
         from sparse_ingest.corpora.memory import corpus_of
 

@@ -1,8 +1,8 @@
 """The counts in a shard's record in done/: their sums, what each row adds to them, and the hash of the source rows.
 
 `of_rows` has, for each count that a row may add to, one number per source row in order: little-endian uint32, zlib,
-base64. It allows a row to be removed later, if its id is in an earlier shard. A count to which no row adds is omitted,
-and `windows` if each row has one.
+base64. It allows a row to be removed later, if its id is in an earlier shard. Counts that are zero in every row are
+omitted, and `windows` if each row has one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BLOCK_BYTES = 1 << 21
 
 
 class RowHash:
-    """The hash with which a resumed run checks that the rows of a finished shard have not changed.
+    """The hash that a resumed run compares to detect changed rows in a finished shard.
 
     It is the SHA-256 of one line of canonical JSON per row, which is part of the run format: `[row,id,text,fields]`
     for a document, `[row,null]` for a bad row, because its reason may change with the release and contain a path.

@@ -18,14 +18,14 @@ from sparse_ingest.runs.files import SkippedRow, part_name
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
 from sparse_ingest.runs.run import Run
 
-AT_ONCE = 100_000  # duplicates whose places are in memory, some 100 MB; for more of them all ids are read again
+AT_ONCE = 100_000  # duplicates whose places are in memory, about 100 MB; for more of them all ids are read again
 WAIT_S = 1.0  # between checks of a shard that another process has locked
 
 
 class Duplicates:
     """The rows of a run whose id an earlier shard has.
 
-    `starts` has the position of each shard in the corpus; `passages` is true if ids are those of passages.
+    `starts` has the position of each shard in the corpus; `passages` is true if the ids name passages.
     """
 
     def __init__(self, run: Run, cursor: Cursor, starts: Sequence[Position], *, passages: bool) -> None:

@@ -60,7 +60,7 @@ def encode(
         UsageError: options that exclude each other, or neither `model` nor `pipeline`.
         RunError: the folder has a run with other settings, or the corpus has changed.
         CorpusError: a bad document (unless bad documents are skipped), or a duplicate id.
-        Interrupted: the reporter asked to stop; finished shards are kept.
+        Interrupted: the reporter requested a stop; finished shards are kept.
     """
     chosen = options_from(EncodeOptions, options, settings, "encode")
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)

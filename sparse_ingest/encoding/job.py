@@ -57,7 +57,7 @@ def encode_alone(
 
 
 class Job:
-    """One process's work on one run folder; with `like`, with the encoder and dtype of an earlier job."""
+    """One process's work on one run folder. `like` is an earlier job, whose encoder and dtype are used."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Job:
             f"at most {self.model.max_length} tokens {limit}."
         )
         logger.info(
-            "The head is %s, the tokenizer that of the library tokenizers; %d batches at a time of up to %s tokens.",
+            "Head: %s. Tokenizing with the library tokenizers, %d batches at a time of up to %s tokens.",
             encoder.maker.head_name,
             encoder.maker.workers,
             f"{encoder.batch_tokens:,}",

@@ -16,7 +16,7 @@ _OF_MODEL = ("max_length", "revision", "trust_remote_code")
 
 @dataclass(frozen=True)
 class EncodeOptions(CorpusOptions, Pruning):
-    """Options of `encode`. A setting of the model or of the vectors that is None is that of the pipeline.
+    """Options of `encode`. If a setting of the model or the vectors is None, the pipeline's applies.
 
     `reuse` is not part of the run's identity: a copied vector was computed with the same settings, and may differ in
     its last bits only, because it was in another batch.

@@ -78,7 +78,7 @@ class _Carried:
         self._before = len(document.text) - len(self._text or "")
 
     def fields(self, start: int, end: int) -> str:
-        """Return the fields of the passage with these characters of what the model reads."""
+        """Return the fields of a passage, whose text is this range of the characters that the model reads."""
         if self._text is not None:
             self._fields["text"] = self._text[max(0, start - self._before) : max(0, end - self._before)]
         return json.dumps(self._fields, ensure_ascii=False, separators=(",", ":"))

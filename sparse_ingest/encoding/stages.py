@@ -83,7 +83,7 @@ class Stages:
         self._since: dict[str, float] = {}
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of each stage so far, including those of busy stages."""
+        """Return the seconds of each stage so far, including stages that are still busy."""
         now = time.monotonic()
         return {stage: known + now - self._since.get(stage, now) for stage, known in self._seconds.items()}
 

@@ -182,7 +182,7 @@ class _Sample:
 
 
 def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
-    """Return a message for each pair of rows with the same id, of which the first is the later one."""
+    """Return a message for each pair of rows with the same id, the later row first."""
     if not cursor.rereadable:
         return [f"row {again + 1}: duplicate id (first seen at row {first + 1})" for again, first in pairs]
     wanted = {row for pair in pairs for row in pair}

@@ -37,9 +37,9 @@ MEASURED_DTYPE, MEASURED = "int8-bfloat16", {(2, 128): 56_576, (4, 256): 20_198,
 
 @dataclass(frozen=True)
 class Prediction:
-    """The run as predicted from `sampled` documents; `index_bytes` is one merged index without replicas.
+    """A run predicted from `sampled` documents; `index_bytes` is one merged index without replicas.
 
-    `others` has the time on other devices, None if it is not measured.
+    `others` has the time on other devices; None if it was not measured.
     """
 
     sampled: int

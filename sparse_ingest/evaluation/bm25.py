@@ -1,6 +1,6 @@
 """BM25 over English texts by the library bm25s, the baseline for a run folder. An index has its own BM25.
 
-Settings are those of Anserini: the Lucene variant, k1 0.9, b 0.4, English stop words and stemmer. The tokens of all
+Settings are as in Anserini: the Lucene variant, k1 0.9, b 0.4, English stop words and stemmer. The tokens of all
 texts are kept in memory.
 """
 

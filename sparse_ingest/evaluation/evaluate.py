@@ -136,7 +136,7 @@ def evaluate(
     Args:
         target: What `open_index` or `open_run` returns, or a run folder.
         queries: A file of queries, or the folder of a BEIR or MTEB collection.
-        qrels: A file of qrels, or the folder; by default that of `queries`.
+        qrels: A file of qrels, or the folder; by default from `queries`.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
         **settings: Fields of `EvaluateOptions`, such as `measures=["Success@1"]` or `k=1000`.
@@ -183,7 +183,7 @@ class _Measuring(NamedTuple):
     ignore_identical_ids: bool
 
     def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> EngineResult:
-        """Measure the rankings of one engine; only those of the `first` are written and reported."""
+        """Measure the rankings of one engine; only the `first` one's are written and reported."""
         latencies: list[tuple[float, float | None]] = []
         found_themselves: list[str] = []
 

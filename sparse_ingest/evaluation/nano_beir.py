@@ -1,7 +1,7 @@
 """`evaluate` on NanoBEIR: a model on up to 13 small collections, with the results that model cards print.
 
 Collections are encoded in float32 and searched exactly. As in sentence-transformers, measures are averaged over
-collections, terms over queries and documents, and FLOPS is that of all queries with all documents. AP@100 differs from
+collections, terms over queries and documents, and FLOPS covers all queries and all documents. AP@100 differs from
 a card's map@100 if a query has more than 100 relevant documents: trec_eval divides by all of them, others by 100.
 """
 

@@ -23,7 +23,7 @@ class QueriesOptions(HybridSettings):
 
 @dataclass(frozen=True)
 class EvaluateOptions(QueriesOptions):
-    """Options of `evaluate`. The four `hybrid` options override those of [query]."""
+    """Options of `evaluate`. The four `hybrid` options override [query]."""
 
     stored: bool = option(False, "With --run: use 9-bit weights, as in an index")
     measures: tuple[str, ...] = option(

@@ -53,7 +53,7 @@ def run_on_devices(
 
     Raises:
         SparseIngestError: the error of a process, with its message; or all processes died.
-        Interrupted: `reporter` asked to stop.
+        Interrupted: `reporter` requested a stop.
     """
     team = _Team(task, arguments, out, reporter)
     try:

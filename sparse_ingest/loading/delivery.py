@@ -35,9 +35,9 @@ from sparse_ingest.runs.shards import take_rows
 
 @dataclass(frozen=True)
 class Operations:
-    """What a load sends: documents with their vector pruned, or with `update` the vectors alone.
+    """The documents that a load sends: with pruned vectors, or with `update` the vectors alone.
 
-    With `changes`, only those that differ from an older run, from which the index was loaded.
+    With `changes`, only documents that differ from the older run in the index.
     """
 
     run: Run
@@ -49,7 +49,7 @@ class Operations:
     def requests(
         self, shard: int, *, rows: Collection[int] | None = None, max_bytes: Callable[[], int]
     ) -> Iterator[BulkRequest]:
-        """Yield requests with the documents of a shard, or with those of some source rows."""
+        """Yield requests with the documents of a shard, or of some of its source rows."""
         if self.changes and rows is None:
             parts = self.changes.documents(shard)
         else:

@@ -1,7 +1,7 @@
 """Choose the type of each kept field of a run in the index that it is loaded into.
 
-The type is that of the index's mapping, else the declared one, else the one that an earlier load recorded, else one
-that fits all documents. A document that does not fit is refused. A load that continues changes no type. Fields are also
+The type comes from the index's mapping, else from `--map`, else from an earlier load, else it is one that fits all
+documents. A document that does not fit is refused. A load that continues changes no type. Fields are also
 added to the mapping of another client's index: without it, no filter would match them. An index that an earlier release
 loaded is not changed: its documents may already have the fields, and filters would silently miss those.
 """

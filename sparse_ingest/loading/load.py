@@ -116,13 +116,13 @@ def load(
     table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind, fields=fields)
     rules = {name: value for name, value in full.load.rules.items() if getattr(chosen, name) is None}
     chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
-    # Refuse settings that no search of the index could use.
-    check_hybrid(full.query, choose_engine(full.query, table.kind))
     mappings.check_vocabulary(table.kind, folder.vocabulary())
     stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
-    body = mappings.index_body(table, stamp)
     with _connected(connection_of(url, connection), reporter) as client:
-        mappings.check_version(table.kind, client.version)
+        client.dialect.check_kind(table.kind)
+        # Refuse settings that no search of the index could use.
+        check_hybrid(full.query, choose_engine(full.query, table.kind, client.dialect.product))
+        body = mappings.index_body(table, stamp, client.dialect)
         with _alone(client, folder, index):
             plan = make_plan(client, folder, index, stamp, body, chosen, older, full.query)
             _note_applied(full, plan, reporter)
@@ -213,7 +213,7 @@ class _Load:
         """Return what is sent for the shards of a run, in the format that the index needs."""
         plan = self.plan
         field, pruning = plan.stamp.field, plan.stamp.pruning
-        operation = updates.operation_for(target, field) if plan.update else "index"
+        operation = updates.operation_for(target, field, self.client.dialect) if plan.update else "index"
         writer = mappings.document_writer(target.mappings, field, self.run.vocabulary(), operation)
         changes = self.older.changes if self.older and plan.missing else None
         return Operations(self.run, writer, pruning, plan.update, changes)

@@ -17,15 +17,15 @@ _FIRST_RULES = ("top_k", "max_ratio")
 class LoadOptions(Pruning):
     """Options of `load`; the inherited ones prune documents.
 
-    A field, kind or rule that is None is that of the pipeline's [index] or [load].
+    If `field`, `kind` or a rule is None, the pipeline's [index] or [load] applies.
     """
 
-    field: str | None = option(None, "Name of the sparse field  [default: that of the pipeline, else sparse]")
+    field: str | None = option(None, "Name of the sparse field  [default: the pipeline's, otherwise sparse]")
     kind: Literal["rank_features", "sparse_vector"] | None = option(None, "Type of the sparse field")
     fields: dict[str, FieldType] | None = option(
         None,
         "Type of a kept field: keyword, text, integer, long, float, double, boolean or date; may be repeated  "
-        "[default: found in the run]",
+        "[default: inferred from the run]",
         metavar="FIELD=TYPE",
         flags="--map",
     )
@@ -33,18 +33,20 @@ class LoadOptions(Pruning):
     from_scratch: bool = option(False, "With --replace: also delete an unfinished load of this run")
     allow_empty: bool = option(False, "Load a run that has no documents")
     partial: bool = option(False, "Load the finished shards of an unfinished run")
-    update: bool = option(False, "Add the vectors to documents that exist; do not change the rest of them")
+    update: bool = option(False, "Add the vectors to existing documents; do not change their other fields")
     since: RunLike | None = option(
         None, "Send only what differs from this run, which the index was loaded from", metavar="OLD_RUN"
     )
-    delete_missing: bool = option(False, "With --since: delete what OLD_RUN has and RUN lacks")
-    retry_dead: bool = option(False, "Send the documents that OpenSearch refused again")
+    delete_missing: bool = option(False, "With --since: delete documents that OLD_RUN has and RUN lacks")
+    retry_dead: bool = option(False, "Send refused documents again")
     merge: bool = option(False, "Merge every shard into one segment at the end")
     max_rate: float | None = option(None, "Send at most this many documents/s", range=(0, math.inf))
     tune: bool = option(
-        False, "Also stop refreshes and replicas of an index that another client created or that an alias serves"
+        False, "Also turn off refreshes and replicas of an index that another client created or that an alias points to"
     )
-    async_translog: bool = option(False, "Let the server confirm writes up to 5 s early; other clients may lose theirs")
+    async_translog: bool = option(
+        False, "Let the server confirm writes before they are on disk; if it crashes, other clients may lose theirs"
+    )
 
     @property
     def pruning(self) -> dict[str, int | float | None]:
@@ -58,6 +60,6 @@ class PublishOptions(LoadOptions):
 
     drop_old: bool = option(False, "With --alias: delete the index that it served before")
     allow_fewer: bool = option(
-        False, "With --alias: let it serve an index with fewer than half of the documents that it serves now"
+        False, "With --alias: accept an index with fewer than half of the documents that the alias serves now"
     )
     replica_patience_s: float = 300.0

@@ -29,7 +29,7 @@ _INSTEAD_OF_REPLACE = "load the run behind it (--alias NAME, without --index and
 
 
 class LoadPlan(NamedTuple):
-    """What a load will do to which index.
+    """The plan of a load: its index, and the changes to it.
 
     Attributes:
         there: the index to load into; None if it will be created.
@@ -79,9 +79,10 @@ def make_plan(
     elif there is not None:
         refuse_unfinished_since(there, run)
     if update:
-        there = updates.with_field(there, name, stamp.field, kind)
+        there = updates.with_field(there, name, stamp.field, kind, client.dialect)
     if there is not None:
         mappings.check_fits(there, stamp, kind)
+        mappings.refuse_other_product(there, stamp.field, client.dialect)
         installed.refuse_encoding_final_pipeline(client, there, stamp.field)
         indexes.refuse_other_pruning(there, stamp)
         remembered = there.stamp.query if there.stamp else {}
@@ -165,14 +166,14 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
         aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}
         body = installed.carried_over(old, plan.body) if old else plan.body
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
-        if updates.operation_for(index, plan.stamp.field) == "update":
-            reporter.note(updates.notice(index, plan.stamp.field))
+        if not updates.keeps_vectors(index, plan.stamp.field, client.dialect):
+            reporter.note(updates.notice(index, plan.stamp.field, client.dialect))
         return index
     claim.refuse_other(indexes.check_uuid(client, plan.there), plan.there.stamp)
     if plan.stale:
         plan.stale.clear()
     if plan.update and updates.add_field(client, plan.there, plan.stamp.field):
-        reporter.note(updates.notice(plan.there, plan.stamp.field))
+        reporter.note(updates.notice(plan.there, plan.stamp.field, client.dialect))
     if plan.added:
         client.call("PUT", f"{plan.there.path}/_mapping", plan.added)
     before = plan.there.stamp

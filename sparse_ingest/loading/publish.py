@@ -30,7 +30,7 @@ _LIST = "GET /_cat/indices lists the existing ones."
 
 @dataclass(frozen=True)
 class PublishReport:
-    """Result of `publish`; `--json` prints these keys after those of the load.
+    """Result of `publish`; `--json` prints these keys after the keys of a load.
 
     `serves` is the index that the alias points to, `previous` the one it served before (None: none, or dropped),
     `moved` whether this start moved it, `verified` how many documents were compared, `dropped` the deleted index.
@@ -45,7 +45,7 @@ class PublishReport:
     dropped: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as `--json` prints them: those of the load first."""
+        """Return the fields as `--json` prints them, the load's first."""
         return {**self.load.to_dict(), **{name: value for name, value in asdict(self).items() if name != "load"}}
 
 

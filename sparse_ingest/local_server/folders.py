@@ -23,7 +23,7 @@ Account = pwd.struct_passwd  # of the unprivileged user that runs the server if 
 
 
 def server_account() -> Account | None:
-    """Return the account of `nobody` if the caller is root, as which OpenSearch refuses to run; otherwise None."""
+    """Return the account of `nobody` if the caller is root, because OpenSearch does not run as root; otherwise None."""
     if os.geteuid() != 0:
         return None
     try:

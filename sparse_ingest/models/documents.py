@@ -165,7 +165,7 @@ class DocumentEncoder:
 
 
 def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device: str, dtype: str) -> DocumentEncoder:
-    """Build the encoder of a resolved pipeline (checkpoints/settings.py); `device` and errors as of `choose_device`."""
+    """Build the encoder of a resolved pipeline (checkpoints/settings.py); `device` and errors as in `choose_device`."""
     return DocumentEncoder(
         checkpoint,
         pipeline.model,

@@ -148,7 +148,7 @@ class SparseEncoder:
             UsageError: a text is not a string, or max_active_dims is not an integer above zero.
             CheckpointError: the model cannot be found or built.
             MissingExtraError: torch or transformers is not installed.
-            Interrupted: the reporter asked to stop.
+            Interrupted: the reporter requested a stop.
         """
         chosen, limit = checked_texts(texts), positive_integer("max_active_dims", max_active_dims)
         side = self._document_side()

@@ -31,7 +31,7 @@ GTE_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
-# Defaults of the remote code that differ from those of transformers' `gte`.
+# Defaults of the remote code that differ from transformers' `gte`.
 GTE_DEFAULTS = {"vocab_size": 30528, "max_position_embeddings": 2048, "pad_token_id": 0}
 # For `pack_qkv = false`; transformers unpacks packed weights.
 GTE_NAMES = {r"attention\.([qkv])_proj": r"self_attn.\1_proj"}
@@ -108,7 +108,7 @@ def _known(folder: Path, config: dict[str, Any], code: str | None) -> tuple[Any,
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:
-    """Return the tensors of a folder by name; those of safetensors as slices, which are read on use."""
+    """Return the tensors of a folder by name; safetensors files give slices, which are read on use."""
     from safetensors import safe_open
 
     tensors: dict[str, Any] = {}

@@ -18,7 +18,7 @@ SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "co
 
 
 class DidNotFit(Exception):
-    """Memory ran out for a batch: for the inputs at `places`, of which the longest has `longest` tokens."""
+    """Memory ran out for a batch: for the inputs at `places`; the longest one has `longest` tokens."""
 
     def __init__(self, places: list[int], longest: int) -> None:
         super().__init__(f"No memory for {len(places)} inputs of up to {longest} tokens.")

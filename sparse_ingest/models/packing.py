@@ -45,7 +45,7 @@ class LengthRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each document of a batch is in the packed rows."""
+    """The place of each document of a batch in the packed rows."""
 
     lengths: tuple[int, ...]
     device: torch.device
@@ -159,7 +159,7 @@ def packed_attention(
 
 @cache
 def _unsplit(attention: Callable[..., Any]) -> dict[str, Any]:
-    """Return options against splits, with which the order of a sum depends on the batch; torch 2.11 has none."""
+    """Return options that forbid splits, as these make sums depend on the batch; torch 2.11 has no such option."""
     return {"num_splits": 1} if "num_splits" in signature(attention).parameters else {}
 
 

@@ -52,7 +52,7 @@ class DocumentSide:
 
         Raises:
             DocumentTooLarge: one text does not fit into memory.
-            Interrupted: the reporter asked to stop.
+            Interrupted: the reporter requested a stop.
         """
         reporter.begin("documents", len(texts))
         rules = self._settings.rules | {"top_k": max_active_dims or self._settings.top_k}

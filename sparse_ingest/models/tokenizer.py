@@ -59,7 +59,7 @@ class WindowLayout(NamedTuple):
 class Cut(NamedTuple):
     """One text as tokens, without special tokens, and its windows.
 
-    The first `prompt` of `token_ids` are the prompt, with which every window starts. Windows start `stride` tokens of
+    The first `prompt` of `token_ids` are the prompt, which starts every window. Windows start `stride` tokens of
     text apart; the last one may be shorter. `starts` is the place of the first character of each token in the text
     (without prompt), or empty if it was not requested.
     """
@@ -125,7 +125,7 @@ class _Reading:
 class Tokenizer:
     """The tokenizer of a checkpoint.
 
-    `window_stride` is the number of tokens of text from the start of a window to that of the next; None: half of a
+    `window_stride` is the number of text tokens from the start of one window to the start of the next; None: half of a
     window's text.
     """
 
@@ -161,7 +161,7 @@ class Tokenizer:
 
     def _cut(self, texts: Sequence[str], full: bool, places: bool) -> list[Cut]:
         readings = waiting = [_Reading(self._prompt + text) for text in texts]
-        # Offsets also separate the tokens of the prompt from those of the text.
+        # Offsets also separate the tokens of the prompt from the tokens of the text.
         with_offsets = full and (places or bool(self._prompt))
         # One token more than the first window: the text is truncated.
         enough = None if full else self._layout.room + 1
@@ -206,7 +206,7 @@ class Tokenizer:
     @cached_property
     def _quick(self) -> Encode | None:
         quick = build_nanotokens(self._tokenizer)
-        logger.info("The tokenizer is %s from now on.", "nanotoken" if quick else "that of the library tokenizers")
+        logger.info("Tokenizing with %s from now on.", "nanotoken" if quick else "the library tokenizers")
         return quick
 
     @property
@@ -295,7 +295,7 @@ def _load(folder: Path) -> Any:
             tokenizer_text(path)
     config = read_config(folder)
     kind = str(config.get("model_type") or "")
-    # Without a config it reads that of the model.
+    # Without a config it reads the model's.
     like = AutoConfig.for_model(kind) if transformers_has(kind) else PretrainedConfig()
     like.tokenizer_class = config.get("tokenizer_class")
     with tokenizer_errors(folder), TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""What torch and nanotoken can do on this machine: devices, CPU instructions, and compiled kernels, each tried.
+"""Try torch, nanotoken and the compiled kernels on this machine, for `doctor`.
 
 `doctor` runs `main` in a process of its own: a broken driver or library may hang or end the process.
 """
@@ -33,7 +33,7 @@ def _torch() -> Iterator[Check]:
         import torch
     except Exception as error:  # a broken build may raise any type
         reason = f"cannot be imported ({type(error).__name__}: {first_line(error)})"
-        yield Check("torch", "problem", reason, "Install it again, in a version for this Python, CPU and driver.")
+        yield Check("torch", "problem", reason, "Reinstall torch in a version for this Python, CPU and driver.")
         return
     yield Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     yield from _cpu()
@@ -41,7 +41,7 @@ def _torch() -> Iterator[Check]:
         yield from checks_of(f"GPU {number}", partial(_gpu, number))
     if not torch.cuda.device_count():
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-        yield Check("GPU", "missing", f"torch sees none (it was built with {built}); the CPU is used")
+        yield Check("GPU", "missing", f"torch finds none (it was built with {built}); the CPU is used")
 
 
 def _cpu() -> Iterator[Check]:
@@ -69,8 +69,8 @@ def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Ch
         return Check(name, "missing", f"none for this CPU; {slower}")
     try:
         if works():
-            return Check(name, "ok", f"compiled for {kind}, gives the right weights")
-        return Check(name, "problem", f"compiled for {kind}, gives wrong weights; {slower}", "Please report it.")
+            return Check(name, "ok", f"compiled for {kind}; its weights are right")
+        return Check(name, "problem", f"compiled for {kind}, but its weights are wrong; {slower}", "Please report it.")
     except ImportError as error:
         return Check(name, "missing", f"{first_line(error)}; {slower}", _FAST)
     except Exception as error:  # a compiler that cannot compile for this device may raise any type
@@ -94,7 +94,7 @@ def _tokenizer() -> Iterator[Check]:
 
     from sparse_ingest.models.nanotokens import build_nanotokens
 
-    slower = "tokenizers is used, which is slower"
+    slower = "the library tokenizers is used, which is slower"
     if not find_spec("nanotoken"):
         yield Check("tokenizer", "missing", f"nanotoken is not installed; {slower}", _FAST)
         return
@@ -102,6 +102,6 @@ def _tokenizer() -> Iterator[Check]:
     plain = Tokenizer(models.WordPiece({token: place for place, token in enumerate(tokens)}, unk_token="[UNK]"))
     plain.normalizer, plain.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     if build_nanotokens(plain):
-        yield Check("tokenizer", "ok", "nanotoken gives the tokens of tokenizers")
+        yield Check("tokenizer", "ok", "nanotoken returns the same tokens as the library tokenizers")
     else:
         yield Check("tokenizer", "problem", f"nanotoken does not work; {slower}", _FAST)

@@ -206,7 +206,7 @@ def usual_batch_tokens(device: str, width: int) -> int:
 def plan_batches(lengths: npt.NDArray[np.integer], batch_tokens: int, batch_documents: int) -> list[Batch]:
     """Split documents into batches of at most `batch_tokens` padded tokens and `batch_documents` documents.
 
-    Documents are sorted longest first, so that those of similar length share a batch; equal lengths keep corpus order.
+    Documents are sorted longest first, so that similar lengths share a batch; equal lengths keep corpus order.
     A document longer than the budget gets its own batch. Every index occurs once.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")

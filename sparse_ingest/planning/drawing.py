@@ -83,7 +83,8 @@ def sentences(report: PlanReport) -> Iterator[str]:
         most = f"; at most {MOST_QUERIES:,}" if doubt.sample > MOST_QUERIES else ""
         yield (
             f"Not certain: {_named(doubt.point)}. It loses {doubt.point.loss:.2%} on all queries, {doubt.loss:.2%} "
-            f"({_interval(doubt.interval)}) on one half. About {doubt.sample:,} queries settle it (--sample{most})."
+            f"({_interval(doubt.interval)}) on one half. About {doubt.sample:,} queries would settle it "
+            f"(--sample{most})."
         )
 
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_ingest.cluster.client import Client, ConnectionLike, path_of
-from sparse_ingest.cluster.engines import ENGINES
-from sparse_ingest.cluster.search_bodies import HYBRID_DEPTH, Engine
+from sparse_ingest.cluster.engines import ENGINES, engines_of
+from sparse_ingest.cluster.hybrid_bodies import HYBRID_DEPTH
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import EngineName, IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.options import PlanOptions
@@ -34,6 +35,7 @@ _TRIED: dict[EngineName, dict[str, tuple[float, ...]]] = {
     "exact": {},
     "two-phase": {"prune_ratio": (0.2, 0.4, 0.6, 0.8), "expansion_rate": (5.0, 10.0, 20.0)},
     "seismic": {"top_n": (3, 5, 10, 20), "heap_factor": (1.0, 1.2, 1.5), "k": (SIZE, 5 * SIZE, 20 * SIZE)},
+    "pruned": {"tokens_freq_ratio_threshold": (2.0, 5.0, 10.0), "tokens_weight_threshold": (0.2, 0.4, 0.6)},
 }
 
 
@@ -69,8 +71,7 @@ class Timed(NamedTuple):
 
 def settings_of(engine: Engine, query_rules: Sequence[PruningRule]) -> Iterator[Setting]:
     """Yield all settings for the field of an engine; only exact search if it is hybrid."""
-    names: list[EngineName] = [name for name, rules in ENGINES.items() if rules.kind == engine.kind]
-    names = ["exact"] if engine.hybrid else names
+    names: list[EngineName] = ["exact"] if engine.hybrid else engines_of(engine.kind, engine.product)
     for rule, name in product(query_rules, names):
         for values in product(*_TRIED[name].values()):
             parameters = dict(zip(_TRIED[name], values, strict=True))

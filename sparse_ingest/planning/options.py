@@ -14,7 +14,7 @@ MOST_QUERIES = 2000
 
 @dataclass(frozen=True)
 class PlanOptions(QueriesOptions):
-    """Options of `plan`. The four `hybrid` options override those of [query]."""
+    """Options of `plan`. The four `hybrid` options override [query]."""
 
     qrels: Path | str | Mapping[str, Mapping[str, int]] | None = option(
         None, "Relevance judgments: measure nDCG@10 instead of the overlap of the ten best documents", metavar="F"

@@ -249,7 +249,7 @@ class _Job:
         if not index.engine.hybrid:
             right = [{self.ids[place] for place in places} for places in self.right]
             return [self._timed(one, held, right, self.full) for one in timed]
-        # The ground truth of a hybrid search is that of unpruned queries on the same index.
+        # The ground truth of a hybrid plan is hybrid search with unpruned queries on the same index.
         right = list(engines.ten_best(index, asked[0], self.texts))
         full = self._timed(timed[0], held, right, self.full).per_query
         if not full.mean():

@@ -32,8 +32,8 @@ class Point:
 
     `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of unpruned vectors that it
     finds. `terms` is the mean per document, `visited` the postings that an exact search reads per query, `bytes` the
-    predicted size of all postings, `index_bytes` that of the index. In `tied` queries the tenth and eleventh document
-    have equal scores, and an index may return either. `per_query` is the quality of each query.
+    predicted size of all postings, `index_bytes` the size of the index. `tied` queries have equal scores for the tenth
+    and eleventh document, and an index may return either. `per_query` is the quality of each query.
     """
 
     documents: PruningRule
@@ -66,7 +66,7 @@ class Point:
 
 
 class Choice(NamedTuple):
-    """The chosen point. `loss` is that of the confirming half of the queries, with its 95% `interval`.
+    """The chosen point. `loss` is measured on the confirming half of the queries, with its 95% `interval`.
 
     `chosen_by` is the loss on the other half; `passed_over` cheaper points were not confirmed.
     """

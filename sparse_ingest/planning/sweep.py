@@ -1,8 +1,8 @@
 """Evaluate all pruning rules in one pass over a run: hits of each query, document frequencies, emptied documents.
 
 Rules of a family are nested, so a term has one level in it, the number of rules that keep it. Sums of products by
-(document, level), accumulated over levels, are the scores under all rules of the family. Scores are those of
-searching/exact.py with 9-bit weights (compared in tests/planning/test_sweep.py). Memory: one part of the run, a count
+(document, level), accumulated over levels, are the scores under all rules of the family. Scores equal
+searching/exact.py with 9-bit weights (tests/planning/test_sweep.py compares them). Memory: one part of the run, a count
 per rule and token, and up to 0.2 MB of hits per query.
 """
 

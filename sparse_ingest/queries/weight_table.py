@@ -45,7 +45,7 @@ def as_query_weights(weights: Iterable[tuple[str, float]]) -> QueryWeights:
 def prune_query(weights: QueryWeights, settings: QuerySettings) -> QueryWeights:
     """Keep the `top_k` heaviest tokens whose weight is at least `max_ratio` times the largest one.
 
-    Of equal weights the first token string is kept: a query has no token ids, by which documents break ties.
+    Ties are broken by token string, because a query has no token ids as documents do.
     """
     ordered = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[: settings.top_k]
     if not ordered or settings.max_ratio is None:

@@ -115,7 +115,7 @@ def _add(run: Run, places: dict[int, slice], pieces: SortedPieces, mark: np.uint
             rows[:, :_CONTENT] = np.frombuffer(ids, dtype=np.uint64).reshape(-1, 2)
             rows[:, _CONTENT] = _content_hashes(part)
             if refused:
-                # An inverted hash equals that of no document, so the document counts as changed.
+                # No document has the inverted hash, so the document counts as changed.
                 inverted = [doc_id in refused for doc_id in part.vectors.doc_ids]
                 rows[inverted, _CONTENT] = ~rows[inverted, _CONTENT]
             rows[:, _PLACE] = np.arange(place, place + len(part.rows), dtype=np.uint64) | mark

@@ -63,7 +63,7 @@ def shard_vectors(run: Run, shard: int) -> Iterator[SparseRows]:
 
 
 class DocumentPlace(NamedTuple):
-    """Where a document is: its shard, its row group, its place there, and its place among all rows of the shards."""
+    """The location of a document: its shard, its row group, its place in the group, and its place in all shards."""
 
     shard: int
     group: int
@@ -124,7 +124,7 @@ def _check_hash(path: Place, file: Any, expected: str) -> None:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected:
         raise RunError(
-            f"{path} has SHA-256 {digest[:12]}, its record in done/ has {expected[:12]}. "
+            f"{path} has SHA-256 {digest[:12]}, but its record in done/ has {expected[:12]}. "
             "The shard is damaged: delete that record and encode again, or copy the run again."
         )
     _checked[str(path)] = state
@@ -153,6 +153,6 @@ def _counted(shard: Place, recorded: int, parts: Iterator[T]) -> Iterator[T]:
         yield part
     if found != recorded:
         raise RunError(
-            f"{shard} has {found} documents, its record in done/ has {recorded}. "
+            f"{shard} has {found} documents, but its record in done/ has {recorded}. "
             "The run is damaged: delete that record and encode again."
         )

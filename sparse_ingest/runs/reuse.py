@@ -33,7 +33,7 @@ _HALF, _HASH = ">u8", "S16"  # both are in the order of the bytes
 
 
 def refuse_other_settings(old: Run, identity: Identity) -> None:
-    """Raise `RunError` with the first setting in which a run's vectors differ from those of `identity`."""
+    """Raise `RunError` with the first setting of a run's vectors that differs from `identity`."""
     found = differences(old.manifest.identity, identity)
     first = next((one for one in found if one.setting.partition(".")[0] not in OF_THE_CORPUS), None)
     if first:

@@ -41,7 +41,7 @@ from sparse_ingest.storage.foreign_json import checked, parse_json, read_bytes
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 from sparse_ingest.storage.scratch import ScratchFolder, user_folder
 
-_MAX_SKIPPED_BYTES = 1 << 30  # a shard of 65,536 rows has some 13 MB if all are skipped
+_MAX_SKIPPED_BYTES = 1 << 30  # a shard of 65,536 rows has about 13 MB if all are skipped
 
 
 class Run:

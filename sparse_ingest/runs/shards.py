@@ -1,7 +1,7 @@
 """Shards: sparse vectors as Parquet, written and read one row group at a time.
 
 In and out: `ShardPart`s of at most 8192 rows. The two list columns are CSR arrays, so they are not converted row by
-row. Float16 weights are truncated, never rounded: the 9 bits that an index keeps are then those of the float32 weight.
+row. Float16 weights are truncated, never rounded: an index keeps the same 9 bits as of the float32 weight.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COLUMNS = {
     "fields": ("string",),
 }
 _VECTORS = ["doc_id", "token_ids", "weights"]
-_PART_BYTES = 16 << 20  # of fields read at a time: those of 8192 articles have hundreds of MB
+_PART_BYTES = 16 << 20  # of fields read at a time: the fields of 8192 articles have hundreds of MB
 MAX_FLOAT16 = 65504.0
 WeightType = Literal["float16", "float32"]
 
@@ -132,7 +132,7 @@ def read_shard(path: Place, *, opened: pa.NativeFile | None = None, tokens: int 
 
 
 def read_row(path: Place, group: int, place: int, *, tokens: int = _ANY) -> ShardPart:
-    """Return one row of a row group. Other row groups are not read; errors as of `read_shard`."""
+    """Return one row of a row group. Other row groups are not read; raises like `read_shard`."""
     with _opened(path) as file:
         for part in _parts(file, [group], tokens):
             if place < len(part.rows):
@@ -144,7 +144,7 @@ def read_row(path: Place, group: int, place: int, *, tokens: int = _ANY) -> Shar
 def find_doc_ids(path: Place, wanted: Sequence[str]) -> Iterator[tuple[str, int, int, int]]:
     """Yield the wanted ids that a shard has, with the row group of each, its place there and its place in the shard.
 
-    Only the column of ids is read; errors as of `read_shard`.
+    Only the column of ids is read; raises like `read_shard`.
     """
     import pyarrow.compute as pc
 
@@ -158,14 +158,14 @@ def find_doc_ids(path: Place, wanted: Sequence[str]) -> Iterator[tuple[str, int,
 
 
 def read_doc_ids(path: Place) -> Iterator[tuple[int, str]]:
-    """Yield the source row and document id of each row of a shard; errors as of `read_shard`."""
+    """Yield the source row and document id of each row of a shard; raises like `read_shard`."""
     with _opened(path) as file:
         for table in _tables(file, ["row", "doc_id"]):
             yield from zip(table.column("row").to_pylist(), table.column("doc_id").to_pylist(), strict=True)
 
 
 def read_text_hashes(path: Place) -> Iterator[bytes]:
-    """Yield the concatenated text hashes of each row group, 16 bytes per row; errors as of `read_shard`."""
+    """Yield the concatenated text hashes of each row group, 16 bytes per row; raises like `read_shard`."""
     with _opened(path) as file:
         for table in _tables(file, ["text_hash"]):
             hashes = _only_chunk(table.column("text_hash"))
@@ -173,14 +173,14 @@ def read_text_hashes(path: Place) -> Iterator[bytes]:
 
 
 def read_vectors(path: Place, group: int, *, tokens: int = _ANY) -> SparseRows:
-    """Return the ids and vectors of one row group of a shard; errors as of `read_shard`."""
+    """Return the ids and vectors of one row group of a shard; raises like `read_shard`."""
     with _opened(path) as file:
         first = sum(file.metadata.row_group(before).num_rows for before in range(group))
         return _vectors(file.read_row_group(group, columns=_VECTORS).combine_chunks(), first, tokens)
 
 
 def read_shard_vectors(path: Place, *, tokens: int = _ANY) -> Iterator[SparseRows]:
-    """Yield the ids and vectors of each row group of a shard, without its fields; errors as of `read_shard`."""
+    """Yield the ids and vectors of each row group of a shard, without its fields; raises like `read_shard`."""
     first = 0
     with _opened(path) as file:
         for table in _tables(file, _VECTORS):
@@ -245,8 +245,8 @@ def reading_shard(path: Place) -> Iterator[None]:
                 "and open files (ulimit -v, ulimit -n), then run the command again. Nothing was deleted."
             ) from error
         raise RunError(
-            f"{path} cannot be read as a shard: {first_line(error)}. Copy it again if its SHA-256 differs from that in "
-            "its record in done/; otherwise another program wrote it: encode the corpus again."
+            f"{path} cannot be read as a shard: {first_line(error)}. Copy it again if its SHA-256 differs from the one "
+            "in its record in done/; otherwise another program wrote it: encode the corpus again."
         ) from error
 
 
@@ -352,7 +352,7 @@ def _vectors(batch: pa.Table, first: int, tokens: int) -> SparseRows:
         row = int(np.flatnonzero(np.diff(indptr) != np.diff(weights_indptr))[0])
         refuse(row, f"{np.diff(indptr)[row]} token ids and {np.diff(weights_indptr)[row]} weights")
     if len(weights):
-        # Bit patterns above that of infinity: NaN, and everything negative.
+        # Bit patterns above infinity: NaN, and everything negative.
         bits, above = (array.view(f"u{weights.itemsize}") for array in (weights, np.array([np.inf], weights.dtype)))
         falls = token_ids[1:] <= token_ids[:-1]
         falls[indptr[1:-1][(0 < indptr[1:-1]) & (indptr[1:-1] < len(weights))] - 1] = False

@@ -2,8 +2,8 @@
 
 In: pieces in any order. Out: all rows, one range in memory at a time. The first number is a hash, so the ranges are
 equal parts of 64 bits. The rows are in an unnamed file, so that a killed process leaves nothing. `match` compares two
-sets of documents in such rows: the hash of the id in one or two columns, that of the content, and the place in the set,
-with `SECOND` added for the second set.
+sets of documents in such rows: the hash of the id in one or two columns, the hash of the content, and the place in the
+set, with `SECOND` added for the second set.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The terms of documents: those that a run or an index stores, or those of a text that is encoded now.
+"""Show the terms of documents: stored in a run or an index, or of a text that is encoded now.
 
-Out: `DocumentTerms`, with the tokens that the text itself does not have (expansion), and with the contributions of a
-query. A token is also given as readable text: `##ing`, `Ġthe` and `▁de` become `…ing`, `the` and `de`.
+Out: `DocumentTerms`, which mark tokens that the text does not contain (expansion), and have the contributions to a
+query's score. A token is also given as readable text: `##ing`, `Ġthe` and `▁de` become `…ing`, `the` and `de`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DocumentTerm(NamedTuple):
         token: The token of the vocabulary.
         text: The token as readable text; "…" before it if it continues a word.
         weight: Its weight in the document.
-        expansion: Whether the text of the document does not have it; None if the text or the tokenizer is not known.
+        expansion: Whether the document's text lacks it; None if the text or the tokenizer is unknown.
         query_weight: Its weight in the query; None if the query lacks it.
         contribution: The product of both weights, its part of the score.
     """
@@ -55,7 +55,7 @@ class DocumentTerm(NamedTuple):
 class DocumentTerms(NamedTuple):
     """The terms of one document, heaviest first, and its stored fields; `id` is None for a text.
 
-    `score` is that of the query, None without a query.
+    `score` is the score for the query; None without a query.
     """
 
     id: str | None
@@ -67,7 +67,7 @@ class DocumentTerms(NamedTuple):
 class TermReader:
     """Turns weights by token into `DocumentTerms`, for one vocabulary, model and query.
 
-    The tokenizer of the model is read when the first text needs it. If it cannot be read, expansion is not known, and a
+    The tokenizer of the model is read when the first text needs it. If it cannot be read, expansion is unknown, and a
     warning is logged.
     """
 
@@ -144,7 +144,7 @@ def terms_in_index(
 ) -> list[DocumentTerms]:
     """Return the terms of documents of an index, with the weights that it stores.
 
-    No request lists the tokens of a document: the complete vocabulary is requested, in some 30 searches. Raise
+    No request lists the tokens of a document: the complete vocabulary is requested, in about 30 searches. Raise
     `ClusterError` if the index lacks a document, or the server cannot return weights.
     """
     from sparse_ingest.cluster.reading import as_weight, read_fields, reader_of
@@ -189,7 +189,7 @@ def terms_of_text(
 def _missing(
     kind: type[SparseIngestError], where: str, missing: Sequence[str], passages: Mapping[str, object]
 ) -> SparseIngestError:
-    """Return the error for documents that do not exist; `passages` are the first ones of those that have some."""
+    """Return the error for documents that do not exist; `passages` are first passages that exist."""
     named = ", ".join(map(repr, missing[:5]))
     advice = "Check the ids: they are compared exactly."
     if first := next((passage_id(doc_id, 0) for doc_id in missing if passage_id(doc_id, 0) in passages), None):
@@ -198,9 +198,9 @@ def _missing(
 
 
 def readable_by(vocabulary: Iterable[str | None]) -> Callable[[str], str]:
-    """Return a function that gives the readable text of a token of this vocabulary.
+    """Return a function from a token of this vocabulary to its readable text.
 
-    The vocabulary is of the kind whose marker most of its tokens have. Special tokens such as [CLS] and </s> stay.
+    The marker of most tokens gives the kind of vocabulary. Special tokens such as [CLS] and </s> stay.
     """
     counts = dict.fromkeys(_MARKERS, 0)
     for token in vocabulary:

@@ -1,7 +1,7 @@
-"""Why a search of an index found nothing: each cause is read from the vocabulary or counted by the server.
+"""Find out why a search of an index found nothing.
 
-In: the search as it was sent. Out: messages; none if no check explains it. It takes up to five requests. Runs:
-run_search.py.
+In: the search as it was sent. Out: messages, read from the vocabulary or counted by the server in up to five requests;
+none if no check explains it. For runs see run_search.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.indexes import count_matching
 from sparse_ingest.cluster.mappings import leaves
 from sparse_ingest.cluster.postings import document_frequencies
-from sparse_ingest.cluster.search_bodies import Engine, bm25_body
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.searching.index_search import Asker, without_source
@@ -24,7 +25,7 @@ from sparse_ingest.searching.query import named, not_in_vocabulary
 def why_empty_index(
     client: Client, index: str, weights: QueryWeights, engine: Engine, text: str, filter: Mapping[str, Any] | None
 ) -> list[str]:
-    """Return why a search of an index found nothing. `text` is that of a hybrid search, otherwise empty.
+    """Return why a search of an index found nothing. `text` is the query of a hybrid search, otherwise empty.
 
     Raise `ClusterError` if the server cannot answer.
     """
@@ -38,16 +39,16 @@ def why_empty_index(
             return [f"The filter matches none of the {documents:,} documents of index {index!r}."]
         if _finds(client, index, engine, weights, text):
             return [
-                f"The filter matches {matching:,} of {documents:,} documents, and the query finds none of them; "
+                f"The filter matches {matching:,} of {documents:,} documents, but the query finds none of them; "
                 "without the filter it finds others."
             ]
     found = _without_tokens(client, index, engine, weights)
     if engine.name == "two-phase" and _finds(client, index, replace(engine, name="exact"), weights, text):
         found.append(
-            "Two-phase search finds documents only by the heavy tokens of the query; --engine exact finds some."
+            "Two-phase search finds documents by the heavy tokens of the query only; --engine exact finds some."
         )
     if engine.hybrid and not count_matching(client, path, bm25_body(text, field=engine.field, size=1)["query"]):
-        found.append("BM25 finds no word of the query in title and text.")
+        found.append("BM25 finds no word of the query in titles and texts.")
     return found
 
 
@@ -65,7 +66,7 @@ def _without_tokens(client: Client, index: str, engine: Engine, weights: QueryWe
     found = [not_in_vocabulary(unknown, f"of index {index!r}")] if unknown else []
     if not known or _holds(client, index, engine.field, list(known.values())) is not False:
         return found
-    what = f"No document of index {index!r} has a token of the query in field {engine.field!r}: {named(known)}."
+    what = f"No document of index {index!r} has any token of the query in field {engine.field!r}: {named(known)}."
     others = (
         name for name, entry in leaves(engine.mappings or {})
         if entry.get("type") == engine.kind and name != engine.field

@@ -2,7 +2,7 @@
 
 In: a connection, an index, query weights and a document. Out: an `Explanation`. A run is explained in run_search.py.
 
-The rank of a hit after the first k is one more than the number of hits with a higher score, which the server counts
+After the first k hits, the rank is one more than the number of hits with a higher score, which the server counts
 (`min_score`); documents with the same score are in the server's order. Approximate engines rank only what they visit,
 so a document that they did not find has no rank.
 """

@@ -15,8 +15,8 @@ class Hit(NamedTuple):
     """One found document; `terms` are sorted heaviest first and their contributions sum to `score`, as float32.
 
     In a two-phase search, which adds two such sums, the last bit may differ. A hit of a hybrid search has both scores
-    in `sub_scores`, before they are normalized: `bm25` and `sparse`, of which the terms are. A search that did not find
-    the document is omitted.
+    in `sub_scores`, before they are normalized: `bm25` and `sparse`; `terms` explain `sparse`. A score is absent if its
+    search did not find the document.
     """
 
     rank: int
@@ -33,7 +33,7 @@ class Hit(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Where one document is among the hits of a query, and why.
+    """The rank of one document among the hits of a query, and why.
 
     Attributes:
         id: The document.
@@ -47,7 +47,7 @@ class Explanation(NamedTuple):
         equal: How many other documents have the same score; None: not counted.
         fields: Its fields.
         terms: The terms of its score, heaviest first.
-        lacking: The tokens of the query that it lacks, heaviest first.
+        lacking: The tokens of the query that the document lacks, heaviest first.
     """
 
     id: str

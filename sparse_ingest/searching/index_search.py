@@ -18,20 +18,13 @@ from typing import Any, TypeVar, Unpack
 
 from sparse_ingest.cluster.answers import Found
 from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.cluster.engines import engine_body
-from sparse_ingest.cluster.indexes import max_clauses
-from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
+from sparse_ingest.cluster.hybrid_bodies import bm25_body, hybrid_body, sub_scores_body
+from sparse_ingest.cluster.limits import count_clauses, fit_weights
 from sparse_ingest.cluster.query_fields import refuse_unmapped
 from sparse_ingest.cluster.reading import explained_terms
-from sparse_ingest.cluster.search_bodies import (
-    BodyOptions,
-    Engine,
-    SearchBody,
-    bm25_body,
-    hybrid_body,
-    rank_feature_body,
-    sub_scores_body,
-)
+from sparse_ingest.cluster.search_bodies import BodyOptions, Engine, SearchBody, rank_feature_body
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import HybridSettings
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
@@ -42,13 +35,13 @@ from sparse_ingest.searching.query import keyed, warn_of_omitted
 
 Q = TypeVar("Q")
 Change = Callable[[SearchBody], SearchBody]
-_NO_PIPELINE = {"search_pipeline": "_none"}
 _HYBRID_COLLAPSES_SINCE = (3, 1)
 # Text in an error of the server, and our message for it.
 _UNDERSTOOD = {
     "index_not_found_exception": "No index or alias {index!r} at {address}. Create it with `sparse-ingest load`.",
-    "query only works on [rank_features] fields": (
-        "The searched field of index {index!r} is not a sparse field. Name one with --set index.field=NAME."
+    **dict.fromkeys(
+        ("query only works on [rank_features] fields", "must be type [sparse_vector]"),
+        "The searched field of index {index!r} is not a sparse field. Name one with --set index.field=NAME.",
     ),
     "maxClauseCount is set to": (
         "The query, with its filters and words, has more clauses than the cluster allows "
@@ -59,7 +52,7 @@ _UNDERSTOOD = {
         "fewer with -k."
     ),
     "Two phase search processor is not compatible": (
-        "Two-phase search needs a rank_features field, and that of index {index!r} is a sparse_vector. Omit --engine."
+        "Two-phase search needs a rank_features field, but index {index!r} has a sparse_vector field. Omit --engine."
     ),
     "does not implement createWeight": (
         "This filter does not work on the sparse_vector field of index {index!r}: OpenSearch 3.6 fails on ids, prefix, "
@@ -122,8 +115,8 @@ def search_hybrid(
 ) -> list[Hit]:
     """Search an index with BM25 on title and text, combined with learned-sparse search by the server.
 
-    Arguments are those of `search_index`; `engine.hybrid` has weights and techniques. A second request, a search of the
-    found documents alone, returns both scores of each hit (`sub_scores`), and the terms of the learned-sparse one.
+    Arguments are as for `search_index`; `engine.hybrid` has weights and techniques. A second request searches only the
+    found documents, and returns both scores of each hit (`sub_scores`) and the terms of the learned-sparse score.
     """
     engine = engine or Engine()
     engine = engine if engine.hybrid else replace(engine, hybrid=HybridSettings(hybrid=True))
@@ -261,7 +254,7 @@ class Asker:
     """One index and one engine. Safe to use from several threads."""
 
     def __init__(self, client: Client, index: str, engine: Engine) -> None:
-        self._client, self._index, self._engine = client, index, engine
+        self._client, self._index, self._engine = client, index, replace(engine, product=client.dialect.product)
         self._without_plugin = self._warned_of_ceiling = False
         self._max_clauses: int | None = None
         self._unknown: dict[str, None] = {}
@@ -353,15 +346,14 @@ class Asker:
         if len(weights) + others <= MAX_CLAUSES:
             return MAX_CLAUSES
         if self._max_clauses is None:
-            self._max_clauses = max_clauses(self._client)
+            self._max_clauses = self._client.dialect.max_clauses(self._client.find)
         return self._max_clauses
 
 
 def _send(client: Client, index: str, body: SearchBody, **params: str) -> Any:
     """Send a `_search` body, or raise `ClusterError` with advice for known refusals."""
-    params |= {} if "search_pipeline" in body else _NO_PIPELINE
     try:
-        return client.call("POST", f"{path_of(index)}/_search", body, params=params, expected=Found)
+        return client.search(path_of(index), body, expected=Found, **params)
     except ClusterError as error:
         for sign, message in _UNDERSTOOD.items():
             if sign in str(error):

@@ -13,7 +13,7 @@ from sparse_ingest.pipeline import HybridSettings, option
 class SearchOptions(HybridSettings):
     """Options of a search. `filter`, `hybrid` and `allow_partial` need an index.
 
-    The four `hybrid` options override those of [query].
+    The four `hybrid` options override [query].
 
     Documents without the field `collapse` count as sharing one value. `stored` searches a run with 9-bit weights, as in
     an index. `concurrency` is for many queries on an index. Without `allow_partial`, a failed shard or a timeout is an

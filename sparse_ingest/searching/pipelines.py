@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.cluster.engines import choose_engine
@@ -17,8 +17,8 @@ from sparse_ingest.queries.weight_table import read_vocabulary
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
+    from sparse_ingest.cluster.dialects import FieldKind, Product
     from sparse_ingest.cluster.indexes import Index
-    from sparse_ingest.cluster.mappings import FieldKind
     from sparse_ingest.runs.run import Run
 
 DEFAULT_FIELD = "sparse"
@@ -53,10 +53,10 @@ def pipeline_of_run(given: Pipeline, run: Run, *, force: bool = False) -> Pipeli
 
 
 def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool = False) -> Pipeline:
-    """Return the pipeline to search an index with: model, field and query settings are those of `_meta` unless given.
+    """Return the pipeline to search an index with: `_meta` has its model, field and query settings, unless given.
 
     Raises:
-        ClusterError: the sparse field is missing, no model is named, or, without `force`, it is not that of `_meta`.
+        ClusterError: the sparse field is missing, no model is named, or it differs from `_meta` without `force`.
     """
     stamp = index.stamp
     model = remembered_model(given.model, stamp.model if stamp else {})
@@ -77,13 +77,16 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
     return replace(given, model=model, index=replace(given.index, field=field, kind=kind), query=query)
 
 
-def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | None = None) -> Engine:
+def engine_of(
+    pipeline: Pipeline, client: Client | None = None, index: str | None = None, *, product: Product = "opensearch"
+) -> Engine:
     """Return the engine that [query] and [index] name.
 
     Args:
         pipeline: The pipeline with these tables.
         client: A connection to the cluster of `index`.
         index: An index or alias. Its vocabulary must be that of the pipeline's model.
+        product: The product of the cluster, without a connection to it.
 
     Raises:
         PipelineError: the engine cannot search this kind of field, or one of its settings is unknown.
@@ -94,13 +97,13 @@ def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | Non
         from sparse_ingest.cluster.indexes import find_index
 
         found = find_index(client, index)
-    return engine_of_index(pipeline, found)
+    return engine_of_index(pipeline, found, client.dialect.product if client else product)
 
 
-def engine_of_index(pipeline: Pipeline, index: Index | None) -> Engine:
+def engine_of_index(pipeline: Pipeline, index: Index | None, product: Product) -> Engine:
     """Return the engine like `engine_of`, for an index that is already read, or without one."""
     settings, field, kind = pipeline.query, pipeline.index.field, pipeline.index.kind
-    name = choose_engine(settings, kind)
+    name = choose_engine(settings, kind, product)
     ceiling = None
     if index and kind == "sparse_vector":
         from sparse_ingest.cluster.mappings import field_mapping
@@ -109,14 +112,15 @@ def engine_of_index(pipeline: Pipeline, index: Index | None) -> Engine:
         if mapped := field_mapping(index.mappings, field):
             ceiling = float(parameters_of(mapped)["quantization_ceiling_search"])
     keys, there = token_keys(pipeline, index), index.mappings if index else None
-    return Engine(name, field, kind, keys, settings.two_phase, settings.seismic, ceiling, there)
+    tables = {table: getattr(settings, table) for table in ("two_phase", "seismic", "pruned")}
+    return Engine(name, field, kind, keys, ceiling=ceiling, product=product, mappings=there, **tables)
 
 
 def hybrid_settings(query: QuerySettings, given: HybridSettings) -> HybridSettings | None:
-    """Return the settings of a hybrid search: those of [query], overridden by `given`; None if it is not hybrid.
+    """Return the settings of a hybrid search: [query], overridden by `given`; None if it is not hybrid.
 
     Raises:
-        UsageError: settings have no effect, or do not go together.
+        UsageError: settings have no effect, or cannot be combined.
     """
     names = HybridSettings.__dataclass_fields__
     own = {name: value for name in names if (value := getattr(given, name)) is not None}
@@ -135,13 +139,13 @@ def refuse_hybrid(query: QuerySettings, given: HybridSettings, why: str) -> None
 
 def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> FieldKind:
     """Return the kind of a sparse field, or raise `ClusterError` for other fields."""
+    from sparse_ingest.cluster.dialects import kind_of
     from sparse_ingest.cluster.mappings import field_mapping, sparse_field
 
     mapped = field_mapping(mappings, field)
-    kind = (mapped or {}).get("type")
-    if kind in ("rank_features", "sparse_vector"):
-        return cast("FieldKind", kind)
-    found = f"the field {field!r} as {kind or 'object'}" if mapped else f"no field {field!r}"
+    if kind := kind_of(mapped):
+        return kind
+    found = f"the field {field!r} as {mapped.get('type', 'object')}" if mapped else f"no field {field!r}"
     there = stamped if field != stamped and field_mapping(mappings, stamped) else sparse_field(mappings)
     advice = f"Its sparse field is {there!r}: pass --set index.field={there}" if there else "Load a run into it"
     raise ClusterError(f"Index {index!r} has {found}; expected a rank_features or sparse_vector field. {advice}.")
@@ -167,7 +171,7 @@ def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str]
 
         if index.stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
             raise ClusterError(
-                f"Index {index.name!r} has token ids of another vocabulary than that of {name!r}, so a query would "
+                f"Index {index.name!r} has token ids of another vocabulary than {name!r}, so a query would "
                 "match other words. Pass the --model of the index."
             )
     return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
@@ -213,7 +217,7 @@ def other_model(
 ) -> str | None:
     """Return how the given model differs from the stored one; None if they are equal or one is not named.
 
-    `vocabulary` is that of the documents, or its hash.
+    `vocabulary` is the documents' vocabulary, or its hash.
     """
     name, there = given.query or given.document, remembered_side(stored)
     if not name or there is None:

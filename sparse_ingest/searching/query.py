@@ -51,7 +51,7 @@ class QueryModel:
         tokenizer = plain_tokenizer(checkpoint.query.folder, lower_case=bool(settings.lower_case))
         tokens = list(dict.fromkeys(tokenizer.encode(text, add_special_tokens=False).tokens))
         unknown = getattr(tokenizer.model, "unk_token", None)
-        why = "the model knows none of its words" if set(tokens) <= {unknown} else "the model gives them none"
+        why = "the model knows none of its words" if set(tokens) <= {unknown} else "the model drops all of them"
         return f"No token of the query has a weight, so it cannot have hits: {why} (tokens: {named(tokens) or 'none'})."
 
     def many(self, queries: Iterable[Query], *, batch: int = QUERIES_AT_ONCE) -> Iterator[tuple[str, QueryWeights]]:

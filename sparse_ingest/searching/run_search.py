@@ -1,4 +1,4 @@
-"""Search a run folder exactly, without a server. With `stored`, scores are those of an index, bit for bit."""
+"""Search a run folder exactly, without a server. With `stored`, scores equal an index's, bit for bit."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class SearchableRun(Run):
 
         Raises:
             UsageError: an option needs a server.
-            RunError: the model is not that of the run.
+            RunError: the model differs from the run's.
         """
         chosen = self._options(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
@@ -89,7 +89,7 @@ class SearchableRun(Run):
         return hits
 
     def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
-        """Return why a search that found nothing did so; `options` have no influence."""
+        """Return why a search of the run finds nothing; `options` have no influence."""
         weights = self.query_weights(query) if isinstance(query, str) else query
         if not weights:
             return [self._model.why_unweighted(query)] if isinstance(query, str) else [_NO_WEIGHTS]
@@ -137,7 +137,7 @@ class SearchableIndex:
         self, client: Client, name: str, index: Index, pipeline: Pipeline, reporter: Reporter = SILENT
     ) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
-        self.engine = engine_of_index(pipeline, index)
+        self.engine = engine_of_index(pipeline, index, client.dialect.product)
         self._reporter = reporter
         self._model = QueryModel(pipeline)
 
@@ -178,11 +178,11 @@ class SearchableIndex:
         return hits
 
     def engine_for(self, options: HybridSettings) -> Engine:
-        """Return the engine of a search: hybrid if the options, or otherwise [query], ask for it."""
+        """Return the engine of a search: hybrid if the options say so, or otherwise [query]."""
         return replace(self.engine, hybrid=hybrid_settings(self.pipeline.query, options))
 
     def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
-        """Return why a search that found nothing did so, as far as the server and the vocabulary show it."""
+        """Return why a search of the index finds nothing, as far as the server and the vocabulary show it."""
         from sparse_ingest.searching.empty import why_empty_index
 
         chosen = options or SearchOptions()
@@ -194,7 +194,7 @@ class SearchableIndex:
         try:
             return unweighted + why_empty_index(self.client, self.name, weights, engine, text, chosen.filter)
         except ClusterError as error:  # such as a timeout, which --allow-partial accepts in a search
-            return [*unweighted, f"The cause is not known: {error}"]
+            return [*unweighted, f"The cause is unknown: {error}"]
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
@@ -228,7 +228,7 @@ class SearchableIndex:
     def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
         """Return the terms of documents with the weights that the index stores, and the contributions of a query.
 
-        The complete vocabulary is requested for each document, in some 30 searches.
+        The complete vocabulary is requested for each document, in about 30 searches.
         """
         weights = self.query_weights(query) if isinstance(query, str) else query
         vocabulary = self.vocabulary()
@@ -258,10 +258,10 @@ def open_run(
 
     Args:
         path: The run folder, or an address such as s3://bucket/prefix.
-        model: The model of the queries; by default the one that made the run.
+        model: The model of the queries; by default the model of the run.
         pipeline: A pipeline whose [query] settings apply; may replace `model`.
         force: Search with another model than the run's.
-        progress: True, or a `Reporter`, for a note why a search finds nothing.
+        progress: True, or a `Reporter`, for a note on why a search finds nothing.
 
     Raises:
         RunError: the run does not exist, is damaged, or has a newer format than this release.
@@ -288,9 +288,9 @@ def open_index(
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         model: The model of the queries, where `_meta` names none.
-        pipeline: A pipeline whose [query] and [index] settings apply, instead of those of `_meta`; may replace `model`.
-        force: Search with another model than that of `_meta`.
-        progress: True, or a `Reporter`, for a note why a search finds nothing; it takes some requests more.
+        pipeline: A pipeline whose [query] and [index] settings apply, instead of `_meta`; may replace `model`.
+        force: Allow a model that differs from the one in `_meta`.
+        progress: True, or a `Reporter`, for a note on why a search finds nothing, which takes a few more requests.
 
     Raises:
         UsageError: the name is an alias of several indexes, or both `url` and `connection` are given.
@@ -317,7 +317,7 @@ def _note(reporter: Reporter, messages: Iterable[str]) -> None:
 
 def _for_one(options: SearchOptions) -> SearchOptions:
     """Refuse options that would have no effect on the explanation of one document."""
-    refuse_options(options, ("collapse", "hybrid"), "does not go with the explanation of one document")
+    refuse_options(options, ("collapse", "hybrid"), "cannot be combined with the explanation of one document")
     return options
 
 

@@ -45,7 +45,7 @@ def hub_address() -> str:
 
 
 def hub_token() -> str | None:
-    """Return the token that the library sends: HF_TOKEN, or that of an earlier login."""
+    """Return the token that the library sends: HF_TOKEN, or the token of an earlier login."""
     from huggingface_hub import get_token
 
     with suppress(Exception):  # a failed exchange of tokens, after which the library's own request fails

@@ -294,8 +294,8 @@ def _storage_of(scheme: str, address: str) -> tuple[Any, str]:
         raise StorageError(f"{scheme}:// addresses need another package: {first_line(error)}.") from None
     except ValueError:
         raise UsageError(
-            f"The scheme of {without_secrets(address)} is unknown. Known are s3://, gs://, https:// and those of "
-            "installed fsspec packages; local folders have no scheme."
+            f"The scheme of {without_secrets(address)} is unknown. Use s3://, gs://, https://, the scheme of "
+            "an installed fsspec package, or a local folder."
         ) from None
     except Exception as error:
         reason = without_secrets(first_line(error))

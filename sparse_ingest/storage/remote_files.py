@@ -12,7 +12,7 @@ from typing import Any
 from sparse_ingest.errors import StorageError
 
 # Sends a request, retries it if that may help, and returns the answer. The first argument is a participle for messages,
-# such as "read"; keywords are those of `waiting.call_with_timeout`.
+# such as "read"; keywords go to `waiting.call_with_timeout`.
 Request = Callable[..., Any]
 _BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fast
 
@@ -63,7 +63,7 @@ class RemoteFile(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer with the bytes at the position, at most those of one block if blocks are kept."""
+        """Fill a buffer with the bytes at the position, at most one block if blocks are kept."""
         view = memoryview(buffer).cast("B")
         start = self._position
         wanted = max(0, min(len(view), self._size - start))

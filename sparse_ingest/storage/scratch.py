@@ -1,7 +1,7 @@
 """Local folders: scratch space for files before their upload, and the state of read-only runs.
 
-A scratch folder belongs to the process that has locked it. The next process that creates one deletes those of killed
-processes.
+A scratch folder belongs to the process that has locked it. The next process that creates one deletes the folders
+of killed processes.
 """
 
 from __future__ import annotations

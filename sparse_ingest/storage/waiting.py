@@ -58,7 +58,7 @@ def call_with_timeout(
             if stopping.is_set():
                 stop_at = min(stop_at, now + _GRACE_S)
             if now >= stop_at:
-                raise Interrupted(f"Stopped while waiting for {place}; what was finished is kept.")
+                raise Interrupted(f"Stopped while waiting for {place}; finished work is kept.")
             if now - began >= limit_s:
                 raise StorageError(
                     f"No answer from {place} within {limit_s:,.0f} s. Check the address and the network, then start "

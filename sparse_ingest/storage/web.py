@@ -1,4 +1,4 @@
-"""The session with which fsspec reads the web: limits on redirects and on the size of answers.
+"""The HTTP session that fsspec uses: limits on redirects and on the size of answers.
 
 An address of the user, and redirects from it, may be private. Redirects from a public address to another kind, to a
 link-local one (where clouds serve credentials), and from https to http are refused. The address of the open connection

@@ -1,4 +1,4 @@
-"""Compare the ids and weights of an index with those of a run, and fill in a `VerifyReport`.
+"""Compare the ids and weights of an index with a run, and fill in a `VerifyReport`.
 
 Ids are compared for the complete index. Weights are compared for single documents by explanations of scores, or for all
 documents token by token: if the sum of the fingerprints of a document's terms differs, its weights are explained.
@@ -137,7 +137,7 @@ class Loaded(NamedTuple):
 
 @dataclass
 class WeightChecker:
-    """Compares single documents and notes differences. `ceiling` is that of a sparse_vector field."""
+    """Compares single documents and notes differences. `ceiling` is the ingest ceiling of a sparse_vector field."""
 
     reader: StoredReader
     vocabulary: Sequence[str | None]
@@ -260,7 +260,7 @@ def term_fingerprints(tokens: npt.NDArray[Any] | int, codes: npt.NDArray[Any]) -
 
 
 def row_fingerprints(indptr: npt.NDArray[np.int64], terms: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return the fingerprints of rows: sums of those of their terms, modulo 2^64, in any order of terms."""
+    """Return the fingerprint of each row: the sum of its terms' fingerprints, modulo 2^64, in any order."""
     before = np.zeros(len(terms) + 1, dtype=np.uint64)
     np.cumsum(terms, out=before[1:])
     return before[indptr[1:]] - before[indptr[:-1]]

@@ -57,7 +57,7 @@ def verify(
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         sample: Number of documents to compare weights of, spread evenly over the run; None: all.
-        field: The sparse field; by default that of the index's `_meta`.
+        field: The sparse field; by default the one in the index's `_meta`.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
 
     Returns:
@@ -76,6 +76,7 @@ def verify(
         indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")
         mappings.check_fits(there, stamps.run_stamp(run, field))
+        mappings.refuse_other_product(there, field, client.dialect)
         indexes.count_documents(client, there)  # a refresh would wait a minute for a shard without a node
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)

@@ -234,7 +234,8 @@ def test_without_a_hub_the_cache_is_used_or_the_message_names_what_is_missing(
     empty = error_of(read(hub, tmp_path / "empty", "made/card", **options))
     (Path(online.out.splitlines()[0]) / "tokenizer.json").unlink()
     part = error_of(read(hub, tmp_path / "full", "made/card", **options))
-    why = "is not asked (HF_HUB_OFFLINE is set)" if state == "offline" else "127.0.0.1:9 cannot be reached ([Errno 111]"
+    unreachable = "127.0.0.1:9 cannot be reached ([Errno 111]"
+    why = "is not contacted (HF_HUB_OFFLINE is set)" if state == "offline" else unreachable
     assert why in empty and why in part
     assert f"the cache {tmp_path / 'empty' / 'hub'} has no model of that name" in empty
     assert "has only a part of it" in part

@@ -17,7 +17,7 @@ from sparse_ingest.pipeline import packaged_names
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two runs, one of them deeper, and folders that are none."""
+    """A folder with two runs, one of them deeper, and folders that are not runs."""
     path = tmp_path_factory.mktemp("work")
     make_run(path / "runs" / "articles")
     make_run(path / "runs" / "old" / "articles")

@@ -57,7 +57,7 @@ def test_everything_here_is_found(opensearch_url: str) -> None:
     assert found["server"]["found"] == f"OpenSearch 3.6.0 at {opensearch_url}"
     assert found["opensearch-neural-search"]["state"] == "ok"
     assert found["disk"]["found"].startswith("node ")
-    assert (found["rights"]["state"], found["rights"]["found"][:15]) == ("unknown", "cannot be asked")
+    assert (found["rights"]["state"], found["rights"]["found"][:17]) == ("unknown", "cannot be checked")
 
 
 @pytest.mark.usefixtures("quick")
@@ -78,7 +78,7 @@ def test_the_text_fits_and_says_what_to_do(columns: int, opensearch_url: str, mo
     assert code == 1
     assert [line for line in out.splitlines() if len(line) > columns] == []
     words = " ".join(out.split())
-    assert "problem torch cannot be imported (OSError: libcudart.so: cannot open) Install it again" in words
+    assert "problem torch cannot be imported (OSError: libcudart.so: cannot open) Reinstall torch" in words
     assert out.endswith("Broken: torch, tokenizer.\n")
 
 
@@ -102,7 +102,7 @@ def test_no_user_password_or_token_is_printed(opensearch_url: str, monkeypatch: 
             monkeypatch.setenv(name, value)
         by_variables = findings()
     assert right[1]["server"]["state"] == by_variables[1]["server"]["state"] == "ok"
-    assert right[1]["health"]["found"] == "cannot be asked: the server answers 403 security_exception"
+    assert right[1]["health"]["found"] == "cannot be checked: the server answers 403 security_exception"
     assert wrong[0] == 1 and "401" in wrong[1]["server"]["found"]
     assert right[1]["token"]["found"] == "set"
     for _, _, printed in (right, wrong, by_variables):
@@ -132,13 +132,13 @@ def as_security_plugin(lacking: dict[str, list[str]], *, asks: bool = True) -> A
 @pytest.mark.parametrize(
     ("lacking", "asks", "index", "state", "words"),
     [
-        ({}, True, "articles", "ok", "a load into 'articles' lacks none"),
+        ({}, True, "articles", "ok", "a load into 'articles' lacks no rights"),
         ({"PUT /articles": [NO_RIGHT]}, True, "articles", "missing", f"a load into 'articles' lacks {NO_RIGHT}"),
-        ({}, True, None, "unknown", "not asked"),
-        ({}, False, "articles", "unknown", "cannot be asked: perform_permission_check needs OpenSearch 3.2"),
+        ({}, True, None, "unknown", "not checked"),
+        ({}, False, "articles", "unknown", "cannot be checked: perform_permission_check needs OpenSearch 3.2"),
     ],
 )
-def test_rights_are_asked_for(lacking, asks, index, state, words, opensearch_url: str) -> None:
+def test_missing_rights_are_reported(lacking, asks, index, state, words, opensearch_url: str) -> None:
     with secure_proxy(opensearch_url, check=as_security_plugin(lacking, asks=asks)) as proxy:
         found = {one.name: one for one in check_cluster(Connection(proxy.url), index)}
     assert (found["rights"].state, found["rights"].found[: len(words)]) == (state, words)

@@ -53,7 +53,7 @@ def client(opensearch_url: str) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def two(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An index behind an alias, an empty one, and one of another client, whose names begin with the one returned."""
+    """An index behind an alias, an empty one, and one of another client, whose names begin with the returned name."""
     name = f"sparse-ingest-test-{secrets.token_hex(6)}"
     into(client, f"{name}-loaded", make_run(tmp_path_factory.mktemp("runs") / "run"))
     client.call("PUT", f"/{name}-loaded/_alias/{name}-a")
@@ -64,7 +64,7 @@ def two(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         client.call("DELETE", f"/{name}-{kind}")
 
 
-def test_indexes_that_we_made_are_listed(two: str, client: Client) -> None:
+def test_indexes_that_sparse_ingest_created_are_listed(two: str, client: Client) -> None:
     listed = json.loads(command("index", "list", f"{two}*", "--url", client.address, "--json").out)
     empty, loaded = listed
     assert empty == {**empty, "index": f"{two}-empty", "documents": 0, "model": None, "load": None, "aliases": []}
@@ -88,7 +88,7 @@ def test_what_a_user_may_not_read_is_unknown(two: str, opensearch_url: str) -> N
         assert command("index", "list", f"{two}*", "--url", proxy.url).out.count("unknown") == 4
 
 
-def test_a_user_who_may_not_list_all_indexes_is_told_to_pass_a_pattern(two: str, opensearch_url: str) -> None:
+def test_without_the_right_to_list_all_indexes_the_message_advises_a_pattern(two: str, opensearch_url: str) -> None:
     def check(request: Request) -> Refusal | None:
         return (403, FORBIDDEN) if request.path.startswith(("/*", "/%2A")) else None
 
@@ -101,5 +101,5 @@ def test_a_user_who_may_not_list_all_indexes_is_told_to_pass_a_pattern(two: str,
 
 def test_a_pattern_without_indexes_lists_none(client: Client) -> None:
     code, out, err = command("index", "list", "sparse-ingest-test-never*", "--url", client.address)
-    assert (code, out) == (0, "") and "was found" in err
+    assert (code, out) == (0, "") and "Found no index" in err
     assert command("index", "list", "_all", "--url", client.address).code == 2

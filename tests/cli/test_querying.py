@@ -13,7 +13,7 @@ from support.tables import TOKENS, write_table
 
 from sparse_ingest.cli.querying import query
 from sparse_ingest.cluster.client import Connection, connect
-from sparse_ingest.cluster.search_bodies import packaged_search_pipeline
+from sparse_ingest.cluster.hybrid_bodies import packaged_search_pipeline
 from sparse_ingest.errors import UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline

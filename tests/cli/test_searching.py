@@ -202,7 +202,7 @@ def test_a_query_file_prints_a_trec_run(run_path: Path, queries_path: Path) -> N
         result = invoke(search, "--run", run_path, "--queries", queries_path, *options)
         assert result.exit_code == 0, result.exception
         assert result.stdout == TREC
-    assert re.search(r"3 queries in [\d.]+ s, [\d.]+ queries/s, encoding included. 1 of them", result.stderr)
+    assert re.search(r"3 queries in [\d.]+ s, [\d.]+ queries/s, including encoding. 1 of them", result.stderr)
 
 
 def test_an_id_that_is_invalid_in_a_trec_run_is_refused_before_any_output(tmp_path: Path, model: Path) -> None:

@@ -146,8 +146,8 @@ def test_a_document_after_the_first_hits_has_its_rank_and_what_it_lacks(
 @pytest.mark.parametrize(
     ("options", "reason", "words"),
     [
-        (["--doc", "nowhere"], "not found", "There is no document of this id."),
-        (["--doc", "third"], "no common term", "It has no term of the query"),
+        (["--doc", "nowhere"], "not found", "No document has this id."),
+        (["--doc", "third"], "no common term", "It has none of the query's terms"),
         (["--doc", "first", "--filter", '{"match": {"text": "exception"}}'], "filtered out", "The filter excludes it."),
     ],
 )
@@ -194,7 +194,7 @@ def test_what_is_missing_is_named(run_path: Path, index: tuple[str, ...], tmp_pa
         (["--index", "x"], "Give RUN and one or more ids"),
         (["--text", "catch"], "--text needs a model"),
         (["RUN", "first", "--text", "catch"], "omit RUN, ids and --index"),
-        (["RUN", "first", "--as", "query"], "--as goes with --text"),
+        (["RUN", "first", "--as", "query"], "--as needs --text"),
         (["RUN", "first", "--url", "http://127.0.0.1:1"], "--url is for --index"),
         (["--model", "m", "--text", "x", "--url", "http://127.0.0.1:1"], "--url is for stored documents"),
     ],
@@ -204,8 +204,8 @@ def test_arguments_that_do_not_fit_are_refused(arguments: list[str], words: str,
 
 
 @pytest.mark.parametrize("option", [("--explain",), ("--trec",), ("--collapse", "parent")])
-def test_doc_goes_alone(option: tuple[str, ...], run_path: Path) -> None:
-    assert "does not go with --doc" in refused(2, "search", "--run", run_path, "--doc", "first", *option, QUERY)
+def test_doc_cannot_be_combined_with_other_options(option: tuple[str, ...], run_path: Path) -> None:
+    assert "cannot be combined with --doc" in refused(2, "search", "--run", run_path, "--doc", "first", *option, QUERY)
 
 
 def test_without_its_model_a_document_is_shown_without_expansion(

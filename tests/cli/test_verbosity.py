@@ -51,18 +51,18 @@ def encode(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Answer]:
 
 def test_each_level_prints_more(encode: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     quiet, usual, more = encode("q", "-q").err, encode("usual").err, encode("v", "--verbose").err
-    assert quiet.startswith("1 bad documents were skipped") and len(quiet.splitlines()) == 1, quiet
-    assert "Encoding with" in usual and "The head is" not in usual and "slower without" not in usual
-    assert "The head is of torch, the tokenizer that of the library tokenizers" in more and "Encoding with" in more
+    assert quiet.startswith("Bad documents that were skipped: 1") and len(quiet.splitlines()) == 1, quiet
+    assert "Encoding with" in usual and "Head:" not in usual and "slower without" not in usual
+    assert "Head: torch. Tokenizing with the library tokenizers" in more and "Encoding with" in more
     monkeypatch.setitem(sys.modules, "nanotoken", None)
     assert "Encoding is slower without nanotoken: pip install 'sparse-ingest[fast]'" in encode("without").err
     both = encode("both", "-q", "-vv")
-    assert both.code == 2 and "-v and -q exclude each other" in both.err
+    assert both.code == 2 and "-v and -q cannot be combined" in both.err
 
 
 def test_processes_send_their_records(encode: Callable[..., Answer]) -> None:
     shown = encode("two", "--device", "cpu,cpu", "--shard-rows", "4", "-v").err
-    assert shown.count("The head is of torch") == 1, shown
+    assert shown.count("Head: torch") == 1, shown
 
 
 def test_requests_are_printed_without_credentials() -> None:
@@ -126,7 +126,7 @@ class Clock:
         return self.now
 
 
-def test_time_left_goes_by_tokens_since_the_first_batch() -> None:
+def test_the_time_left_is_computed_from_tokens_since_the_first_batch() -> None:
     clock = Clock()
     progress = Progress("documents", 300, clock)
     clock.now = 90.0  # a model was loaded
@@ -145,7 +145,7 @@ def test_time_left_goes_by_tokens_since_the_first_batch() -> None:
     assert progress.line() == "140 documents, 500 tokens/s"
 
 
-def test_without_tokens_it_goes_by_units_since_the_first_request() -> None:
+def test_without_tokens_it_is_computed_from_units_since_the_first_request() -> None:
     clock = Clock()
     progress = Progress("documents", 20_000, clock)
     progress.earlier(1_000)

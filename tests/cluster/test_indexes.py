@@ -68,7 +68,7 @@ def test_a_deleted_or_recreated_index_is_detected(client: Client, index_name: st
 
 
 def test_max_clauses_is_read_from_the_cluster(client: Client) -> None:
-    assert indexes.max_clauses(client) >= 1024
+    assert client.dialect.max_clauses(client.find) >= 1024
 
 
 def test_a_data_stream_is_refused(client: Client, index_name: str) -> None:

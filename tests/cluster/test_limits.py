@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from sparse_ingest.cluster.client import Client, ResponseError
+from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.cluster.engines import engine_body
-from sparse_ingest.cluster.limits import MAX_CLAUSES, check_clauses, check_seismic, count_clauses, fit_weights
-from sparse_ingest.cluster.search_bodies import Engine, hybrid_body, neural_sparse_body
+from sparse_ingest.cluster.hybrid_bodies import hybrid_body
+from sparse_ingest.cluster.limits import check_clauses, check_seismic, count_clauses, fit_weights
+from sparse_ingest.cluster.search_bodies import Engine, neural_sparse_body
 from sparse_ingest.errors import PipelineError, UsageError
 
 

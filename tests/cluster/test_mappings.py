@@ -11,12 +11,14 @@ import pytest
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.dialects import OpenSearchDialect, newest
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.shards import ShardPart
 
+NEWEST = newest("opensearch")
 STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
 
@@ -35,13 +37,13 @@ def test_the_server_accepts_the_packaged_body_unchanged(client: Client, index_na
 
 
 def test_field_source_mode_and_stamp_are_written_into_the_body(client: Client, index_name: str) -> None:
-    body = mappings.index_body(IndexSettings(field="tokens", source="keep"), replace(STAMP, field="tokens"))
+    body = mappings.index_body(IndexSettings(field="tokens", source="keep"), replace(STAMP, field="tokens"), NEWEST)
     index = indexes.create_index(client, index_name, body)
     assert index.mappings["properties"]["tokens"] == {"type": "rank_features"}
     assert "sparse" not in index.mappings["properties"]
     assert "tokens" not in index.mappings.get("_source", {}).get("excludes", [])
     assert index.stamp == replace(STAMP, field="tokens")
-    excluded = mappings.index_body(IndexSettings(field="tokens"), STAMP)
+    excluded = mappings.index_body(IndexSettings(field="tokens"), STAMP, NEWEST)
     assert excluded["mappings"]["_source"] == {"excludes": ["tokens"]}
 
 
@@ -59,20 +61,20 @@ def test_a_custom_body_keeps_its_other_keys(tmp_path) -> None:
             }
         )
     )
-    body = mappings.index_body(IndexSettings(body=str(path)), STAMP)
+    body = mappings.index_body(IndexSettings(body=str(path)), STAMP, NEWEST)
     assert body["settings"] == {"number_of_shards": 3}
     assert body["mappings"]["_meta"].keys() == {"owner", "sparse_ingest"}
     assert body["mappings"]["_source"]["excludes"] == ["big", "sparse"]
     assert body["mappings"]["properties"].keys() == {"sparse", "big"}
     with pytest.raises(PipelineError, match="maps 'big' as another type"):
-        mappings.index_body(IndexSettings(body=str(path), field="big"), STAMP)
+        mappings.index_body(IndexSettings(body=str(path), field="big"), STAMP, NEWEST)
 
 
 def test_source_excludes_may_be_a_string(tmp_path) -> None:
     path = tmp_path / "body.json"
     properties = {"sparse": {"type": "rank_features"}, "big": {"type": "text"}}
     path.write_text(json.dumps({"mappings": {"_source": {"excludes": "big"}, "properties": properties}}))
-    body = mappings.index_body(IndexSettings(body=str(path)), STAMP)
+    body = mappings.index_body(IndexSettings(body=str(path)), STAMP, NEWEST)
     assert body["mappings"]["_source"]["excludes"] == ["big", "sparse"]
 
 
@@ -89,12 +91,12 @@ def test_an_invalid_body_is_refused(tmp_path, content: str) -> None:
     path = tmp_path / "body.json"
     path.write_text(content)
     with pytest.raises(PipelineError, match="is not an index body"):
-        mappings.index_body(IndexSettings(body=str(path)), STAMP)
+        mappings.index_body(IndexSettings(body=str(path)), STAMP, NEWEST)
 
 
 def test_the_message_for_a_missing_body_lists_the_packaged_ones() -> None:
     with pytest.raises(PipelineError, match="packaged: rank_features, sparse_vector"):
-        mappings.index_body(IndexSettings(body="nope"), STAMP)
+        mappings.index_body(IndexSettings(body="nope"), STAMP, NEWEST)
 
 
 def test_the_packaged_sparse_vector_body_is_accepted_plain_and_with_field_and_stamp(
@@ -103,7 +105,9 @@ def test_the_packaged_sparse_vector_body_is_accepted_plain_and_with_field_and_st
     packaged = json.loads((packaged_folder() / "opensearch" / "sparse_vector.json").read_text())
     client.call("PUT", f"/{index_name}-plain", packaged)
     settings = IndexSettings(field="tokens", kind="sparse_vector")
-    index = indexes.create_index(client, index_name, mappings.index_body(settings, replace(STAMP, field="tokens")))
+    index = indexes.create_index(
+        client, index_name, mappings.index_body(settings, replace(STAMP, field="tokens"), NEWEST)
+    )
     assert index.mappings["properties"]["tokens"]["method"]["name"] == "seismic"
     mappings.check_fits(index, replace(STAMP, field="tokens"), "sparse_vector")
 
@@ -114,18 +118,18 @@ def test_a_sparse_vector_body_without_index_sparse_is_refused(tmp_path) -> None:
     path.write_text(json.dumps({"mappings": {"properties": properties}}))
     settings = IndexSettings(kind="sparse_vector", body=str(path))
     with pytest.raises(PipelineError, match="Add it"):
-        mappings.index_body(settings, STAMP)
+        mappings.index_body(settings, STAMP, NEWEST)
     path.write_text(json.dumps({"settings": {"index.sparse": "true"}, "mappings": {"properties": properties}}))
-    mappings.index_body(settings, STAMP)
+    mappings.index_body(settings, STAMP, NEWEST)
     with pytest.raises(PipelineError, match="has a rank_features field"):
-        mappings.index_body(replace(settings, kind="rank_features"), STAMP)
+        mappings.index_body(replace(settings, kind="rank_features"), STAMP, NEWEST)
 
 
 def test_a_server_before_3_3_is_refused_only_for_sparse_vector() -> None:
-    mappings.check_version("rank_features", (2, 11, 0))
-    mappings.check_version("sparse_vector", (3, 3, 0))
+    OpenSearchDialect((2, 11, 0)).check_kind("rank_features")
+    OpenSearchDialect((3, 3, 0)).check_kind("sparse_vector")
     with pytest.raises(ClusterError, match="is OpenSearch 3.2.1; sparse_vector fields need 3.3"):
-        mappings.check_version("sparse_vector", (3, 2, 1))
+        OpenSearchDialect((3, 2, 1)).check_kind("sparse_vector")
 
 
 def written(writer: BodyWriter, *weights: float) -> list[str]:
@@ -192,7 +196,8 @@ def test_a_mapping_that_does_not_fit_is_refused(
 def test_vectors_of_another_model_are_refused_with_both_names(client: Client, index_name: str) -> None:
     index = index_with(client, index_name, {"type": "rank_features"}, STAMP)
     mappings.check_fits(index, replace(STAMP, run_id="other"))
-    with pytest.raises(ClusterError, match="vectors of 'm' with vocabulary abababababab, but this run is of 'm'.*cdcdcd"):
+    differing = "vectors of 'm' with vocabulary abababababab, but this run is of 'm'.*cdcdcd"
+    with pytest.raises(ClusterError, match=differing):
         mappings.check_fits(index, replace(STAMP, vocabulary_sha256="cd" * 32))
     with pytest.raises(ClusterError, match="revision is '1' there and '2' here"):
         mappings.check_fits(index, replace(STAMP, model={"document": "m", "revision": "2"}))

@@ -138,7 +138,7 @@ def test_scores_equal_the_formula_bit_for_bit(client: Client, index: str, size: 
 
 
 def test_a_filter_on_ids_counts_as_one_clause(client: Client, index: str) -> None:
-    limit = indexes.max_clauses(client)
+    limit = client.dialect.max_clauses(client.find)
     put(client, index, {"a": '{"sparse":{"t0":1}}', "b": '{"sparse":{}}'})
     # The reader queries the vocabulary in groups of its maximum size; the server refuses more clauses than its limit.
     reader = StoredReader(client, index, "sparse", limit)

@@ -7,8 +7,9 @@ import struct
 
 import pytest
 
+from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.reading import explained_terms
-from sparse_ingest.cluster.search_bodies import bm25_body, neural_sparse_body, rank_feature_body
+from sparse_ingest.cluster.search_bodies import neural_sparse_body, rank_feature_body
 from sparse_ingest.errors import UsageError
 from sparse_ingest.records import TermShare
 

@@ -342,7 +342,7 @@ def test_progress_resets_the_count_of_attempts(index) -> None:
         assert count(client, created) == 5
 
 
-def test_overload_makes_the_pace_slower(index) -> None:
+def test_overload_slows_the_pace(index) -> None:
     url, _, alias = index
     with through(url, [429, 429, 429]) as (client, _):
         pace = Pace()

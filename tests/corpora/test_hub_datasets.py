@@ -388,7 +388,7 @@ def test_text_files_on_a_hub_give_the_documents_of_a_folder(name: str, tmp_path:
 
 def test_offline_no_hub_is_called() -> None:
     with pytest.raises(
-        CorpusError, match=r"No folder 'o/none' here, and the hub is not asked \(HF_HUB_OFFLINE is set\)"
+        CorpusError, match=r"No folder 'o/none' here, and the hub is not contacted \(HF_HUB_OFFLINE is set\)"
     ):
         corpus_of("hf:o/none")
 

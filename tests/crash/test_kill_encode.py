@@ -1,6 +1,6 @@
-"""`kill -9` at any instant, start again until it is done: the same bytes as in peace.
+"""Kill `encode` at any instant and start it again: the run has the same bytes as an undisturbed one.
 
-The corpus has bad rows, and ids that stand in two shards, so that shards are also rewritten at the end.
+The corpus has bad rows, and duplicate ids in different shards, so that shards are also rewritten at the end.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SHARD_ROWS = 20
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
 
 
-class Peace:
-    """The command, and the run that it makes undisturbed; `reuse`: with the vectors of a run of every third text."""
+class Undisturbed:
+    """A command and its undisturbed run. `reuse` copies vectors from a run of every third text."""
 
     def __init__(self, folder: Path, *options: object, reuse: bool = False) -> None:
         model = make_masked_lm(folder / "model")
@@ -45,7 +45,7 @@ class Peace:
         assert command(*self.arguments, "--out", self.run).code == 3
 
     def kill(self, out: Path, log: Path, when: Callable[[float], bool]) -> bool:
-        """Start the command and kill it when `when` (asked with the seconds so far) says so; whether it was alive."""
+        """Start the command, and kill it when `when` is true for the elapsed seconds. Return whether it was alive."""
         process = start(*self.arguments, "--out", out, log=log)
         began = time.monotonic()
         while process.is_alive() and not when(time.monotonic() - began):
@@ -56,7 +56,7 @@ class Peace:
         return process.exitcode == -9
 
     def check_names(self, out: Path) -> None:
-        """Whatever was killed: a file under its final name is complete, and done/ speaks the truth about shards/."""
+        """Check that files under their final names are complete, and that the hashes in done/ match shards/."""
         for path in (*out.glob("[!.]*.json"), *out.glob("done/part-*")):
             json.loads(path.read_bytes())
         for path in out.glob("skipped/part-*.jsonl"):
@@ -68,7 +68,7 @@ class Peace:
             assert json.loads(path.read_text())["sha256"] == hashlib.sha256(shard.read_bytes()).hexdigest()
 
     def compare(self, out: Path) -> None:
-        """Finish the run in `out`; every byte that lasts must be that of the undisturbed run."""
+        """Finish the run in `out`, and compare every lasting byte with the undisturbed run."""
         assert command(*self.arguments, "--out", out).code == 3
         for folder in ("shards", "skipped"):
             assert contents(out / folder) == contents(self.run / folder)
@@ -79,19 +79,21 @@ class Peace:
 
 
 @pytest.fixture(scope="module")
-def peace(tmp_path_factory: pytest.TempPathFactory) -> Peace:
-    return Peace(tmp_path_factory.mktemp("peace"))
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 10))])
-def test_killed_at_random_times(peace: Peace, tmp_path: Path, seed: int) -> None:
+def test_killed_at_random_times(undisturbed: Undisturbed, tmp_path: Path, seed: int) -> None:
     random_times = random.Random(seed)
     out, log = tmp_path / "run", tmp_path / "log"
     killed = 0
     for _ in range(6):
-        killed += peace.kill(out, log, after_shards(out, random_times.randrange(3), random_times.uniform(0, 0.05)))
+        killed += undisturbed.kill(
+            out, log, after_shards(out, random_times.randrange(3), random_times.uniform(0, 0.05))
+        )
     assert killed > 2, log.read_text()
-    peace.compare(out)
+    undisturbed.compare(out)
 
 
 LONG = ("--max-length", 16, "--set")
@@ -105,28 +107,33 @@ OTHERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_killed_with_long_documents_and_with_vectors_of_an_old_run(name: str, tmp_path: Path) -> None:
     other = OTHERS[name]
-    peace = Peace(tmp_path, *other["options"], reuse=other.get("reuse", False))
+    undisturbed = Undisturbed(tmp_path, *other["options"], reuse=other.get("reuse", False))
     random_times = random.Random(name)
     out, log = tmp_path / "killed", tmp_path / "log"
     killed = 0
     for _ in range(3):
-        killed += peace.kill(out, log, after_shards(out, random_times.randrange(1, 3), random_times.uniform(0, 0.05)))
+        killed += undisturbed.kill(
+            out, log, after_shards(out, random_times.randrange(1, 3), random_times.uniform(0, 0.05))
+        )
     assert killed > 1, log.read_text()
-    peace.compare(out)
+    undisturbed.compare(out)
     both = tmp_path / "both"
-    workers = [start(*peace.arguments, "--out", both, log=tmp_path / f"log-{number}") for number in range(2)]
+    workers = [start(*undisturbed.arguments, "--out", both, log=tmp_path / f"log-{number}") for number in range(2)]
     for worker in workers:
         worker.join(120)
-    peace.compare(both)
+    undisturbed.compare(both)
 
 
 def after_shards(out: Path, shards: int, delay_s: float) -> Callable[[float], bool]:
-    """Whether `delay_s` have gone since so many more shards are done: one takes 0.03 s, what comes before 0.7 s."""
+    """Return a condition that is true `delay_s` after `shards` more shards are done.
+
+    A shard takes 0.03 s, the start of the process 0.7 s.
+    """
     wanted, began = len(list(out.glob("done/part-*"))) + shards, None
 
     def now(seconds: float) -> bool:
         nonlocal began
-        # With none to wait for, the first file that this process makes is the sign.
+        # Without a shard to wait for, wait for the first file of this process.
         there = len(list(out.glob("done/part-*"))) >= wanted and (shards > 0 or any(out.glob("tmp/part-*")))
         if began is None and there:
             began = seconds
@@ -143,41 +150,41 @@ def after_shards(out: Path, shards: int, delay_s: float) -> Callable[[float], bo
         "complete.json",
     ],
 )  # fmt: skip
-def test_killed_as_soon_as_a_file_is_there(peace: Peace, tmp_path: Path, name: str) -> None:
+def test_killed_as_soon_as_a_file_exists(undisturbed: Undisturbed, tmp_path: Path, name: str) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    peace.kill(out, log, lambda _: (out / name).exists())
+    undisturbed.kill(out, log, lambda _: (out / name).exists())
     assert (out / name).exists(), log.read_text()
-    peace.compare(out)
+    undisturbed.compare(out)
 
 
-def test_killed_while_duplicates_leave_their_shards(peace: Peace, tmp_path: Path) -> None:
-    """The last shard is taken out of done/ before it is replaced: that is when to strike."""
+def test_killed_while_duplicates_are_removed_from_shards(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """The record of the last shard is deleted before the shard is replaced; the kill comes between the two."""
     out, log = tmp_path / "run", tmp_path / "log"
     last = out / "done" / "part-00010.json"
     seen = False
 
-    def gone_again(_: float) -> bool:
+    def is_deleted(_: float) -> bool:
         nonlocal seen
         seen = seen or last.exists()
         return seen and not last.exists()
 
     for _ in range(3):
-        peace.kill(out, log, gone_again)
+        undisturbed.kill(out, log, is_deleted)
         seen = False
-    peace.compare(out)
+    undisturbed.compare(out)
 
 
-def test_a_process_that_waits_goes_on_for_one_that_is_killed(peace: Peace, tmp_path: Path) -> None:
+def test_a_waiting_process_encodes_the_shards_of_a_killed_one(undisturbed: Undisturbed, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    first = start(*peace.arguments, "--out", out, log=log)
+    first = start(*undisturbed.arguments, "--out", out, log=log)
     while not (out / "shards" / "part-00001.parquet").exists():
         assert first.is_alive(), log.read_text()
         time.sleep(0.0005)
-    second = start(*peace.arguments, "--out", out, log=tmp_path / "second")
+    second = start(*undisturbed.arguments, "--out", out, log=tmp_path / "second")
     while not (out / "shards" / "part-00004.parquet").exists():
         time.sleep(0.0005)
     first.kill()
     first.join(60)
     second.join(60)
     assert second.exitcode == 3, (tmp_path / "second").read_text()
-    peace.compare(out)
+    undisturbed.compare(out)

@@ -1,4 +1,4 @@
-"""`kill -9` of the loader and of the server at any instant; started again, the index holds every document once."""
+"""Kill the loader or the server at any instant and start it again: the index has every document once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FAST = Retries(base_s=0.01, cap_s=0.1)
 
 
 def start(moment: str, url: str, *arguments: object) -> subprocess.Popen[str]:
-    """Begin `sparse-ingest load` in a process that kills itself at this moment."""
+    """Start `sparse-ingest load` in a process that kills itself at this moment."""
     command = [sys.executable, PROGRAM, moment, "load", *arguments, "--url", url]
     return subprocess.Popen([str(one) for one in command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
@@ -51,8 +51,8 @@ def finish(run: Run, index: str, url: str) -> LoadReport:
     return load(run.path, index=index, pipeline=Pipeline(), connection=Connection(url), retries=FAST)
 
 
-def prove(run: Run, index: str, client: Client, documents: int) -> None:
-    """Every document is there once, bit for bit, and nothing of a load is left."""
+def check_complete(run: Run, index: str, client: Client, documents: int) -> None:
+    """Check that the index has every document once, bit for bit, and nothing that only loads need."""
     report = verify(run.path, index=index, connection=Connection(client.address), sample=None)
     assert report.ok, report
     assert (report.index_documents, report.checked_documents) == (documents, documents)
@@ -80,21 +80,22 @@ def test_killed_at_random_requests(client: Client, index_name: str, tmp_path: Pa
     assert killed
     report = finish(run, index_name, client.address)
     assert (report.acknowledged, report.refused, report.shards) == (len(DOCUMENTS), 0, 12)
-    prove(run, index_name, client, len(DOCUMENTS))
+    check_complete(run, index_name, client, len(DOCUMENTS))
 
 
-# Quickly: where the guard is half done; all others in the long run.
+# The fast tests kill while settings are half changed; the slow ones after every other change.
 @pytest.mark.parametrize("numbers", [(3, 7), pytest.param((1, 2, 4, 5, 6, 8, 9), marks=pytest.mark.slow)])
-def test_killed_after_a_change_the_next_load_finishes_and_puts_the_settings_back(
+def test_killed_after_a_change_the_next_load_finishes_and_restores_the_settings(
     client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]
 ) -> None:
-    run = make_run(tmp_path / "peace", FEW, shard_rows=SHARD_ROWS)
-    code, notes = ended(start("never", client.address, run.path, "--index", f"{index_name}-peace"))
+    run = make_run(tmp_path / "undisturbed", FEW, shard_rows=SHARD_ROWS)
+    code, notes = ended(start("never", client.address, run.path, "--index", f"{index_name}-undisturbed"))
     changes = [line for line in notes.splitlines() if line.startswith(("PUT /", "POST /"))]
     assert code == 0
-    # The index, the old settings, the new ones, two shards, refresh, settings back, the note of that, the alias goes.
+    # Create the index, store the old settings, change them, send two shards, refresh, restore the settings, store that
+    # they are restored, remove the alias.
     assert [change.rpartition("/")[2] for change in changes] == [
-        f"{index_name}-peace", "_mapping", "_settings", "_bulk", "_bulk", "_refresh",
+        f"{index_name}-undisturbed", "_mapping", "_settings", "_bulk", "_bulk", "_refresh",
         "_settings", "_mapping", "_aliases",
     ]  # fmt: skip
 
@@ -104,21 +105,21 @@ def test_killed_after_a_change_the_next_load_finishes_and_puts_the_settings_back
         code, notes = ended(start(f"after:{number}", client.address, mine.path, "--index", index))
         assert code == -signal.SIGKILL, (number, notes)
         if number % 2:
-            # From another machine, which has no run and no journal.
+            # As from another machine, which has no run and no journal.
             restore_settings(index, connection=Connection(client.address))
             there = indexes.find_index(client, index)
             assert there is not None
             assert (there.setting("refresh_interval"), there.setting("number_of_replicas")) == (None, "1")
         finish(mine, index, client.address)
-        prove(mine, index, client, len(FEW))
+        check_complete(mine, index, client, len(FEW))
 
     with ThreadPoolExecutor(3) as several:
         list(several.map(killed_after, numbers))
 
 
-# After the load's last change, the refreshes of proof and counts: the notes in both indexes, the swap, the deletion.
+# The changes after the load: refreshes for verification and counts, records in both indexes, the swap, the deletion.
 @pytest.mark.parametrize("numbers", [(14, 15), pytest.param((8, 9, 10, 11, 12, 13, 16), marks=pytest.mark.slow)])
-def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_whole_index(
+def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_complete_index(
     client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]
 ) -> None:
     old, new = (make_run(tmp_path / name, FEW, shard_rows=SHARD_ROWS, model=name) for name in ("old", "new"))
@@ -139,19 +140,19 @@ def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_whole_index(
         assert code == -signal.SIGKILL, notes
         [served] = serving(alias)
         assert served in (f"{alias}-{old_id}", f"{alias}-{new_id}")
-        # Whatever is served is whole, and proven.
+        # The served index is complete.
         assert client.call("GET", f"/{alias}/_count")["count"] == len(FEW)
         publish(mine.path, alias=alias, pipeline=Pipeline(), connection=Connection(client.address), drop_old=True)
         assert serving(alias) == [f"{alias}-{new_id}"]
         assert indexes.find_index(client, f"{alias}-{old_id}") is None
-        prove(mine, f"{alias}-{new_id}", client, len(FEW))
+        check_complete(mine, f"{alias}-{new_id}", client, len(FEW))
 
     with ThreadPoolExecutor(3) as several:
         list(several.map(killed_after, numbers))
 
 
 class OwnServer:
-    """A server of the test's own, that can be killed and started again on the same data folder."""
+    """A server of this test alone, which can be killed and started again on the same data folder."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.port = home, random_free_port()
@@ -168,7 +169,7 @@ class OwnServer:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-        # Threads of a process that is dead already may hold its sockets for a moment.
+        # The sockets of a dead process may stay open for a moment.
         while process.free_port(self.port) != self.port:
             time.sleep(0.01)
 
@@ -192,9 +193,9 @@ def server() -> Iterator[OwnServer]:
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 51))])
 def test_the_server_is_killed_and_started_again(server: OwnServer, tmp_path: Path, seed: int) -> None:
-    """Also the loader, in half of the runs; a shard that the journal has must be in the index.
+    """In half of the runs the loader is killed too. Shards in the journal must be in the index.
 
-    In a third of them the server confirms writes before they are on its disk.
+    In a third of the runs the server confirms writes before they are on disk.
     """
     chance = random.Random(seed)
     index = f"sparse-ingest-test-{seed}"
@@ -210,6 +211,6 @@ def test_the_server_is_killed_and_started_again(server: OwnServer, tmp_path: Pat
     assert code != 1 or "Traceback" not in notes, notes
     with closing(connect(Connection(server.url))) as client:
         finish(run, index, server.url)
-        prove(run, index, client, len(DOCUMENTS))
+        check_complete(run, index, client, len(DOCUMENTS))
         assert journal_lines(run) == [12]
         client.call("DELETE", f"/{index}")

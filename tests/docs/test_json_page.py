@@ -68,7 +68,7 @@ def test_what_is_printed_of_corpora_and_runs(made: Made, tmp_path: Path) -> None
     of = ("--pipeline", "demo", "--corpus", made.collection / "queries.jsonl")
     check("encode --dry-run", printed("encode", *of, "--dry-run"))
     check("idf", printed("idf", *of, "--out", tmp_path / "idf.json"))
-    check("search", printed("search", "--run", made.run, "catch"))
+
     check("search --doc", printed("search", "--run", made.run, "catch", "--doc", "0"))
     check("search --queries", printed("search", "--run", made.run, "--queries", made.collection))
     check("show", printed("show", made.run, "0", "1"), printed("show", made.run, "0", "--query", "catch"))
@@ -90,7 +90,13 @@ def test_what_is_printed_of_indexes(made: Made, client: Client, index_name: str)
     check("load --restore", printed("load", "--index", index, "--restore", *on))
     state = printed("status", made.run)
     check("status", state, {**state, **totals_of([{"without_token": 1}])})
-    check("search", printed("search", "--index", index, "catch", *on))
+    search = ("search", "--index", index, "catch")
+    check(
+        "search",
+        printed("search", "--run", made.run, "catch"),
+        printed(*search, *on),
+        printed(*search, "--hybrid", *on),
+    )
     check("search --queries", printed("search", "--index", index, "--queries", made.collection, *on))
     check("index show", printed("index", "show", "--index", index, *on))
     check("index create", printed("index", "create", "--index", empty, *on))

@@ -9,7 +9,8 @@ from typing import Any
 from support.tables import write_table
 
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.search_bodies import Engine, hybrid_body
+from sparse_ingest.cluster.hybrid_bodies import hybrid_body
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.records import Query
 from sparse_ingest.searching.index_search import rank_index, rank_words, search_index

@@ -229,7 +229,7 @@ def test_a_bad_document_is_an_error_with_its_place(encode, tmp_path: Path) -> No
 def test_bad_documents_are_skipped_and_listed(encode, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", BAD)
     answer = encode("--on-bad-document", "skip", "--json", specs=(bad,))
-    assert answer.code == 3 and "5 bad documents were skipped" in answer.err
+    assert answer.code == 3 and "Bad documents that were skipped: 5 " in answer.err
     report = json.loads(answer.out)
     assert (report["rows"], report["skipped"], report["shards"]) == (20, 5, 4)
     run = open_run(tmp_path / "run")

@@ -281,7 +281,7 @@ def test_the_seconds_of_each_stage_are_recorded_and_summed(encode, tmp_path: Pat
 
 
 def test_a_lowered_budget_encodes_the_complete_shard_again(encode, tmp_path: Path, monkeypatch) -> None:
-    """The bytes are those of a run with the lower budget from the start."""
+    """A run with the lower budget from the start has the same bytes."""
     monkeypatch.setattr("sparse_ingest.encoding.shard_maker.PART_ROWS", 5)
     assert encode(ROWS, "small", "--batch-tokens", 16).code == 0
     original, calls = DocumentEncoder.encode_tokens, []
@@ -334,7 +334,7 @@ def test_a_document_that_does_not_fit_into_memory_is_a_bad_document(
 
 
 def test_a_dataset_gives_the_run_of_its_rows(encode, model: Path, tmp_path: Path, monkeypatch) -> None:
-    """The shards are those of JSON lines, bad rows are skipped and listed, and a run can be resumed."""
+    """JSON lines give the same shards, bad rows are skipped and listed, and a run can be resumed."""
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     rows = [*ROWS, {"_id": "d3", "text": "again"}, {"_id": None, "text": "no id"}]

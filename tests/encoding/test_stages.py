@@ -206,7 +206,7 @@ def fail_at_call(original: Callable, at: int, error: BaseException) -> Callable:
     ("owner", "name", "error", "message"),
     [
         (pq.ParquetWriter, "write_batch", OSError(28, "No space left on device", "disk"), "No space left"),
-        (pq.ParquetWriter, "write_batch", KeyboardInterrupt(), "Interrupted; what was finished is kept."),
+        (pq.ParquetWriter, "write_batch", KeyboardInterrupt(), "Interrupted; finished work is kept."),
         (DocumentEncoder, "encode_tokens", NotFinite("float32"), "infinite or undefined in float32"),
         (parts, "text_hash", OSError(5, "Input/output error", "corpus.jsonl"), "corpus.jsonl: Input/output error"),
     ],
@@ -277,7 +277,7 @@ def test_ctrl_c_interrupts_the_encoding_of_a_window(model: Path, tmp_path: Path)
     os.kill(process.pid, signal.SIGINT)
     process.join(30)
     assert process.exitcode == 130, log.read_text()
-    assert log.read_text().splitlines()[-1] == "Interrupted; what was finished is kept."
+    assert log.read_text().splitlines()[-1] == "Interrupted; finished work is kept."
     assert open_run(out).done_shards() == []
 
 
@@ -312,4 +312,4 @@ def test_ctrl_c_interrupts_waiting_for_standard_input(model: Path, tmp_path: Pat
         ended.set()
         one.join()
     signal.signal(signal.SIGINT, before)
-    assert not late and answer.code == 130 and answer.err.splitlines()[-1] == "Interrupted; what was finished is kept."
+    assert not late and answer.code == 130 and answer.err.splitlines()[-1] == "Interrupted; finished work is kept."

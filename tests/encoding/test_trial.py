@@ -1,4 +1,4 @@
-"""`encode --dry-run --model M` predicts the run that `encode` then makes, and quotes only measured speeds."""
+"""`encode --dry-run --model M` predicts the run that `encode` writes, and quotes only measured speeds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_prediction_is_that_of_the_run(overflow: str, model: str, tmp_path: 
     assert [other["seconds"] for other in found.others] == [None, None]
 
 
-def test_a_sample_stands_for_the_corpus(model: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_prediction_from_a_sample_is_for_the_complete_corpus(model: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(trial, "TRIAL_S", 0.0)
     monkeypatch.setattr(trial, "_WARM_DOCUMENTS", 100)
     how = {"model": model, "dtype": "float32", "device": "cpu"}

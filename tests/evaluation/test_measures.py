@@ -1,4 +1,4 @@
-"""Measures equal those of ir-measures, and comparisons those of scipy."""
+"""Measures agree with ir-measures, and comparisons with scipy."""
 
 from __future__ import annotations
 

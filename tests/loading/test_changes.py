@@ -37,6 +37,8 @@ from sparse_ingest.loading.publish import publish
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
+pytestmark = pytest.mark.both_products
+
 KILLED_LOAD = Path(__file__).parents[1] / "support" / "killed_load.py"
 
 
@@ -121,7 +123,7 @@ def test_documents_of_the_older_run_that_were_refused_are_sent_again(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     body = tmp_path / "body.json"
-    properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer", "ignore_malformed": False}}
+    properties = {"sparse": client.dialect.field_entry(), "title": {"type": "integer", "ignore_malformed": False}}
     body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
     titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}}
     titles["d5"] = {"title": "word"}
@@ -138,7 +140,7 @@ def test_a_refused_new_version_leaves_the_old_version_and_marks_the_index_as_mix
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     body = tmp_path / "body.json"
-    properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer"}}
+    properties = {"sparse": client.dialect.field_entry(), "title": {"type": "integer"}}
     body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
     titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}}
     old = titled_run(tmp_path / "old", OLD, fields=titles)
@@ -168,7 +170,7 @@ def refusals(
         (journal.dead_path.parent / "journal.jsonl").write_text("".join(lines[:2]))
 
     def of_another_client(client: Client, index: str) -> None:
-        client.call("PUT", f"/{index}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
+        client.call("PUT", f"/{index}", {"mappings": {"properties": {"sparse": client.dialect.field_entry()}}})
 
     def loaded(client: Client, index: str, **settings: Any) -> None:
         into(client, index, old, **settings)

@@ -72,8 +72,8 @@ def test_an_alias_does_not_move_to_an_empty_index_and_the_old_index_is_not_dropp
     assert f"'{name_of(index_name, empty)}' has 0 documents that its searches would find; " in refused.err
     assert f"'{name_of(index_name, run)}', which it serves, has 5. " in refused.err
     assert serving(client, index_name) == {name_of(index_name, run): {}}
-    told = load(client, empty.path, "--alias", index_name, "--drop-old", "--allow-empty", "--allow-fewer", "--json")
-    assert json.loads(told.out)["dropped"] == name_of(index_name, run)
+    answer = load(client, empty.path, "--alias", index_name, "--drop-old", "--allow-empty", "--allow-fewer", "--json")
+    assert json.loads(answer.out)["dropped"] == name_of(index_name, run)
 
 
 @pytest.mark.parametrize(("documents", "code"), [(29, 1), (30, 0)])

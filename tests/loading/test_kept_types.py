@@ -67,13 +67,13 @@ def found(client: Client, index: str, query: dict[str, Any]) -> set[str]:
 def test_every_kept_field_is_mapped_and_reported_and_source_is_unchanged(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
-    told = Recorder()
-    assert into(client, index_name, run_of(tmp_path / "run", SHOP), progress=told).refused == 0
+    recorder = Recorder()
+    assert into(client, index_name, run_of(tmp_path / "run", SHOP), progress=recorder).refused == 0
     assert stamped(client, index_name).fields == TYPES
     assert show_index(index_name, connection=Connection(client.address)).fields == TYPES
     assert [found(client, index_name, query) for query, _ in FILTERS] == [ids for _, ids in FILTERS]
     assert client.call("GET", f"/{index_name}/_doc/1")["_source"] == SHOP["1"]
-    notes = "\n".join(told.notes)
+    notes = "\n".join(recorder.notes)
     for words in ("price (double, from strings)", "day (date, from strings)", "category (keyword)",
                   "zip ('00501' is not how that number is printed)", f"big ({2**70} is over 64 bits)",
                   "Values too long for a keyword", "matches them: long (1)",
@@ -82,10 +82,10 @@ def test_every_kept_field_is_mapped_and_reported_and_source_is_unchanged(
 
 
 def test_a_field_without_values_is_mapped_and_reported(client: Client, index_name: str, tmp_path: Path) -> None:
-    told = Recorder()
-    into(client, index_name, run_of(tmp_path / "run", {"1": {"a": None}}), progress=told)
+    recorder = Recorder()
+    into(client, index_name, run_of(tmp_path / "run", {"1": {"a": None}}), progress=recorder)
     assert stamped(client, index_name).fields == {"a": "keyword"}
-    assert any("No document has a value of: a." in note for note in told.notes)
+    assert any("No document has a value of: a." in note for note in recorder.notes)
 
 
 def test_a_declared_type_overrides_the_found_one_and_the_flag_overrides_the_file(
@@ -129,11 +129,11 @@ def test_a_resumed_load_changes_no_type(client: Client, index_name: str, tmp_pat
     with pytest.raises(Interrupted):
         into(client, index_name, run, progress=StopBefore(1))
     assert stamped(client, index_name).fields == {"a": "keyword", "b": "long"}
-    told = Recorder()
-    assert into(client, index_name, run, progress=told).acknowledged == 6
+    recorder = Recorder()
+    assert into(client, index_name, run, progress=recorder).acknowledged == 6
     assert stamped(client, index_name).fields == {"a": "keyword", "b": "long"}
     assert mapped(client, index_name) == {"a": "keyword", "b": "long"}
-    assert not [note for note in told.notes if "fields" in note]
+    assert not [note for note in recorder.notes if "fields" in note]
 
 
 @pytest.mark.parametrize("later", [{"m": {"x": 2}}, {"m": 5, "new": "z"}], ids=str)
@@ -159,12 +159,12 @@ def test_loading_into_a_filled_index_adds_new_fields_and_checks_values_of_mapped
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     into(client, index_name, run_of(tmp_path / "one", {"1": {"price": 5, "mixed": 1}, "2": {"mixed": {"a": 1}}}))
-    told = Recorder()
+    recorder = Recorder()
     more = run_of(tmp_path / "two", {"3": {"price": 6, "color": "red", "mixed": 7}}, more="2")
-    into(client, index_name, more, progress=told)
+    into(client, index_name, more, progress=recorder)
     assert stamped(client, index_name).fields == {"price": "long", "mixed": None, "color": "keyword"}
     assert mapped(client, index_name) == {"price": "long", "color": "keyword"}
-    assert any("Added to the mapping of index" in note and "color" in note for note in told.notes)
+    assert any("Added to the mapping of index" in note and "color" in note for note in recorder.notes)
     for value in (27.99, "x", True, {"a": 1}):
         with pytest.raises(RunError, match="'price' does not fit the type long, which index"):
             into(client, index_name, run_of(tmp_path / repr(value), {"4": {"price": value}}, more=repr(value)))
@@ -211,10 +211,10 @@ def test_the_mapping_of_an_index_loaded_by_an_older_release_is_not_changed(
     del meta["sparse_ingest"]["fields"]
     properties = {"sparse": {"type": "rank_features"}}
     client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": False, "_meta": meta, "properties": properties}})
-    told = Recorder()
-    assert into(client, index_name, run, progress=told).acknowledged == 1
+    recorder = Recorder()
+    assert into(client, index_name, run, progress=recorder).acknowledged == 1
     assert mapped(client, index_name) == {}
-    assert any("did not map kept fields, so these are not mapped: a." in note for note in told.notes)
+    assert any("did not map kept fields, so these are not mapped: a." in note for note in recorder.notes)
     assert stamped(client, index_name).fields == {"a": None}
 
 
@@ -242,10 +242,10 @@ def test_a_published_index_and_one_that_was_created_empty_have_the_types(
     fields: Any = {"price": "float", "deep.a.b": "integer", "long": "keyword"}
     create_index(empty, connection=connection, pipeline=Pipeline(index=IndexSettings(fields=fields)))
     assert mapped(client, empty) == {"price": "float", "deep": "object", "long": "keyword"}
-    told = Recorder()
-    into(client, empty, run, progress=told)
+    recorder = Recorder()
+    into(client, empty, run, progress=recorder)
     assert stamped(client, empty).fields == TYPES | fields
-    assert any("matches them: long (1)" in note for note in told.notes)
+    assert any("matches them: long (1)" in note for note in recorder.notes)
     assert [found(client, empty, query) for query, _ in FILTERS] == [ids for _, ids in FILTERS]
 
 
@@ -256,17 +256,17 @@ def test_objects_with_unbounded_keys_are_not_mapped_and_their_documents_are_load
     for _ in range(25):
         deep = {"a": deep}
     wide = {f"key{number}": number for number in range(MAX_FIELDS + 1)}
-    told = Recorder()
+    recorder = Recorder()
     run = run_of(tmp_path / "run", {"1": {"wide": wide, "deep": deep, "fine": {"x.y": 1}}})
-    assert into(client, index_name, run, progress=told).refused == 0
+    assert into(client, index_name, run, progress=recorder).refused == 0
     types = {"wide": None, "deep": None, "fine.x.y": "long"}
     assert stamped(client, index_name).fields == types
-    assert any(f"wide (it has more than {MAX_FIELDS} fields)" in note for note in told.notes)
+    assert any(f"wide (it has more than {MAX_FIELDS} fields)" in note for note in recorder.notes)
     for number, fine in enumerate(({"x": {"y": 2, "z": deep}}, {"x": {"y": 3}} | wide)):
         more = run_of(tmp_path / f"{number}", {f"{2 * number}": {"fine": fine}}, more=f"{number}")
-        assert into(client, index_name, more, progress=told).refused == 0
+        assert into(client, index_name, more, progress=recorder).refused == 0
         assert stamped(client, index_name).fields == types | {"fine.x.z": None}
-    assert any(f"fine (it has more than {MAX_FIELDS} fields)" in note for note in told.notes)
+    assert any(f"fine (it has more than {MAX_FIELDS} fields)" in note for note in recorder.notes)
     assert found(client, index_name, {"range": {"fine.x.y": {"lt": 5}}}) == {"0", "1", "2"}
 
 

@@ -88,7 +88,7 @@ def test_an_incompatible_mapping_is_refused_before_sending(client: Client, index
 
 
 def test_an_index_of_another_client_is_filled_and_keeps_its_meta(client: Client, index_name: str, run: Run) -> None:
-    properties = {"sparse": {"type": "rank_features"}}
+    properties = {"sparse": client.dialect.field_entry()}
     client.call("PUT", f"/{index_name}", {"mappings": {"_meta": {"owner": "me"}, "properties": properties}})
     client.call("PUT", f"/{index_name}/_doc/theirs", {"title": "x"})
     into(client, index_name, run)
@@ -172,7 +172,7 @@ def test_replace_deletes_a_finished_index_and_resumes_an_unfinished_load_of_this
 
 def test_an_index_that_is_deleted_during_the_load_stops_it(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
-    properties = {"sparse": {"type": "rank_features"}}
+    properties = {"sparse": client.dialect.field_entry()}
 
     def delete_and_recreate(documents: int) -> None:
         if documents == 20:
@@ -204,7 +204,7 @@ def test_refused_documents_become_dead_letters_and_exit_code_3(
     client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
-    report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
+    report = into(client, index_name, run, pipeline=broken_titles(tmp_path, client))
     assert (report.documents, report.acknowledged, report.refused) == (5, 3, 2)
     letters = [json.loads(line) for line in Path(report.dead or "").read_text().splitlines()]
     assert [(letter["id"], letter["shard"], letter["row"], letter["status"]) for letter in letters] == [
@@ -223,7 +223,7 @@ def test_refused_documents_become_dead_letters_and_exit_code_3(
 
 def test_reloading_a_shard_does_not_duplicate_its_dead_letters(client: Client, index_name: str, tmp_path: Path) -> None:
     run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
-    report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
+    report = into(client, index_name, run, pipeline=broken_titles(tmp_path, client))
     journal = Path(report.journal) / "journal.jsonl"
     journal.write_text(journal.read_text().splitlines(keepends=True)[0])
     again = into(client, index_name, run)
@@ -254,6 +254,8 @@ from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.cluster.client import Connection
 from sparse_ingest.pipeline import Pipeline
+
+pytestmark = pytest.mark.both_products
 signal.signal(signal.SIGINT, signal.default_int_handler)
 load(Path(sys.argv[1]), index=sys.argv[2], pipeline=Pipeline(), connection=Connection(sys.argv[3]))
 """
@@ -360,7 +362,7 @@ def test_pruning_is_recorded_and_loading_with_other_pruning_is_refused(
     report = into(client, index_name, run, top_k=2, max_ratio=0.4)
     assert report.acknowledged == 5
     assert stamped(client, index_name).pruning == {"top_k": 2, "max_ratio": 0.4}
-    query = {"query": {"neural_sparse": {"sparse": {"query_tokens": dict.fromkeys(DOCUMENTS["words"], 1.0)}}}}
+    query = {"query": client.dialect.tokens_clause("sparse", dict.fromkeys(DOCUMENTS["words"], 1.0))}
     hits = client.call("POST", f"/{index_name}/_search", query)["hits"]["hits"]
     [words] = [hit["_score"] for hit in hits if hit["_id"] == "words"]
     assert words == 1.5
@@ -388,7 +390,7 @@ def test_dead_letters_are_sent_again_after_the_mapping_is_fixed(
     client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
-    pipeline = broken_titles(tmp_path)
+    pipeline = broken_titles(tmp_path, client)
     into(client, index_name, run, pipeline=pipeline)
     arguments = [str(run.path), "--index", index_name, "--url", client.address, "--retry-dead", "--json"]
     assert loading.load.main(arguments, standalone_mode=False) == 3

@@ -20,6 +20,8 @@ from sparse_ingest.loading.publish import PublishReport, publish, roll_back
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
+pytestmark = pytest.mark.both_products
+
 OTHER = {f"new-{number}": {"river": 1.0 + number} for number in range(3)}
 
 
@@ -94,6 +96,7 @@ def test_the_index_behind_the_alias_is_not_tuned_and_not_replaced(client: Client
         serve(client, index_name, run, replace=True)
 
 
+@pytest.mark.opensearch_only
 def test_default_pipelines_that_the_new_index_lacks_are_reported(
     client: Client, index_name: str, run: Run, tmp_path: Path
 ) -> None:
@@ -104,13 +107,13 @@ def test_default_pipelines_that_the_new_index_lacks_are_reported(
         client.call("PUT", f"/{old}", create)
         recorder = Recorder()
         assert serve(client, index_name, run, progress=recorder).moved
-        [told] = [note for note in recorder.notes if "default pipelines" in note]
-        assert f"Index '{old}' has default pipelines that '{name_of(index_name, run)}' lacks" in told
+        [note] = [note for note in recorder.notes if "default pipelines" in note]
+        assert f"Index '{old}' has default pipelines that '{name_of(index_name, run)}' lacks" in note
         client.call("PUT", f"/{name_of(index_name, run)}/_settings", pipeline)
-        assert told.endswith(f"PUT /{name_of(index_name, run)}/_settings {json.dumps(pipeline)}")
+        assert note.endswith(f"PUT /{name_of(index_name, run)}/_settings {json.dumps(pipeline)}")
         other = make_run(tmp_path / "other", OTHER)
         body = tmp_path / "body.json"
-        mapped = {"properties": {"sparse": {"type": "rank_features"}}}
+        mapped = {"properties": {"sparse": client.dialect.field_entry()}}
         body.write_text(json.dumps({"settings": pipeline, "mappings": mapped}))
         recorder = Recorder()
         assert serve(
@@ -127,7 +130,7 @@ def test_the_alias_stays_if_documents_are_refused_unless_allowed(
 ) -> None:
     run = run_with_bad_titles(tmp_path / "run", ("words",))
     recorder = Recorder()
-    report = serve(client, index_name, run, pipeline=broken_titles(tmp_path), progress=recorder)
+    report = serve(client, index_name, run, pipeline=broken_titles(tmp_path, client), progress=recorder)
     assert (report.serves, report.moved, report.load.refused) == (None, False, 1)
     assert f"load --alias {index_name} --to {name_of(index_name, run)}" in recorder.notes[-1]
     assert serving(client, index_name) == []
@@ -168,7 +171,7 @@ def test_an_alias_of_several_indexes_is_refused_before_anything_is_created(
 def test_an_index_of_another_client_with_the_name_of_the_run_is_refused(
     client: Client, index_name: str, run: Run
 ) -> None:
-    properties = {"sparse": {"type": "rank_features"}}
+    properties = {"sparse": client.dialect.field_entry()}
     client.call("PUT", f"/{name_of(index_name, run)}", {"mappings": {"properties": properties}})
     with pytest.raises(ClusterError, match="exists and was created by another client"):
         serve(client, index_name, run)

@@ -70,13 +70,13 @@ def test_a_journal_inside_the_run_is_continued_if_the_run_becomes_read_only(
     client: Client, index_name: str, tmp_path: Path, read_only: Callable[[Run], Run]
 ) -> None:
     writable = run_with_bad_titles(tmp_path / "run", ("words", "small"))
-    first = into(client, index_name, writable, pipeline=broken_titles(tmp_path))
+    first = into(client, index_name, writable, pipeline=broken_titles(tmp_path, client))
     assert first.refused
     run = read_only(writable)
     report = verify(run.path, index=index_name, connection=Connection(client.address))
     assert report.ok
     assert report.refused_documents == first.refused
-    again = into(client, index_name, run, pipeline=broken_titles(tmp_path))
+    again = into(client, index_name, run, pipeline=broken_titles(tmp_path, client))
     assert (again.loaded_shards, again.shards, again.refused) == (0, first.shards, first.refused)
     assert again.dead is not None
     assert Path(again.dead).is_relative_to(tmp_path / "home")

@@ -1,4 +1,4 @@
-"""Compare query weights and ingest pipelines with those of a server with the machine-learning plugin.
+"""Compare query weights and ingest pipelines with a server that has the machine-learning plugin.
 
 Downloads 390 MB unless cached. The model is a tokenizer model of OpenSearch, built from a tokenizer.json and an
 idf.json; other models need a hub.
@@ -184,7 +184,7 @@ def test_the_analyzer_of_the_server_gives_our_weights_on_thousands_of_texts(clie
 
 
 def test_queries_by_analyzer_and_by_our_weights_have_the_same_scores(client: Client, encoder) -> None:
-    """Documents have no special tokens, as those of the document encoders of this family."""
+    """Documents have no special tokens, as with the document encoders of this family."""
     index = "by-analyzer"
     client.call("PUT", f"/{index}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
     texts = texts_of_cranfield()

@@ -443,7 +443,7 @@ def test_a_reporter_may_request_a_stop(plain: str) -> None:
         encoder.encode_query(TEXTS, progress=heard)
 
 
-def test_nothing_is_shown_unless_progress_is_asked_for(plain: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_shown_unless_progress_is_requested(plain: str, capfd: pytest.CaptureFixture[str]) -> None:
     shared(plain).encode_document(TEXTS)
     assert capfd.readouterr() == ("", "")
     shared(plain).encode_document(TEXTS, progress=True)

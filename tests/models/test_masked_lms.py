@@ -173,8 +173,8 @@ def test_trusted_remote_code_runs_and_is_reported(
     with caplog.at_level(logging.WARNING, logger="sparse_ingest"):
         found = weights_of(with_code, trust_remote_code=True)
     assert np.array_equal(found, weights_of(bert)) and (tmp_path / "ran").exists()
-    [told] = caplog.messages
-    assert "class MineForMaskedLM of modeling_mine.py" in told and str(with_code) in told
+    [message] = caplog.messages
+    assert "class MineForMaskedLM of modeling_mine.py" in message and str(with_code) in message
 
 
 def test_the_command_line_flag_trusts_remote_code(

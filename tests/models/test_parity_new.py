@@ -183,7 +183,7 @@ def test_rotary_frequencies_stay_exact_in_half_precision(gte: dict[int, Path], t
 
 
 def test_a_checkpoint_without_remote_code_is_built_the_same(gte: dict[int, Path], tmp_path: Path) -> None:
-    """`auto_map` makes no difference."""
+    """`auto_map` changes nothing."""
     folder = make_new(tmp_path / "new", gte[0])
     bare = Path(shutil.copytree(folder, tmp_path / "bare"))
     config = json.loads((bare / "config.json").read_text())

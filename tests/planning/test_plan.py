@@ -223,8 +223,10 @@ def test_an_index_is_planned_with_the_engines_of_its_field(
         assert chosen.engine == "seismic" and chosen.seismic.keys() == {"top_n", "heap_factor", "k"}
 
 
-def test_a_hybrid_plan_measures_query_pruning_within_hybrid_search(made: Made, client: Client, index_name: str) -> None:
-    run, queries, qrels = made
+def test_a_hybrid_plan_measures_query_pruning_within_hybrid_search(
+    plan_inputs: Made, client: Client, index_name: str
+) -> None:
+    run, queries, qrels = plan_inputs
     into(client, index_name, run, {})
     how: dict[str, Any] = {"pipeline": Pipeline(), "qrels": qrels, "loss": 0.3}
     how |= {"hybrid": True, "hybrid_weights": [0.2, 0.8]}

@@ -13,12 +13,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from support.forked import command
 from support.reporters import Recorder
 from support.tables import TOKENS, write_table
 from tokenizers import Tokenizer
 
-from sparse_ingest.cli.indexing import idf as command
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import START, Corpus
@@ -89,7 +88,7 @@ def test_counts_are_exact_over_many_batches(folder: Path, tmp_path: Path, monkey
 
 
 def test_the_formula_matches_the_published_table() -> None:
-    """Its largest weight is that of a token in 1 of the 8,841,823 passages of MS MARCO."""
+    """Its largest weight is the weight of a token in 1 of the 8,841,823 passages of MS MARCO."""
     assert float32(idf.weight_of(1, 8_841_823)) == 15.58953857421875
     assert idf.weight_of(10**9, 10**9) > 0
 
@@ -127,10 +126,10 @@ def test_a_bad_document_fails_the_command_or_is_skipped_and_counted(folder: Path
         counted(folder, str(path), out)
     assert not out.exists()
     given = ["--model", str(folder), "--corpus", str(path), "--out", str(out), "--on-bad-document", "skip", "--json"]
-    shown = CliRunner().invoke(command, given, standalone_mode=False)
-    assert shown.return_value == 3
-    assert "Skipped: c.jsonl:2" in shown.stderr
-    report = json.loads(shown.stdout)
+    answer = command("idf", *given)
+    assert answer.code == 3
+    assert "Skipped: c.jsonl:2" in answer.err
+    report = json.loads(answer.out)
     assert (report["documents"], report["skipped"], report["seen"]) == (2, 1, 2)
     assert out.exists()
 

@@ -1,4 +1,4 @@
-"""Kill `encode` into an object store at random times; the final bytes match those of an undisturbed run."""
+"""Kill `encode` into an object store at random times; the final bytes match an undisturbed run."""
 
 from __future__ import annotations
 

@@ -49,11 +49,11 @@ def test_dead_letters_are_stored_in_the_store_and_sent_again(
     client: Client, index_name: str, bucket: str, tmp_path: Path
 ) -> None:
     run = copy_to_store(run_with_bad_titles(tmp_path / "run", ("words", "small")), bucket)
-    report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
+    report = into(client, index_name, run, pipeline=broken_titles(tmp_path, client))
     assert report.refused == 2 and report.dead == f"{report.journal}/dead.jsonl"
     lines = RemotePath.at(report.dead).read_bytes().splitlines()
     assert sorted(json.loads(line)["id"] for line in lines) == ["small", "words"]
-    assert into(client, index_name, run, retry_dead=True, pipeline=broken_titles(tmp_path)).retried == 2
+    assert into(client, index_name, run, retry_dead=True, pipeline=broken_titles(tmp_path, client)).retried == 2
     assert verify(run.path, index=index_name, connection=Connection(client.address)).refused_documents == 2
 
 

@@ -33,7 +33,7 @@ def test_one_changed_byte_is_detected_before_the_first_part(run: Run) -> None:
     path.write_bytes(content)
     parts = checked_parts(run, [0, 1])
     next(parts)
-    with pytest.raises(RunError, match=r"part-00001.parquet has SHA-256 \w+, its record in done/ has \w+"):
+    with pytest.raises(RunError, match=r"part-00001.parquet has SHA-256 \w+, but its record in done/ has \w+"):
         next(parts)
 
 
@@ -52,7 +52,7 @@ def test_a_missing_shard_is_reported(run: Run) -> None:
 
 def test_a_wrong_count_is_detected(run: Run) -> None:
     run.mark_done(0, {**(run.done(0) or {}), "rows": 4})
-    with pytest.raises(RunError, match="has 3 documents, its record in done/ has 4"):
+    with pytest.raises(RunError, match="has 3 documents, but its record in done/ has 4"):
         list(checked_parts(run, [0]))
 
 

@@ -121,7 +121,7 @@ def test_the_frozen_run_can_be_searched(run: Run) -> None:
 
 
 def test_this_release_can_resume_the_frozen_run(run: Run, tmp_path: Path) -> None:
-    """The identity, the hash of the model and those of the rows are computed as before."""
+    """The identity and the hashes of the model and of the rows are computed as before."""
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     answer = command(*ENCODE, "--out", copy)

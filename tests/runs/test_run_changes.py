@@ -138,7 +138,7 @@ def test_a_shard_that_lost_rows_is_detected(tmp_path: Path) -> None:
     digest = write_shard(parts, scratch=new.scratch_path("again"), target=path, schema=shard_schema_of(path))
     new.mark_done(0, {**(new.done(0) or {}), "sha256": digest})
     new.mark_complete(new.complete() or {})
-    with pytest.raises(RunError, match="has 3 documents, its record in done/ has 12"):
+    with pytest.raises(RunError, match="has 3 documents, but its record in done/ has 12"):
         Changes(old, new, tmp_path)
 
 

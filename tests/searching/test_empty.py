@@ -59,11 +59,11 @@ HYBRID = Engine(hybrid=HybridSettings(hybrid=True))
     [
         (ENGINE, {"river": 1.0}, "", {"term": {"tag": "z"}}, ["The filter matches none of the 2 documents of index"]),
         (ENGINE, {"river": 1.0}, "", {"term": {"tag": "y"}},
-         ["The filter matches 1 of 2 documents, and the query finds none of them; without the filter it finds"]),
+         ["The filter matches 1 of 2 documents, but the query finds none of them; without the filter it finds"]),
         (ENGINE, {"sun": 1.0, "dew": 0.5}, "", None, ["in field 'sparse': 'sun', 'dew'."]),
         (ENGINE, {"sun": 1.0}, "", {"term": {"tag": "y"}}, ["in field 'sparse': 'sun'."]),
         (ENGINE, {"moon": 1.0}, "", None, ["'moon'. Field 'other' has some: pass --set index.field=other."]),
-        (TWO_PHASE, {"sun": 1.0, "light": 0.5}, "", None, ["Two-phase search finds documents only by the heavy"]),
+        (TWO_PHASE, {"sun": 1.0, "light": 0.5}, "", None, ["Two-phase search finds documents by the heavy"]),
         (HYBRID, {"sun": 1.0}, "zebra", None, ["in field 'sparse': 'sun'.", "BM25 finds no word of the query"]),
         (Engine(keys={"river": "river"}), {"sun": 1.0}, "", None, ["The vocabulary of index .* lacks .*: 'sun'."]),
     ],

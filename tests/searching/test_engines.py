@@ -15,15 +15,13 @@ from support.server_scores import two_phase_score, two_phase_split
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.engines import engine_body
+from sparse_ingest.cluster.hybrid_bodies import bm25_body, hybrid_body, packaged_search_pipeline
 from sparse_ingest.cluster.limits import two_phase_window
 from sparse_ingest.cluster.search_bodies import (
     Engine,
-    bm25_body,
-    hybrid_body,
     msearch_bytes,
     msearch_lines,
     neural_sparse_body,
-    packaged_search_pipeline,
     rank_feature_body,
     server_side_body,
     two_phase_body,
@@ -359,9 +357,8 @@ def test_a_query_weight_that_seismic_clips_is_reported_once(
         assert ranked[0].scores == ranked[1].scores == ranked[2].scores
     else:  # segments without clusters do not clip
         assert ranked[0].scores < ranked[1].scores < ranked[2].scores
-    told = [record.getMessage() for record in caplog.records if "quantization_ceiling_search" in record.getMessage()]
-    assert len(told) == 1
-    assert "17.5 is clipped to 16" in told[0]
+    [message] = [text for text in caplog.messages if "quantization_ceiling_search" in text]
+    assert "17.5 is clipped to 16" in message
 
 
 def test_two_phases_on_a_sparse_vector_field_are_refused(client: Client, seismic_index: str) -> None:

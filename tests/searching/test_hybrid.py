@@ -11,8 +11,9 @@ from support.indexes import filled, random_documents, random_queries
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.limits import check_hybrid
-from sparse_ingest.cluster.search_bodies import Engine, bm25_body
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import HybridSettings, QuerySettings
 from sparse_ingest.searching.index_search import rank_index, search_hybrid, search_index
@@ -42,7 +43,7 @@ def index(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def legs(client: Client, index: str) -> tuple[Scores, Scores]:
-    """The scores of the two searches, each asked alone."""
+    """The scores of the two searches, each sent alone."""
     answer = client.call("POST", f"/{index}/_search", bm25_body(TEXT, field="sparse", size=SIZE))
     sparse = search_index(client, index, WEIGHTS, size=SIZE)
     return {hit["_id"]: hit["_score"] for hit in answer["hits"]["hits"]}, {hit.id: hit.score for hit in sparse}
@@ -72,7 +73,7 @@ def arithmetic(scores: list[float], weights: list[float]) -> float:
 
 
 def geometric(scores: list[float], weights: list[float]) -> float:
-    """Of the searches that found the document."""
+    """Return the geometric mean over the searches that found the document."""
     found = [(score, weight) for score, weight in zip(scores, weights, strict=True) if score]
     return float(np.exp(sum(weight * np.log(score) for score, weight in found) / sum(weight for _, weight in found)))
 

@@ -1,4 +1,4 @@
-"""Scratch folders: those of killed processes are deleted; files that other users put in their place are not touched."""
+"""Scratch folders of killed processes are deleted; files that other users put in their place are not touched."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def build_encoder(
     window_stride: int | None = None,
     **settings: Any,
 ) -> Any:
-    """Return a `DocumentEncoder` of a checkpoint; `settings` are those of `[model]`."""
+    """Return a `DocumentEncoder` of a checkpoint; `settings` is `[model]`."""
     from sparse_ingest.checkpoints.layouts import read_checkpoint
     from sparse_ingest.checkpoints.settings import resolve_settings
     from sparse_ingest.models.documents import DocumentEncoder

@@ -53,7 +53,7 @@ def fill(client: Client, index: str, run: Run, meta: dict[str, Any] | None = Non
         "mappings": {
             "dynamic": False,
             "properties": {
-                "sparse": {"type": "rank_features"},
+                "sparse": client.dialect.field_entry(),
                 "title": {"type": "text"},
                 "text": {"type": "text"},
                 "tag": {"type": "keyword"},

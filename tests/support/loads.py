@@ -55,10 +55,10 @@ def settings_of(client: Client, index: str) -> tuple[str | None, ...]:
     return tuple(there.setting(name) for name in SETTINGS)
 
 
-def broken_titles(tmp_path: Path) -> Pipeline:
+def broken_titles(tmp_path: Path, client: Client) -> Pipeline:
     """Write a body that maps the title to a number, so that a document with a word as title is refused."""
     path = tmp_path / "body.json"
-    properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer"}}
+    properties = {"sparse": client.dialect.field_entry(), "title": {"type": "integer"}}
     path.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
     return Pipeline(index=IndexSettings(body=str(path)))
 

@@ -15,7 +15,7 @@ class NoNotes(SilentReporter):
 
 
 class Recorder(SilentReporter):
-    """`notes` are the messages, `done` the units so far, those of earlier starts included.
+    """`notes` are the messages, `done` the units so far, including earlier starts.
 
     `on_step` is called with `done` after each step; after `stop_at` units it requests a stop.
     """

@@ -37,7 +37,7 @@ def two_phase_score(first: np.float32, second: np.float32) -> np.float32:
 def two_phase_split(
     weights: Mapping[str, float], settings: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the tokens of the first phase, and those of the second."""
+    """Return the tokens of the first phase, and the tokens of the second."""
     full = {**TWO_PHASE_DEFAULTS, **settings}
     ordered = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))
     ratio = _float32(full["prune_ratio"])

@@ -20,7 +20,7 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.comparison import VerifyReport
 from sparse_ingest.verification.verify import verify
 
-pytestmark = pytest.mark.usefixtures("hasty_merges")
+pytestmark = [pytest.mark.usefixtures("hasty_merges"), pytest.mark.both_products]
 
 TERMS = sum(len(terms) for terms in DOCUMENTS.values())
 
@@ -117,7 +117,7 @@ def test_one_missing_and_one_additional_document_differ_although_the_counts_matc
 
 
 def test_documents_of_other_clients_are_no_difference(client: Client, index_name: str, tmp_path: Path) -> None:
-    mapping = {"properties": {"sparse": {"type": "rank_features"}}}
+    mapping = {"properties": {"sparse": client.dialect.field_entry()}}
     client.call("PUT", f"/{index_name}", {"mappings": mapping})
     client.call("PUT", f"/{index_name}/_doc/theirs", {"sparse": {"river": 2.5}}, params={"refresh": "true"})
     run = make_run(tmp_path / "run")
@@ -131,7 +131,7 @@ def test_documents_of_other_clients_are_no_difference(client: Client, index_name
 def test_an_id_duplicated_under_two_routings_is_a_difference(
     client: Client, index_name: str, tmp_path: Path, others: bool
 ) -> None:
-    body = {"settings": {"number_of_shards": 2}, "mappings": {"properties": {"sparse": {"type": "rank_features"}}}}
+    body = {"settings": {"number_of_shards": 2}, "mappings": {"properties": {"sparse": client.dialect.field_entry()}}}
     path = tmp_path / "body.json"
     path.write_text(json.dumps(body))
     run = make_run(tmp_path / "run")
@@ -163,6 +163,7 @@ def test_a_pruned_load_is_compared_with_the_pruned_run(client: Client, index_nam
     assert compare(client, index_name, run).differing == 1
 
 
+@pytest.mark.opensearch_only
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_sparse_vector_field_matches_bit_for_bit_and_a_change_is_reported(
     client: Client, index_name: str, tmp_path: Path, merge: bool
@@ -185,7 +186,7 @@ def test_a_sparse_vector_field_matches_bit_for_bit_and_a_change_is_reported(
 
 
 def test_every_document_of_many_pages_is_compared(client: Client, index_name: str, tmp_path: Path) -> None:
-    mappings = {"properties": {"sparse": {"type": "rank_features"}}}
+    mappings = {"properties": {"sparse": client.dialect.field_entry()}}
     body = tmp_path / "body.json"
     body.write_text(json.dumps({"settings": {"max_result_window": 7}, "mappings": mappings}))
     documents = {f"d{number}": {"river": 1 + number / 64, "stone": 2 - number / 128} for number in range(60)}
@@ -236,6 +237,7 @@ def test_an_unfinished_load_is_a_difference(client: Client, index_name: str, tmp
     assert compare(client, index_name, run).ok
 
 
+@pytest.mark.opensearch_only
 def test_without_a_point_in_time_documents_are_explained_with_a_note(
     client: Client, index_name: str, loaded: Run
 ) -> None:

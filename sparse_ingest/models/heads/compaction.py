@@ -1,4 +1,4 @@
-"""Dense rows on a device to the few terms that are kept: pruned there, and copied to the host without waiting.
+"""Prune dense rows on a device to the few terms that are kept, and copy these to the host without waiting.
 
 In: weights `[documents, vocabulary]` after the logarithm. Out: counts, token ids and weights of the kept terms above
 zero. The rules of pruning.py are applied on the device, because a dense row has 122 KB and its terms about 2 KB; ties
@@ -80,7 +80,7 @@ class Transfer:
 def _places(weights: torch.Tensor, room: int) -> torch.Tensor:
     """Return row and column of each non-zero weight, padded to `room` rows."""
     try:
-        # As nonzero, but of a known size, for which the host need not wait.
+        # Like nonzero, but of a known size, so the host does not wait.
         return torch.nonzero_static(weights, size=room, fill_value=0)
     except NotImplementedError:  # in this torch, or for this device
         found = torch.nonzero(weights)[:room]

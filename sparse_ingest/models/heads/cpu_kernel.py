@@ -37,7 +37,7 @@ class Kernel:
     """`relu(max over a document's rows of rows @ weight.T * scale of the document * scale of the column + bias)`.
 
     `weight` is `[vocabulary, width]` in int8 or bfloat16, the scales of columns and `bias` are `[vocabulary]` in
-    float32. Sums of 8-bit numbers are exact; those of bfloat16 are float32, in the order of the instructions.
+    float32. Sums of 8-bit numbers are exact; sums of bfloat16 are float32, in the order of the instructions.
     """
 
     def __init__(

@@ -10,8 +10,9 @@ multiplied in groups of 4 bytes, four 8-bit numbers (unsigned times signed) or t
 read the same panels: `[width in groups][32 columns][4 bytes]`.
 
 How to read the text: `%name` is a value that is set once, `name:` a label for `br label %name`, and `;` starts a
-comment. `phi` is a loop variable with its initial value and that of the previous round. `getelementptr i8, ptr %a, i64
-%n` is the address n bytes after a (with `i32` or `float`: n 4-byte numbers). `poison` is a value that is never read.
+comment. `phi` is a loop variable with its initial value and its value in the previous round. `getelementptr i8, ptr %a,
+i64 %n` is the address n bytes after a (with `i32` or `float`: n 4-byte numbers). `poison` is a value that is never
+read.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
 class Head(Protocol):
     """Packed hidden states `[rows, hidden]` to the relu of the maximal logits, `[documents, vocabulary]` in float32."""
 
-    name: str  # for a log, after "the head is"
+    name: str  # for a log
 
     def __call__(self, rows: torch.Tensor, packing: Packing, /) -> torch.Tensor:
         """Return weights before the logarithm."""
@@ -42,7 +42,7 @@ class Head(Protocol):
 class TiledHead:
     """The plain head, for every device. The fast heads are compared with it."""
 
-    name = "of torch"
+    name = "torch"
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         tile = CPU_TILE if device.type == "cpu" else GPU_TILE
@@ -67,11 +67,11 @@ class TiledHead:
 
 
 class Int8Head:
-    """The head of `--dtype int8`; with `instructions` its products are those of the compiled kernel.
+    """The head of `--dtype int8`; with `instructions` the compiled kernel computes the products.
 
     Each column of the projection has its own scale, and each document one for all of its tokens: with a scale per token
-    the maximum of the integers would not be that of the weights. Hidden states and weights are rounded, products are
-    exact, so torch and the compiled kernel return the same bits.
+    the largest integer might not be the largest weight. Hidden states and weights are rounded, products are exact, so
+    torch and the compiled kernel return the same bits.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, instructions: str | None = None) -> None:
@@ -140,7 +140,7 @@ def _product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 def _short_maximum(weight: torch.Tensor, bias: torch.Tensor) -> Maximum:
     """Return the maximum for bfloat16 and float16 on a CPU by their bit patterns, as integers are 5 times as fast.
 
-    The order is that of the numbers for numbers above zero, so the bias is added before, and negative ones become zero.
+    Bit patterns and numbers have the same order above zero, so the bias is added first, and negative ones become zero.
     """
     columns = weight.T.contiguous()
 

@@ -77,7 +77,7 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
 ):  # fmt: skip
     """`found[document, column]` = relu(max over the document's rows of rows @ weight.T + bias).
 
-    `tiles` and `parts` are those of `row_tiles`. `weight` and `bias` are padded to full tiles of columns.
+    `tiles` and `parts` come from `row_tiles`. `weight` and `bias` are padded to full tiles of columns.
     """
     EVEN: tl.constexpr = WIDTH % DEPTH == 0
     columns = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
@@ -103,7 +103,7 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
                 right = _block(rows, places, depth, WIDTH, EVEN)
                 products = tl.dot(part, tl.trans(right), products, input_precision="ieee")
         largest = tl.maximum(tl.where(begins != 0, float("-inf"), largest), tl.max(products, axis=1))
-        # Written for each tile; that of the document's last tile remains. The bias is the same for every row.
+        # Written for each tile; the value of the document's last tile remains. The bias is the same for every row.
         weights = tl.maximum(largest + added, 0.0)
         tl.store(found + document.to(tl.int64) * vocabulary + columns, weights, mask=columns < vocabulary)
 
@@ -111,7 +111,7 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
 class TritonHead:
     """The head of GPUs that Triton knows."""
 
-    name = "of Triton"
+    name = "Triton"
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         self._columns, self._width = weight.shape
