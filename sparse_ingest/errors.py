@@ -6,6 +6,7 @@ line. Exit code 3 (finished, but documents were refused or skipped) is a result,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -78,6 +79,20 @@ def short_repr(value: object) -> str:
     """Return a value for a message, in one line and truncated to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, as JSON of at most 60 characters that can be encoded as UTF-8."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "a deeply nested value"
+    return printable(text if len(text) <= 60 else text[:60] + "…")
+
+
+def printable(text: str) -> str:
+    r"""Return the text with lone surrogates written as `\udXXX`, so that it can be encoded as UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from dataclasses import field as made_of
 from pathlib import Path
@@ -36,15 +36,10 @@ def option(
     env: str = "",
     commas: bool = False,
 ) -> T:
-    """Declare a setting: its default, its allowed values, and its help text on the command line.
+    """Declare a setting: its default, its allowed values, and its option on the command line, if it has a help text.
 
-    Args:
-        help: the help text; without it the command line has no such option.
-        range: the smallest and largest number allowed. Integers must always be above zero.
-        metavar: the name of the value in the help.
-        flags: the names on the command line, such as "-k --size"; "" for the name of the setting.
-        env: an environment variable for the option.
-        commas: whether the option may be given as `a,b`, besides being repeated.
+    `range` has the smallest and largest number allowed; integers must always be above zero. `flags` are names of the
+    option, such as "-k --size", `env` its environment variable. With `commas` it may also be given as `a,b`.
     """
     metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env, "commas": commas}
     found: T = field(default=default, metadata=metadata)
@@ -191,7 +186,7 @@ def read_pipeline(name: str) -> Pipeline:
     except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is not valid TOML: {error}.") from error
     pipeline = _build(Pipeline, tables, str(path), "")
-    return _with_resolved_paths(pipeline, path.parent)
+    return with_resolved_paths(pipeline, path.parent)
 
 
 def pipeline_of(model: str | ModelSettings | None, pipeline: Pipeline | str | None) -> Pipeline:
@@ -214,9 +209,6 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
     A path that ends in `.toml` or the name of a packaged pipeline is read as a pipeline file, unless a folder has that
     name. Every other name is a model.
 
-    Raises:
-        PipelineError: the pipeline file cannot be read.
-        UsageError: `model` is of another type.
     """
     if isinstance(model, Pipeline):
         return model
@@ -237,8 +229,7 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
     """Return the query settings for an index: a pipeline's, otherwise the remembered ones changed by `given`.
 
-    Raises:
-        PipelineError: a setting in `source` is unknown to this release, or has a value of the wrong kind.
+    Raise `PipelineError` if a setting in `source` is unknown to this release, or has a value of the wrong kind.
     """
     if not isinstance(given, QueryChanges):
         return given
@@ -259,11 +250,7 @@ def in_words(settings: Mapping[str, Any], joint: str = ", ") -> str:
 def override(pipeline: Pipeline, assignments: Sequence[str], tables: Collection[str] = ()) -> Pipeline:
     """Apply `--set table.key=value` assignments; the value is TOML, or a string without quotes.
 
-    Args:
-        tables: The tables that the command reads; () for all.
-
-    Raises:
-        PipelineError: an assignment has no `=`, a table that is not read, an unknown key, or a wrong kind of value.
+    `tables` are those that the command reads, () for all. Raise `PipelineError` for other tables, keys and values.
     """
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -289,8 +276,7 @@ def override(pipeline: Pipeline, assignments: Sequence[str], tables: Collection[
 def options_from(kind: type[T], options: T | None, given: Mapping[str, object], stage: str) -> T:
     """Return the options of a stage: `options` itself, or a new object from checked keywords.
 
-    Raises:
-        UsageError: both were given, or a keyword is unknown or has a value of the wrong kind.
+    Raise `UsageError` if both were given, or a keyword is unknown or has a value of the wrong kind.
     """
     if options is None:
         try:
@@ -303,6 +289,13 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
     if not isinstance(options, kind):
         raise UsageError(f"{stage}(): options= is of type {type(options).__name__}; expected {kind.__name__}.")
     return options
+
+
+def refuse_options(options: object, names: Iterable[str], why: str) -> None:
+    """Raise `UsageError` if one of these options is set."""
+    for name in names:
+        if getattr(options, name):
+            raise UsageError(f"{name} {why}. Omit it.")
 
 
 def changed(settings: Any) -> dict[str, Any]:
@@ -398,8 +391,8 @@ def _described(choice: Any) -> str:
     return "two numbers" if choice == tuple[float, float] else words.get(kind, f"a {kind.__name__}")
 
 
-def _with_resolved_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
-    """Make names absolute that are files or folders relative to the pipeline file."""
+def with_resolved_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
+    """Return the pipeline with absolute paths for names that are files or folders relative to `folder`."""
 
     def resolved(name: str | None) -> str | None:
         return str((folder / name).resolve()) if name and (folder / name).exists() else name

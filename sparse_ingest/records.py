@@ -150,11 +150,7 @@ def is_within(path: str, other: str) -> bool:
 
 
 def refused_name(name: str, *, inner: bool = False) -> str | None:
-    """Return why OpenSearch refuses a document with a field of this name, or None. Tested on 3.6.0.
-
-    Args:
-        inner: The field is in an object that the index maps.
-    """
+    """Return why OpenSearch 3.6.0 refuses a field of this name, `inner`: in an object that the index maps; or None."""
     if not name:
         return "an empty name"
     if name in METADATA and not inner:

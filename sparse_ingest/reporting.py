@@ -243,14 +243,17 @@ class Check(NamedTuple):
     advice: str = ""
 
 
-def checks_of(name: str, ask: Callable[[], Iterable[Check]]) -> list[Check]:
-    """Return the findings of `ask`. If it raises, return the findings so far and one with the error."""
+def checks_of(
+    name: str, ask: Callable[[], Iterable[Check]], why: Callable[[Exception], str | None] = lambda error: None
+) -> list[Check]:
+    """Return the findings of `ask`. If it raises, those before that and one with the error, as `why` explains it."""
     found = []
     try:
         for one in ask():
             found.append(one)  # noqa: PERF402 - those before an error are kept
     except Exception as error:  # a check may fail in any way, and must not end the others
-        found.append(Check(name, "unknown", f"could not be checked ({type(error).__name__}: {first_line(error)})"))
+        general = f"could not be checked ({type(error).__name__}: {first_line(error)})"
+        found.append(Check(name, "unknown", why(error) or general))
     return found
 
 
@@ -268,13 +271,7 @@ def shortened(text: str, characters: int) -> str:
     return line if len(line) <= characters else line[:characters] + "…"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table with the first column aligned to the left and the other columns to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+def aligned(rows: Sequence[Sequence[str]], adjust: Callable[[str, int], str] = str.rjust) -> list[str]:
+    """Return the lines of a table with the first column aligned to the left, the others by default to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return ["  ".join([row[0].ljust(first), *map(adjust, row[1:], others)]) for row in rows]

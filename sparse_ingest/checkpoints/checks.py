@@ -54,9 +54,8 @@ MAX_REPLACEMENT = 1000  # characters
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the config.json of a masked LM.
 
-    Raises:
-        CheckpointError: it cannot be read, a size in it is wrong, or a config file of the folder names code that a
-            library would fetch or import.
+    Raise `CheckpointError` if it cannot be read, a size in it is wrong, or a config file of the folder names code that
+    a library would fetch or import.
     """
     if (adapter := folder / "adapter_config.json").exists():
         raise CheckpointError(

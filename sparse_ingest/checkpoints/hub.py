@@ -15,7 +15,6 @@ from typing import Any
 
 from sparse_ingest.errors import CheckpointError, Interrupted, StorageError, first_line
 from sparse_ingest.pipeline import packaged_names
-from sparse_ingest.reporting import NOTE
 from sparse_ingest.storage.hub_session import guard_hub, hub_address, refused_token, token_state, without_token
 from sparse_ingest.storage.waiting import call_with_timeout
 
@@ -43,9 +42,7 @@ BARS_AFTER_S = 1.0
 def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path:
     """Fetch the missing files of a model, and return its snapshot folder.
 
-    Raises:
-        CheckpointError: neither the hub nor the cache has the model.
-        StorageError: the hub does not answer.
+    Raise `CheckpointError` if neither the hub nor the cache has the model, `StorageError` if the hub does not answer.
     """
     received = [0]
     guard_hub()
@@ -96,7 +93,7 @@ def _bars(name: str, received: list[int]) -> Any:
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from tqdm import tqdm
 
-    hidden = are_progress_bars_disabled() or logging.getLogger("sparse_ingest").level > NOTE
+    hidden = are_progress_bars_disabled() or logging.getLogger("sparse_ingest").level >= logging.WARNING
     terminal = sys.stderr.isatty()
     began = last = time.monotonic()
 

@@ -103,8 +103,7 @@ class Checkpoint:
 def read_checkpoint(name: str, revision: str | None = None, *, code: bool = False) -> Checkpoint:
     """Locate a model and recognize its family. `code` also fetches its Python files, which are not run.
 
-    Raises:
-        CheckpointError: the model is not found, its family is unknown or not supported, or a file is missing.
+    Raise `CheckpointError` if the model is not found, its family is unknown or not supported, or a file is missing.
     """
     folder, commit = locate(name, revision, code=code)
     refuse_links(folder)
@@ -132,8 +131,7 @@ def remote_code(folder: Path) -> str | None:
 def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str | None:
     """Return which remote code of a masked LM will run and where it is from; None if there is none.
 
-    Raises:
-        CheckpointError: it is not trusted, or is in another repository, which no revision pins.
+    Raise `CheckpointError` if it is not trusted, or is in another repository, which no revision pins.
     """
     code = remote_code(folder)
     if code is None:

@@ -20,10 +20,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def locate(name: str, revision: str | None = None, *, code: bool = False) -> tuple[Path, str | None]:
     """Return the folder of a model and its commit, which is None for a folder or package. Fetch a model of the hub.
 
-    `code` also fetches the model's Python files.
-
-    Raises:
-        CheckpointError: the model cannot be found or fetched, or a revision of a folder is requested.
+    `code` also fetches the model's Python files. Raise `CheckpointError` if the model cannot be found or fetched, or a
+    revision of a folder is requested.
     """
     if on_disk := _on_disk(name):
         if revision:

@@ -79,8 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_as(path: Path, expected: type[T], max_bytes: int = MAX_CONFIG_BYTES) -> T:
     """Read a JSON file of a model folder as the expected type. A missing file is an empty object.
 
-    Raises:
-        CheckpointError: it is not JSON, too large or too deep, or a value has another type.
+    Raise `CheckpointError` if it is not JSON, too large or too deep, or a value has another type.
     """
     try:
         if not path.exists():
@@ -142,8 +141,7 @@ def is_splade(chain: list[Module]) -> bool:
 def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, Any]:
     """Read the settings that the files of a masked LM and its pooling declare; `task` is "query" or "document".
 
-    Raises:
-        CheckpointError: the transformer is not declared as a masked LM, or a file is missing or malformed.
+    Raise `CheckpointError` if the transformer is not declared as a masked LM, or a file is missing or malformed.
     """
     found = (path for name in TRANSFORMER_CONFIGS if (path := transformer.folder / name).exists())
     config = read_as(next(found, transformer.folder / TRANSFORMER_CONFIGS[0]), _Settings)

@@ -94,11 +94,9 @@ def document_identity(checkpoint: Checkpoint, settings: ModelSettings) -> dict[s
 def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSettings) -> dict[str, Any]:
     """Return the record of the model for the manifest and the index: enough to build it again for queries.
 
-    `settings` are the resolved settings of documents, `asked` the user's. `query_side` has the settings of queries
-    that differ. Trust in remote code is never recorded: an index must not grant it to its users.
-
-    Raises:
-        CheckpointError: the query checkpoint cannot be found.
+    `settings` are the resolved ones of documents, `asked` those of the user. `query_side` has the settings of queries
+    that differ. Trust in remote code is never recorded: an index must not grant it to its users. Raise
+    `CheckpointError` if the query checkpoint cannot be found.
     """
     record = {key: value for key, value in asdict(settings).items() if value is not None}
     record |= {"document": _name(checkpoint), "family": checkpoint.family, "sha256": checkpoint.sha256}

@@ -57,11 +57,8 @@ def _runs(incomplete: str) -> Iterator[str]:
         inner: list[Path] = []
         for folder in folders:
             with suppress(OSError):
-                inner += (one for one in folder.iterdir() if one.name.startswith(begun) and _is_shown(one))
+                found = (one for one in folder.iterdir() if one.name.startswith(begun) and one.name[0] != ".")
+                inner += filter(Path.is_dir, found)
         runs = [one for one in inner[:_MOST] if (one / "manifest.json").is_file()]
         yield from (before + slash + str(one.relative_to(before + slash)) for one in runs)
         folders, begun = [one for one in inner[:_MOST] if one not in runs], ""
-
-
-def _is_shown(path: Path) -> bool:
-    return not path.name.startswith(".") and path.is_dir()

@@ -260,6 +260,3 @@ def _clear(folder: Path, run: Path) -> None:
     mark.touch()
     if run.exists():
         shutil.rmtree(run)
-
-
-COMMANDS = [demo]

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,7 +24,6 @@ from sparse_ingest.reporting import Check, checks_of
 from sparse_ingest.storage.addresses import without_secrets
 from sparse_ingest.storage.waiting import in_thread, left_behind
 
-Checks = dict[str, list[Check]]
 _WAIT_S = installation.TRIAL_S + 10  # for all findings together
 _WIDTH = 120
 
@@ -41,23 +42,19 @@ def doctor(index: str | None, connection: Connection, as_json: bool) -> int:
     Exit code 1: something is broken, or the named cluster cannot be reached. A missing package is not an error.
     """
     source = click.get_current_context().get_parameter_source("url")
-    found = _findings(connection, index, is_given=source is not ParameterSource.DEFAULT)
     hidden = _hidden(connection)
-    cleaned = {
-        section: [one._replace(found=hidden(section, one.found), advice=hidden(section, one.advice)) for one in checks]
-        for section, checks in found.items()
-    }
-    problems = [one.name for checks in cleaned.values() for one in checks if one.state == "problem"]
-    content = {
-        "ok": not problems,
-        "checks": [{"section": section, **one._asdict()} for section, checks in cleaned.items() for one in checks],
-    }
-    print_report(as_json, content, _lines(cleaned, problems))
+    found = [
+        (section, one._replace(found=hidden(section, one.found), advice=hidden(section, one.advice)))
+        for section, one in _findings(connection, index, is_given=source is not ParameterSource.DEFAULT)
+    ]
+    problems = [one.name for _, one in found if one.state == "problem"]
+    content = {"ok": not problems, "checks": [{"section": section, **one._asdict()} for section, one in found]}
+    print_report(as_json, content, _lines(found, problems))
     return 1 if problems else 0
 
 
-def _findings(connection: Connection, index: str | None, *, is_given: bool) -> Checks:
-    """Return the findings by section. They are collected at the same time, and each may fail."""
+def _findings(connection: Connection, index: str | None, *, is_given: bool) -> Iterator[tuple[str, Check]]:
+    """Yield the findings, each with its section. They are collected at the same time, and each may fail."""
     asked: dict[str, Callable[[], Iterable[Check]]] = {
         "Installation": installation.python,
         "Packages": installation.packages,
@@ -69,23 +66,20 @@ def _findings(connection: Connection, index: str | None, *, is_given: bool) -> C
         "Cluster": lambda: _cluster(connection, index, is_given=is_given),
     }
     replies = {name: in_thread(partial(checks_of, name, ask), name) for name, ask in asked.items()}
-    found: Checks = {}
     for name, reply in replies.items():
         try:
-            found[name] = reply.result(_WAIT_S)
+            yield from ((name, one) for one in reply.result(_WAIT_S))
         except TimeoutError:
             left_behind.set()
-            found[name] = [Check(name, "unknown", f"no answer within {_WAIT_S:g} s")]
-    return found
+            yield name, Check(name, "unknown", f"no answer within {_WAIT_S:g} s")
 
 
 def _cluster(connection: Connection, index: str | None, *, is_given: bool) -> list[Check]:
     from sparse_ingest.cluster.diagnosis import check_cluster
 
     found = check_cluster(connection, index)
-    if is_given:
-        return found
-    return [one._replace(state="missing") if one.state == "problem" else one for one in found]
+    lenient = (one._replace(state="missing") if one.state == "problem" else one for one in found)
+    return found if is_given else list(lenient)
 
 
 def _hidden(connection: Connection) -> Callable[[str, str], str]:
@@ -108,17 +102,14 @@ def _hidden(connection: Connection) -> Callable[[str, str], str]:
     return hidden
 
 
-def _lines(found: Checks, problems: list[str]) -> Iterator[str]:
-    width, margin = min(terminal_width(), _WIDTH), max(len(one.name) for checks in found.values() for one in checks)
-    for section, checks in found.items():
+def _lines(found: list[tuple[str, Check]], problems: list[str]) -> Iterator[str]:
+    width, margin = min(terminal_width(), _WIDTH), max(len(one.name) for _, one in found)
+    for section, checks in groupby(found, key=itemgetter(0)):
         yield bold(section)
-        for one in checks:
+        for _, one in checks:
             first = f"  {one.state:<7}  {one.name:<{margin}}  "
             yield from wrapped(first, one.found, width)
             if one.advice:
                 yield from wrapped(" " * len(first), one.advice, width)
         yield ""
     yield f"Broken: {', '.join(problems)}." if problems else "No problems found."
-
-
-COMMANDS = [doctor]

@@ -175,6 +175,3 @@ def status(run: Place, as_json: bool) -> None:
         shards = counted(load["shards"], "shard")
         lines.append(("loaded", f"{shards} into index {load['index_uuid']}, {load['dead']} refused"))
     print_report(as_json, state, (f"{label:>27}  {value}" for label, value in lines))
-
-
-COMMANDS = [encode, status]

@@ -169,6 +169,3 @@ def _in_words(latency: Latency) -> str:
         f"p50 {latency.p50_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms, p99 {latency.p99_ms:.1f} ms; "
         f"the server reports {latency.took_ms:.0f} ms"
     )
-
-
-COMMANDS = [evaluate]

@@ -114,6 +114,3 @@ def help_command(ctx: click.Context, names: tuple[str, ...]) -> None:
         if found is not None:
             shown = click.Context(found, shown, name)
     click.echo(shown.get_help())
-
-
-COMMANDS = [help_command]

@@ -187,9 +187,6 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptio
     return 3 if report.skipped else 0
 
 
-COMMANDS = [index, idf]
-
-
 def _ask(question: str) -> bool:
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(f"{question} Standard input is not a terminal: pass --yes.")

@@ -1,18 +1,21 @@
-"""The command `inspect`: properties of a model, before encoding with it."""
+"""The commands `inspect`, with the properties of a model before encoding with it, and `pipelines list`."""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.help import command
-from sparse_ingest.cli.options import json_option, pipeline_options, print_report
+from sparse_ingest.cli.help import Group, command
+from sparse_ingest.cli.options import json_option, pipeline_options, print_report, print_table
 from sparse_ingest.errors import SparseIngestError
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import Pipeline, packaged_folder, packaged_names
 
 if TYPE_CHECKING:
     from sparse_ingest.checkpoints.inspect import Inspection, Side
@@ -116,4 +119,30 @@ def _line(name: str, value: str | None) -> str:
     return f"{name:<12}{value}"
 
 
-COMMANDS = [inspect]
+@click.group(cls=Group)
+def pipelines() -> None:
+    """List the packaged pipelines, for --pipeline."""
+
+
+@pipelines.command("list")
+@json_option
+def list_pipelines(as_json: bool) -> None:
+    """List the packaged pipelines with their models.
+
+    \b
+    sparse-ingest encode --pipeline splade-mini --corpus corpus.jsonl --out RUN
+    """
+    found = [_described(packaged_folder() / f"{name}.toml") for name in packaged_names()]
+    rows = [["the same" if value is None else value for value in one.values()] for one in found]
+    print_table(as_json, found, ["pipeline", "model", "query model", "description"], rows)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """Return name, models and description of a packaged pipeline: the first sentence of the comment in its file."""
+    text = path.read_text(encoding="utf-8")
+    comment = " ".join(line.lstrip("# ") for line in text.partition("\n\n")[0].splitlines())
+    model = tomllib.loads(text)["model"]
+    first = re.sub(r"^\S+/\S+: ", "", re.split(r"\. ", comment)[0]).rstrip(".")
+    return {
+        "name": path.stem, "model": model["document"], "query_model": model.get("query"), "description": first,
+    }  # fmt: skip

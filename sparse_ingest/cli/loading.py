@@ -180,9 +180,6 @@ def verify(run: Place, sample: int, all_documents: bool, as_json: bool, **named:
     return 0 if report.ok else 1
 
 
-COMMANDS = [load, verify]
-
-
 def _verified(report: VerifyReport) -> Iterator[str]:
     expected = report.expected_documents
     wanted = "other clients or loads of other runs wrote to it too" if expected is None else f"expected {expected:,}"

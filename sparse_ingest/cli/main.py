@@ -28,8 +28,8 @@ from sparse_ingest.cli import (
     indexing,
     inspecting,
     loading,
-    pipelines,
     planning,
+    querying,
     searching,
     server,
     showing,
@@ -63,12 +63,12 @@ def cli() -> None:
     """
 
 
-for group in (
-    demo, doctor, help, pipelines, inspecting, encoding, indexing, loading, planning, searching, showing, evaluating,
-    server,
+for command in (
+    demo.demo, doctor.doctor, help.help_command, inspecting.pipelines, inspecting.inspect, indexing.idf,
+    encoding.encode, encoding.status, indexing.index, loading.load, loading.verify, searching.search, querying.query,
+    showing.show, evaluating.evaluate, planning.plan, server.server,
 ):  # fmt: skip
-    for command in group.COMMANDS:
-        cli.add_command(with_verbosity(command))
+    cli.add_command(with_verbosity(command))
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from sparse_ingest.cli.terminal import bold, one_line
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
+from sparse_ingest.reporting import aligned
 from sparse_ingest.storage.foreign_json import MAX_BYTES, parse_json
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,13 +59,11 @@ def print_table(as_json: bool, content: object, headings: Sequence[str], rows: S
     If a row does not fit into the terminal, each is printed as one block: the first cell, and below it a line for each
     other cell. Output to a file or pipe is always a table.
     """
-    width = terminal_width()
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    if sum(widths) + 2 * (len(widths) - 1) <= width:
-        table = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (headings, *rows))
-        print_report(as_json, content, table if rows else ())
+    width, margin = terminal_width(), max(map(len, headings[1:]))
+    table = aligned([headings, *rows], str.ljust)
+    if len(table[0]) <= width:
+        print_report(as_json, content, (line.rstrip() for line in table) if rows else ())
         return
-    margin = max(map(len, headings[1:]))
     lines: list[str] = []
     for row in rows:
         lines.append(bold(row[0]))
@@ -103,11 +102,7 @@ def drop_output(stream: TextIO) -> None:
 
 
 def utf8_text(argument: str) -> str:
-    """Decode an argument as UTF-8 in every locale.
-
-    Raises:
-        UsageError: it is not UTF-8.
-    """
+    """Decode an argument as UTF-8 in every locale. Raise `UsageError` if it is not UTF-8."""
     try:
         argument.encode()
     except UnicodeEncodeError:

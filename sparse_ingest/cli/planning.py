@@ -71,6 +71,3 @@ def plan(run: Place, queries: Path, options: PlanOptions, every: bool, as_json: 
     for path in report.written:
         click.echo(f"Wrote {path}", err=True)
     return 0 if report.choice else 1
-
-
-COMMANDS = [plan]

@@ -249,6 +249,3 @@ def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOption
             raise UsageError(f"The engine {engine.name} needs the neural-search plugin. Omit --engine.")
         return rank_feature_body(weights, field=engine.field, collapse=options.collapse, **settings)
     return engine_body(weights, engine, collapse=options.collapse, **settings)
-
-
-COMMANDS = [query]

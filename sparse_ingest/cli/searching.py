@@ -56,11 +56,7 @@ class Target:
     connection: Connection
 
     def opened(self) -> contextlib.AbstractContextManager[SearchableRun | SearchableIndex]:
-        """Open the index or run for the block.
-
-        Raises:
-            UsageError: both are given, or neither.
-        """
+        """Open the index or run for the block. Raise `UsageError` if both are given, or neither."""
         from sparse_ingest.searching.search import open_run
 
         if (self.index is None) == (self.run is None):
@@ -205,13 +201,10 @@ def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
     text = marked(snippet(hit), hit, bold)
     lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {title}".rstrip(), text]
     if explain:
-        lines += shares(hit.terms, hit.score, hit.sub_scores)
+        lines += shares(hit, hit.sub_scores)
     else:
         if hit.sub_scores is not None:
             lines.append(" · ".join(f"{name} score {score:.4f}" for name, score in hit.sub_scores.items()))
         shown = [f"{term.token} {term.contribution:.2f}" for term in hit.terms[:SHOWN_TERMS]]
         lines.append(" · ".join(shown + (["…"] if len(hit.terms) > SHOWN_TERMS else [])))
     return [lines[0], *(f"     {line}" for line in lines[1:] if line)]
-
-
-COMMANDS = [*querying.COMMANDS, search]

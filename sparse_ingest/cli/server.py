@@ -85,6 +85,3 @@ def status(as_json: bool) -> None:
 def _shown(instance: Instance) -> dict[str, Any]:
     shown = asdict(instance) | {"data": str(instance.data), "log": str(instance.log)}
     return {name: value for name, value in shown.items() if name not in ("token", "already_running")}
-
-
-COMMANDS = [server]

@@ -27,9 +27,8 @@ from sparse_ingest.storage.places import place_of
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
     from sparse_ingest.queries.weight_table import QueryWeights
-    from sparse_ingest.records import TermShare
     from sparse_ingest.searching.document_terms import DocumentTerm, DocumentTerms
-    from sparse_ingest.searching.hits import Explanation
+    from sparse_ingest.searching.hits import Explanation, Hit
     from sparse_ingest.searching.search import SearchableIndex, SearchableRun
 
 TEXT_CHARACTERS = 160
@@ -76,12 +75,11 @@ def show(names: tuple[str, ...], index: str | None, text: str | None, as_json: b
         refuse_flags(("side",), "needs --text")
         with _opened(names, index, **given) as opened:
             documents = opened.show(*map(utf8_text, names if index else names[1:]), query=query_text)
-    shown = [one._replace(terms=_heaviest(one.terms, given["top_k"])) for one in documents]
+    shown = [(one, _heaviest(one.terms, given["top_k"])) for one in documents]
     content = [
-        {**one._asdict(), "count": len(all_of.terms), "terms": [term._asdict() for term in one.terms]}
-        for one, all_of in zip(shown, documents, strict=True)
+        {**one._asdict(), "count": len(one.terms), "terms": [term._asdict() for term in terms]} for one, terms in shown
     ]
-    lines = (line for one, all_of in zip(shown, documents, strict=True) for line in _document(one, all_of))
+    lines = (line for one, terms in shown for line in _document(one, terms))
     print_report(as_json, {"query": query_text, "documents": content}, lines)
 
 
@@ -118,16 +116,16 @@ def _heaviest(terms: Sequence[DocumentTerm], most: int | None) -> list[DocumentT
     return [term for place, term in enumerate(terms) if most is None or place < most or term.contribution is not None]
 
 
-def _document(shown: DocumentTerms, document: DocumentTerms) -> Iterator[str]:
+def _document(document: DocumentTerms, shown: Sequence[DocumentTerm]) -> Iterator[str]:
     if document.id is not None:
         yield from _heading(document.id, document.fields)
     added = sum(bool(term.expansion) for term in document.terms)
     known = any(term.expansion is not None for term in document.terms)
-    omitted = len(document.terms) - len(shown.terms)
+    omitted = len(document.terms) - len(shown)
     counts = f"{len(document.terms):,} terms" + (f", {added:,} of them expansion" if known else "")
     yield f"     {counts}" + (f"; {omitted:,} lighter ones are not shown" if omitted else "")
     rows = [["term", "weight", "query", "contribution", ""]]
-    for term in shown.terms:
+    for term in shown:
         asked = [] if term.query_weight is None else [f"x {term.query_weight:.4f}", f"= {term.contribution:.4f}"]
         note = "expansion" if term.expansion else ""
         rows.append([term.text, f"{term.weight:.4f}", *(asked or ["", ""]), note])
@@ -167,13 +165,14 @@ def _explanation(found: Explanation) -> Iterator[str]:
         below = f"{short:.4f} below that" if short else "that"
         yield f"     Its score is {below} of hit {found.k:,}, which is {found.last_score:.4f}."
     if found.terms and found.score is not None:
-        yield from (f"     {line}" for line in shares(found.terms, found.score))
+        yield from (f"     {line}" for line in shares(found))
     if found.lacking and found.reason != "not found":
         yield f"     Terms of the query that it lacks: {listed(found.lacking, LACKING)}"
 
 
-def shares(terms: Sequence[TermShare], score: float, sub_scores: Mapping[str, float] | None = None) -> list[str]:
+def shares(found: Hit | Explanation, sub_scores: Mapping[str, float] | None = None) -> list[str]:
     """Return a table of the terms of a score, whose contributions sum to it, and of both scores of a hybrid hit."""
+    terms, score = found.terms, found.score or 0.0
     if not (terms or sub_scores):
         return []
     scores = {"score": score} if sub_scores is None else {**sub_scores, "hybrid": score}
@@ -188,6 +187,3 @@ def shares(terms: Sequence[TermShare], score: float, sub_scores: Mapping[str, fl
     # A SEISMIC search explains only the top_n heaviest tokens of the query.
     sums = {"other": rest} if abs(rest) > 1e-5 * total else {}
     return rows + [f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in {**sums, **scores}.items()]
-
-
-COMMANDS = [show]

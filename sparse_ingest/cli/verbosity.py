@@ -23,8 +23,12 @@ _LEVELS = (NOTE, logging.INFO, logging.DEBUG)  # by the number of -v
 _MAX_CHARACTERS = 2000  # of a record of DEBUG: bodies of bulk requests have megabytes
 
 
-class _Formatter(logging.Formatter):
-    """Formats a record. Details and records of libraries are cut, and have no credentials."""
+class _Handler(logging.Handler):
+    """Writes records to standard error, above progress bars, without credentials. Details are cut."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            click.echo(self.format(record), err=True)
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -35,16 +39,7 @@ class _Formatter(logging.Formatter):
         return without_secrets(without_headers(f"{record.name}: {text}"))
 
 
-class _Handler(logging.Handler):
-    """Writes lines to standard error, above progress bars."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
-            click.echo(self.format(record), err=True)
-
-
 _HANDLER = _Handler()
-_HANDLER.setFormatter(_Formatter())
 
 
 @contextlib.contextmanager
@@ -65,25 +60,18 @@ def with_verbosity(command: click.Command) -> click.Command:
     for each in command.commands.values() if isinstance(command, click.Group) else ():
         with_verbosity(each)
     command.params += [
-        click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_verbose,
+        click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_set_level,
                      help="Print more: the kernels and tokenizer in use; -vv: also requests to the cluster"),
-        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_quiet,
+        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_level,
                      help="Print warnings and errors only, no progress"),
     ]  # fmt: skip
     return command
 
 
-def _verbose(context: click.Context, option: object, count: int) -> None:
-    if count:
-        _set_level(context, _LEVELS[min(count, 2)])
-
-
-def _quiet(context: click.Context, option: object, quiet: bool) -> None:
-    if quiet:
-        _set_level(context, logging.WARNING)
-
-
-def _set_level(context: click.Context, level: int) -> None:
+def _set_level(context: click.Context, option: click.Parameter, count: int) -> None:
+    if not count:
+        return
+    level = logging.WARNING if option.name == "quiet" else _LEVELS[min(count, 2)]
     if context.meta.setdefault(__name__, level) != level:
         raise UsageError("-v and -q cannot be combined. Pass one of them, once.")
     logging.getLogger(_OURS).setLevel(level)

@@ -64,7 +64,7 @@ def aws_signer(region: str | None, service: str) -> Callable[[str, str, bytes | 
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped, import-not-found, unused-ignore]
     # At DEBUG botocore logs what it signs, and opensearch-py the answer of AWS, which repeats it.
     for name in ("botocore.auth", "opensearch"):
-        logging.getLogger(name).addFilter(_without_session_token)
+        logging.getLogger(name).addFilter(lambda record: "x-amz-security-token" not in record.getMessage().lower())
     try:
         session = boto3.Session()
         credentials, region = session.get_credentials(), region or session.region_name
@@ -83,10 +83,6 @@ def aws_signer(region: str | None, service: str) -> Callable[[str, str, bytes | 
             raise ClusterError(_no_credentials(error)) from error
 
     return sign
-
-
-def _without_session_token(record: logging.LogRecord) -> bool:
-    return "x-amz-security-token" not in record.getMessage().lower()
 
 
 def _refuse_passphrase() -> str:

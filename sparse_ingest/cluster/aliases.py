@@ -22,8 +22,7 @@ Served = dict[str, dict[str, Any]]  # indexes that an alias points to, and its p
 def served_by(client: Client, alias: str, to: str | None = None) -> Served:
     """Return the index that an alias points to, or {}.
 
-    Raises:
-        UsageError: it cannot be an alias, or points to several indexes and none of them is `to`.
+    Raise `UsageError` if it cannot be an alias, or points to several indexes, of which none is `to`.
     """
     if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is not a name of an alias. Give one name, without wildcards.")
@@ -47,8 +46,7 @@ def served_by(client: Client, alias: str, to: str | None = None) -> Served:
 def move_alias(client: Client, alias: str, served: Served, target: Index) -> None:
     """Point the alias to `target` alone.
 
-    Raises:
-        ClusterError: another client has created, moved or removed it since it was read, or adds an index to it.
+    Raise `ClusterError` if another client has created, moved or removed it since it was read, or adds an index to it.
     """
     properties = served.get(target.name, next(iter(served.values()), {}))
     add = {"index": target.name, "alias": alias, **({} if properties == CLAIM else properties)}

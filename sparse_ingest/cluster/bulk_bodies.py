@@ -151,12 +151,8 @@ class BodyWriter:
     ) -> Iterator[BulkRequest]:
         """Yield the documents in requests of at most MAX_DOCUMENTS and `max_bytes`; a larger one has its own request.
 
-        Args:
-            max_bytes: a number, or a function that is called before each request.
-
-        Raises:
-            PipelineError: a document has a field with the name of the sparse field.
-            RunError: a token id or a weight that no encoder writes: the run is damaged.
+        `max_bytes` may be a function that is called before each request. Raise `PipelineError` if a document has a
+        field with the name of the sparse field, `RunError` for a token id or a weight that no encoder writes.
         """
         limit = max_bytes if callable(max_bytes) else lambda: max_bytes
         waiting: list[BulkRequest] = []

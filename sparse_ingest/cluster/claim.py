@@ -82,8 +82,7 @@ def claimed(
 ) -> Iterator[Claim]:
     """Claim an index that has this stamp, so that it refuses what other loads send.
 
-    Raises:
-        LostClaimError: another load has started since the index was stamped.
+    Raise `LostClaimError` if another load has started since the index was stamped.
     """
     claim = Claim(client, index, stamp, private_alias(index.name, load_id), journal, reporter)
     there = claim.check(aliased=False)

@@ -8,8 +8,10 @@ error reasons, which may contain user names.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, connect
@@ -46,21 +48,15 @@ def check_cluster(connection: Connection, index: str | None = None) -> list[Chec
             "server", "unknown", f"{client.address} does not report its version; {number} is assumed"
         )  # fmt: skip
         asked = {"plugins": _plugins, "health": _health, "disks": _disks, "rights": lambda one: _rights(one, index)}
-        return [server, *(check for name, ask in asked.items() for check in _checks(name, client, ask))]
+        return [server, *(one for name, ask in asked.items() for one in checks_of(name, partial(ask, client), _why))]
 
 
-def _checks(name: str, client: Client, ask: Callable[[Client], Iterator[Check]]) -> list[Check]:
-    """Return the findings of one kind, or one that is unknown if the cluster refuses to answer."""
-
-    def unless_refused() -> Iterator[Check]:
-        try:
-            yield from ask(client)
-        except ResponseError as error:
-            yield Check(name, "unknown", f"cannot be checked: the server answers {error.status} {error.kind}")
-        except UnreachableError:
-            yield Check(name, "unknown", f"cannot be checked: no usable answer within {PATIENCE_S:g} s")
-
-    return checks_of(name, unless_refused)
+def _why(error: Exception) -> str | None:
+    if isinstance(error, ResponseError):
+        return f"cannot be checked: the server answers {error.status} {error.kind}"
+    if isinstance(error, UnreachableError):
+        return f"cannot be checked: no usable answer within {PATIENCE_S:g} s"
+    return None
 
 
 def _plugins(client: Client) -> Iterator[Check]:
@@ -69,22 +65,17 @@ def _plugins(client: Client) -> Iterator[Check]:
     )
     installed = [{plugin["name"] for plugin in node.get("plugins", ())} for node in nodes.values()]
     for name, purpose in client.dialect.plugins.items():
-        having = sum(name in names for names in installed)
-        if having and having == len(installed):
-            yield Check(name, "ok", f"installed on {having} of {having} nodes")
-        else:
-            yield Check(name, "missing", f"installed on {having} of {len(installed)} nodes", f"Needed for {purpose}.")
+        found = f"installed on {(having := sum(name in names for names in installed))} of {len(installed)} nodes"
+        everywhere = having and having == len(installed)
+        yield Check(name, "ok", found) if everywhere else Check(name, "missing", found, f"Needed for {purpose}.")
 
 
 def _health(client: Client) -> Iterator[Check]:
     found = client.call("GET", "/_cluster/health")
     status = str(found["status"])
     words = f"{status}; data nodes: {found['number_of_data_nodes']}, unassigned shards: {found['unassigned_shards']}"
-    if status == "red":
-        advice = "Primary shards are missing. GET /_cluster/allocation/explain has the reason."
-        yield Check("health", "problem", words, advice)
-    else:
-        yield Check("health", "ok", words)
+    advice = "Primary shards are missing. GET /_cluster/allocation/explain has the reason." if status == "red" else ""
+    yield Check("health", "problem" if advice else "ok", words, advice)
 
 
 def _disks(client: Client) -> Iterator[Check]:
@@ -112,9 +103,8 @@ def _settings(client: Client) -> dict[str, Any]:
     """Return the settings on disk space without their common prefix; {} if the user may not read them."""
     params = {"include_defaults": "true", "flat_settings": "true"}
     answer = client.find("/_cluster/settings", params=params, absent=range(400, 500)) or {}
-    levels = [answer.get(level, {}) for level in ("defaults", "persistent", "transient")]
-    found = ((name, value) for level in levels for name, value in level.items() if name.startswith(_WATERMARKS))
-    return {name.removeprefix(_WATERMARKS): value for name, value in found}
+    found = ChainMap(*(answer.get(level, {}) for level in ("transient", "persistent", "defaults"))).items()
+    return {name.removeprefix(_WATERMARKS): value for name, value in found if name.startswith(_WATERMARKS)}
 
 
 def _is_above(limit: str, total: int, free: int) -> bool:

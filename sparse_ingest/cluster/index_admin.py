@@ -8,7 +8,7 @@ dropped.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from sparse_ingest.cluster.client import Client, ConnectionLike, UnreachableErro
 from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
-from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
+from sparse_ingest.pipeline import IndexSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import Reporter, reporter_of
 
 
@@ -142,9 +142,8 @@ def create_index(
                 f"{index!r} {what}, so it was not created. Pass another --index, or look at it first: "
                 f"sparse-ingest index show --index {index}"
             )
-        pipelines = list(wanted)
-        passages, defaults = chosen.ingest == "text-chunking", pipelines if chosen.default else ()
-        body = installed.equipped(body, pipelines, passages=passages, defaults=defaults)
+        passages, defaults = chosen.ingest == "text-chunking", list(wanted) if chosen.default else ()
+        body = installed.equipped(body, list(wanted), passages=passages, defaults=defaults)
         new = []
         try:
             for one, content in wanted.items():
@@ -156,14 +155,9 @@ def create_index(
                 with contextlib.suppress(ClusterError):
                     installed.remove(client, one, index)
             raise
-        if not updates.keeps_vectors(made, full.index.field, client.dialect):
-            reporter.note(updates.notice(made, full.index.field, client.dialect))
-        if unstarted := settling.unstarted_primaries(client, made):
-            reporter.note(unstarted)
-    if full.index.kind == "sparse_vector":
-        for message in (_seismic_note(made, full.index.field), *seismic.advice(None)):
+        for message in _notes(client, made, full.index):
             reporter.note(message)
-    names = {one.kind: one.name for one in pipelines}
+    names = {one.kind: one.name for one in wanted}
     kept = names.get("search"), names.get("ingest")
     return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *kept, chosen.default)
 
@@ -281,13 +275,20 @@ def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> dict[I
     return wanted
 
 
-def _seismic_note(made: indexes.Index, field: str) -> str:
-    parameters = seismic.parameters_of(mappings.field_mapping(made.mappings, field) or {})
-    return (
-        f"SEISMIC: index {made.name!r} clips weights above {parameters['quantization_ceiling_ingest']:g}, and builds "
-        f"clusters in segments of {parameters['approximate_threshold']} documents or more. Neither can be changed; "
-        "a load that creates its index fits both to the run."
-    )
+def _notes(client: Client, made: indexes.Index, settings: IndexSettings) -> Iterator[str]:
+    """Yield notes on a new index."""
+    if not updates.keeps_vectors(made, settings.field, client.dialect):
+        yield updates.notice(made, settings.field, client.dialect)
+    if unstarted := settling.unstarted_primaries(client, made):
+        yield unstarted
+    if settings.kind == "sparse_vector":
+        parameters = seismic.parameters_of(mappings.field_mapping(made.mappings, settings.field) or {})
+        yield (
+            f"SEISMIC: index {made.name!r} clips weights above {parameters['quantization_ceiling_ingest']:g}, and "
+            f"builds clusters in segments of {parameters['approximate_threshold']} documents or more. Neither can be "
+            "changed; a load that creates its index fits both to the run."
+        )
+        yield from seismic.advice(None)
 
 
 def _count(client: Client, there: indexes.Index, force: bool) -> int | None:

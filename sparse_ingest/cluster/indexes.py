@@ -2,9 +2,6 @@
 
 In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). Loads send to a private
 alias with `require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
-
-Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), aliases that
-searches use (aliases.py).
 """
 
 from __future__ import annotations

@@ -70,8 +70,7 @@ def ingest_body(name: str, field: str, model_id: str | None, encode: EncodeSetti
 def install(client: Client, pipeline: Installed, body: dict[str, Any], index: str) -> bool:
     """Install a pipeline for an index. Return False if the same one is installed for it.
 
-    Raises:
-        ClusterError: another one has its name, or the server does not know a processor.
+    Raise `ClusterError` if another one has its name, or the server does not know a processor.
     """
     client.dialect.refuse("pipelines")
     body = {**body, "description": f"{_mark(index)} {body['description']}"}

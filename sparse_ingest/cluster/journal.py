@@ -34,7 +34,7 @@ from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.records import Refusal, place_text
 from sparse_ingest.runs.manifest import Count
 from sparse_ingest.runs.run import Run
-from sparse_ingest.storage.durable import atomic_file, naming, open_own, sync_folder
+from sparse_ingest.storage.durable import atomic_file, naming, open_own, sync_folder, write_atomic
 from sparse_ingest.storage.foreign_json import MAX_BYTES, checked, parse_json, read_json
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
@@ -177,8 +177,7 @@ class Journal:
 
     def _write(self, path: Path, value: object) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            file.write(json.dumps(value).encode())
+        write_atomic(path, json.dumps(value).encode())
         self._publish(path.name)
 
     def _remove(self, path: Path) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.field_types import MAX_KEYWORD, FieldValues, fits
-from sparse_ingest.corpora.documents import shown
-from sparse_ingest.errors import RunError, listed
+from sparse_ingest.errors import RunError, listed, shown
 from sparse_ingest.records import MAX_LEVELS, field_path, is_within, refused_name
 from sparse_ingest.runs.shards import parse_fields
 
@@ -36,13 +35,10 @@ class FoundTypes(NamedTuple):
 
 
 class _Field:
-    """A field or an object.
+    """A field or an object. `entry` is its mapping, None if the index has none; `values` are those of a field without.
 
-    Attributes:
-        entry: its mapping; None if the index has none.
-        values: The values of a field without a mapping.
-        refused: content that OpenSearch accepts only while the field is not mapped; "" if none.
-        skipped: its content is not checked.
+    `refused` is content that OpenSearch accepts only while the field is not mapped; that of a `skipped` one is not
+    checked.
     """
 
     def __init__(self, entry: Mapping[str, Any] | None, *, skipped: bool) -> None:
@@ -55,11 +51,9 @@ class _Field:
 class KeptFields:
     """Reads the fields of documents.
 
-    Args:
-        names: The fields that the run keeps; None if that is not known.
-        mapping: The mapping of the index, or of the body that will create it.
-        recorded: The types that earlier loads into the index recorded.
-        origin: Where the types of the mapping come from, for messages, such as "index 'articles' maps".
+    `names` are the fields that the run keeps, None if that is not known. `mapping` is that of the index, or of the body
+    that will create it, `recorded` has the types of earlier loads, and `origin` says for messages where the types of
+    the mapping come from, such as "index 'articles' maps".
     """
 
     def __init__(

@@ -49,14 +49,9 @@ class _Use(NamedTuple):
 def refuse_unmapped(
     client: Client, path: str, known: Mapping[str, Any] | None, filter: Mapping[str, Any] | None, collapse: str | None
 ) -> None:
-    """Refuse a search that names a field that the index does not map.
+    """Raise `UsageError` if a search of the index at the URL path names a field that the index does not map.
 
-    Args:
-        path: The URL path of the index or alias.
-        known: The mapping, if it was read. If it lacks a field, it is read again: the field may have been added.
-
-    Raises:
-        UsageError: a field is not mapped; the message lists the mapped ones.
+    `known` is the mapping, if it was read. If it lacks a field, it is read again: the field may have been added.
     """
     uses = [*_fields_of(filter), *([_Use(collapse, "collapse")] if collapse else [])]
     mappings = [known or {}]

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from sparse_ingest.corpora.documents import BadRow, FieldNames, id_in, needed_columns, require, shown, text_in, utf8
+from sparse_ingest.corpora.documents import BadRow, FieldNames, id_in, needed_columns, require, text_in, utf8
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, suffix_of
 from sparse_ingest.corpora.text_formats import Quoting
-from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.errors import CorpusError, UsageError, shown
 from sparse_ingest.records import Query, place_text
 
 logger = logging.getLogger(__name__)

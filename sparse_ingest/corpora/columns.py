@@ -16,11 +16,11 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
-from sparse_ingest.corpora.documents import BadRow, shown
+from sparse_ingest.corpora.documents import BadRow
 from sparse_ingest.corpora.json_values import json_value
 from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import ContentStream, FileSource, StoredFile
-from sparse_ingest.errors import CorpusError, first_line
+from sparse_ingest.errors import CorpusError, first_line, shown
 
 _BATCH_BYTES = 4 << 20  # of Python objects at one time
 _BATCH_ROWS = 4096

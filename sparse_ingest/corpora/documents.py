@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import orjson
 
-from sparse_ingest.errors import UsageError, listed
+from sparse_ingest.errors import UsageError, listed, shown
 from sparse_ingest.records import MAX_ID_BYTES, MAX_LEVELS, Document, refused_name
 from sparse_ingest.storage.foreign_json import MAX_DEPTH, is_deep
 
@@ -23,7 +23,7 @@ ROW_NUMBER = ":row"
 
 _INT64 = 1 << 63
 _JSON_BLANKS = " \t\r\n"
-_MAX_SHOWN = 60  # characters of a value, or columns of a row, in a message
+_MAX_LISTED = 60  # columns of a row in a message
 
 
 @dataclass(frozen=True)
@@ -259,18 +259,4 @@ def columns_text(columns: Mapping[str, object]) -> str:
     """Return the names of columns for a message."""
     if not columns:
         return "the row has no columns"
-    return f"the columns are {listed(list(map(shown, columns)), _MAX_SHOWN)}"
-
-
-def shown(value: object) -> str:
-    """Return a value as shortened JSON that can be encoded as UTF-8."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        return "a deeply nested value"
-    return printable(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")
-
-
-def printable(text: str) -> str:
-    r"""Return the text with lone surrogates written as `\udXXX`, so that it can be encoded as UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return f"the columns are {listed(list(map(shown, columns)), _MAX_LISTED)}"

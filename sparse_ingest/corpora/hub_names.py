@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from sparse_ingest.corpora.documents import printable
-from sparse_ingest.errors import CorpusError, SparseIngestError, UsageError, first_line
+from sparse_ingest.errors import CorpusError, SparseIngestError, UsageError, first_line, printable
 from sparse_ingest.storage.hub_session import refused_token, token_state, without_token
 
 PREFIX = "hf:"

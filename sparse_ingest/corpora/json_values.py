@@ -28,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from sparse_ingest.corpora.documents import BadRow, encode_json, shown
+from sparse_ingest.corpora.documents import BadRow, encode_json
+from sparse_ingest.errors import shown
 
 _PLAIN = frozenset({str, int, bool, type(None)})  # types that orjson writes exactly as Python's json does
 

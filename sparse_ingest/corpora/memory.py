@@ -27,13 +27,13 @@ from typing import Any, cast
 import pyarrow as pa
 
 from sparse_ingest.corpora.columns import Row, rows_of, slices_of
-from sparse_ingest.corpora.documents import BadRow, FieldNames, needed_columns, shown, without_carried
+from sparse_ingest.corpora.documents import BadRow, FieldNames, needed_columns, without_carried
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.json_values import json_line, type_name
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.corpora.stored import MAX_LINE, FoundFile
 from sparse_ingest.corpora.text_formats import JsonLines, Quoting
-from sparse_ingest.errors import CorpusError, UsageError, first_line
+from sparse_ingest.errors import CorpusError, UsageError, first_line, shown
 from sparse_ingest.storage.foreign_json import parse_json
 from sparse_ingest.storage.scratch import ScratchFolder
 
@@ -53,17 +53,7 @@ def corpus_of(
     columns: Sequence[str] | None = None,
     quoting: Quoting | None = None,
 ) -> Corpus:
-    """Return the corpus of a value: files and datasets, or rows in memory.
-
-    Args:
-        corpus: a string or path, or a list or tuple of them (see `open_corpus`), or rows (see `memory_corpus`), or a
-            `Corpus`.
-        fields: which columns make a document.
-        format, columns, quoting: as for `open_corpus`; not for rows in memory.
-
-    Raises:
-        UsageError: the value is neither, or an empty list, or an option does not apply to it.
-    """
+    """Return the corpus of a value: a `Corpus`, names of files (`open_corpus`), or rows (`memory_corpus`)."""
     if isinstance(corpus, Corpus):
         return corpus
     if isinstance(corpus, (list, tuple)) and not corpus:
@@ -81,14 +71,8 @@ def corpus_of(
 def memory_corpus(rows: object, *, fields: FieldNames) -> Corpus:
     """Write rows to a temporary file, and return the corpus that reads and owns it.
 
-    Args:
-        rows: an iterable of mappings, a pandas or polars DataFrame, an object with `__arrow_c_stream__` (an Arrow
-            table, batch or reader), or a `datasets` Dataset or IterableDataset. Its exceptions are not caught.
-        fields: which columns make a document.
-
-    Raises:
-        UsageError: `rows` has another type.
-        CorpusError: the file cannot be written.
+    Rows are an iterable of mappings, a pandas or polars DataFrame, an object with `__arrow_c_stream__` (an Arrow table,
+    batch or reader), or a `datasets` Dataset or IterableDataset. Its exceptions are not caught.
     """
     fields = without_carried(fields)
     found = _rows_in(rows, _choice(fields))

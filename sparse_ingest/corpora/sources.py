@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of, shown
-from sparse_ingest.errors import CorpusError
+from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of
+from sparse_ingest.errors import CorpusError, shown
 from sparse_ingest.records import SourceRow
 
 # Names of a table's columns -> the columns to read, with their roles; see `needed_columns`.

@@ -20,8 +20,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 import pyarrow as pa
 
 from sparse_ingest.corpora.contents import EMPTY, HEAD_BYTES, TEXT, advice_for, is_special, kind_of
-from sparse_ingest.corpora.documents import printable
-from sparse_ingest.errors import CorpusError, StorageError, first_line
+from sparse_ingest.errors import CorpusError, StorageError, first_line, printable
 from sparse_ingest.records import place_text
 from sparse_ingest.storage.places import Place, RemotePath
 

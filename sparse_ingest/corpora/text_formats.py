@@ -12,10 +12,10 @@ import csv
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from sparse_ingest.corpora.documents import BadRow, columns_text, json_object, shown, utf8
+from sparse_ingest.corpora.documents import BadRow, columns_text, json_object, utf8
 from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, LineSource, StoredFile
-from sparse_ingest.errors import CorpusError
+from sparse_ingest.errors import CorpusError, shown
 from sparse_ingest.records import place_text
 from sparse_ingest.storage.foreign_json import parse_json
 

@@ -144,8 +144,7 @@ def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions, reporter
 def _devices(named: str, corpus: Corpus, out: Place, reporter: Reporter) -> list[str]:
     """Return the devices that `--device` names, or one if several cannot be used.
 
-    Raises:
-        UsageError: a device is unknown or missing, or several devices are named for standard input.
+    Raise `UsageError` if a device is unknown or missing, or several devices are named for standard input.
     """
     several = "," in named
     # A complete run and a single named device do not need torch; a missing torch is reported by the job.

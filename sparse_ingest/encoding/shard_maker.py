@@ -27,13 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.checkpoints.inspect import dense_warning
-from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.sources import Cursor, bad_document
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
 from sparse_ingest.encoding.equal_texts import Copies, Kept
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.encoding.stages import Ahead, Stages, Stopped
-from sparse_ingest.errors import RunError
+from sparse_ingest.errors import RunError, shown
 from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.tokenizer import FirstWindow
 from sparse_ingest.pipeline import EncodeSettings

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.cluster.index_size import IndexSize
@@ -30,24 +29,10 @@ TRIAL_S = 20.0
 _WARM_DOCUMENTS = 32
 
 
-class Measured(NamedTuple):
-    """A speed in the tables of benchmarks/README.md."""
-
-    dtype: str
-    tokens_per_second: int
-
-
-VOCABULARY = 30_522  # tokens of the models measured
-
-
-# The fastest dtype of each shape (layers, width).
 BENCHMARK_MACHINE = "2 cores of an AMD EPYC with AVX512, without AMX (docs/benchmarks.md)"
-MEASURED = {
-    (2, 128): Measured("int8-bfloat16", 56_576),
-    (4, 256): Measured("int8-bfloat16", 20_198),
-    (6, 768): Measured("int8-bfloat16", 3_164),
-    (12, 768): Measured("int8-bfloat16", 736),
-}
+VOCABULARY = 30_522  # tokens of the models measured there
+# Tokens per second of models of these shapes (layers, width) with the fastest dtype, from benchmarks/README.md.
+MEASURED_DTYPE, MEASURED = "int8-bfloat16", {(2, 128): 56_576, (4, 256): 20_198, (6, 768): 3_164, (12, 768): 736}
 
 
 @dataclass(frozen=True)
@@ -78,15 +63,9 @@ def predict(
     totals: tuple[int, float],
     reporter: Reporter,
 ) -> Prediction:
-    """Encode as many of the documents as fit into `TRIAL_S`, and predict a run.
+    """Encode as many documents of a random sample as fit into `TRIAL_S`, and predict a run of the corpus.
 
-    Args:
-        documents: A random sample in random order.
-        corpus: The corpus of the documents.
-        pipeline: Model and settings of the run.
-        options: Options of the run.
-        totals: The number of documents of the corpus, and of the tokens that the model reads.
-        reporter: For notes.
+    `totals` has the number of documents of the corpus, and of the tokens that the model reads.
     """
     from sparse_ingest.models.documents import choose_devices
 
@@ -147,11 +126,9 @@ def _others(job: Job, tokens: float, *, is_cpu: bool) -> list[dict[str, object]]
     like_measured = abs(len(job.run.vocabulary()) - VOCABULARY) < VOCABULARY / 30
     # A damaged config may have a list there, so it is compared and not looked up.
     found = next((speed for key, speed in MEASURED.items() if key == shape), None) if like_measured else None
-    benchmark: dict[str, object] = {"device": BENCHMARK_MACHINE, "dtype": None, "seconds": None}
-    if found:
-        benchmark |= {"dtype": found.dtype, "seconds": round(tokens / found.tokens_per_second, 1)}
-    gpu: dict[str, object] = {"device": "a GPU", "dtype": None, "seconds": None}
-    return [benchmark, gpu] if is_cpu else [benchmark]
+    seconds, dtype = (round(tokens / found, 1), MEASURED_DTYPE) if found else (None, None)
+    benchmark: dict[str, object] = {"device": BENCHMARK_MACHINE, "dtype": dtype, "seconds": seconds}
+    return [benchmark, {"device": "a GPU", "dtype": None, "seconds": None}] if is_cpu else [benchmark]
 
 
 @dataclass(frozen=True)

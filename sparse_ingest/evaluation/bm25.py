@@ -21,8 +21,7 @@ def rank_texts(
 ) -> Iterator[tuple[str, list[str], list[float]]]:
     """Search documents (id, text) with BM25; yield query id, document ids and scores, best first.
 
-    Raises:
-        MissingExtraError: the library or its stemmer is not installed.
+    Raise `MissingExtraError` if the library or its stemmer is not installed.
     """
     with needs_extra("evaluate", "BM25 over a run folder"):
         import bm25s

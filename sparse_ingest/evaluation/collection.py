@@ -68,16 +68,9 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
 
 
 def has_judged_passages(judged: set[str], known: int, parents: int, place: str) -> bool:
-    """Return whether a run or index has the judged documents as passages.
+    """Return whether a run or index has the judged documents as passages, or raise `CorpusError` if it has none.
 
-    Args:
-        judged: The ids of the judged documents.
-        known: How many of them the run or index has.
-        parents: How many of them it has passages of.
-        place: The name of the run or index in messages.
-
-    Raises:
-        CorpusError: it has none of the judged documents.
+    Of the `judged` documents it has `known`, and passages of `parents`. `place` names it in messages.
     """
     found = known or parents
     if not found:

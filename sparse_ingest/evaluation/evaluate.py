@@ -110,19 +110,16 @@ class Evaluation:
             "hybrid": changed(self.hybrid) if self.hybrid else None,
         }
         if self.comparisons:
-            found["comparison"] = [_comparison_as_dict(one, per_query) for one in self.comparisons]
+            found["comparison"] = [one._asdict() for one in self.comparisons]
+            for one in found["comparison"]:
+                changes = one.pop("changes")
+                one |= {"changes": [change._asdict() for change in changes]} if per_query else {}
         return found
 
 
 def _row_as_dict(row: EngineResult, per_query: bool) -> dict[str, Any]:
     values = {**row.measured.mean, "engine": row.name, "latency": row.latency._asdict()}
     return values | {"per_query": row.measured.per_query} if per_query else values
-
-
-def _comparison_as_dict(comparison: Comparison, per_query: bool) -> dict[str, Any]:
-    values = comparison._asdict()
-    changes = values.pop("changes")
-    return values | {"changes": [change._asdict() for change in changes]} if per_query else values
 
 
 def evaluate(
@@ -239,8 +236,7 @@ def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOption
 def _evaluate_index(index: SearchableIndex, found: _Measuring, options: EvaluateOptions) -> Evaluation:
     """Evaluate an index with its engine, and with BM25.
 
-    Raises:
-        UsageError: the index has passages of the judged documents, and the engine cannot collapse them.
+    Raise `UsageError` if the index has passages of the judged documents, and the engine cannot collapse them.
     """
     from sparse_ingest.cluster.postings import count_known, count_parents
     from sparse_ingest.searching.index_search import rank_index, rank_words
@@ -275,13 +271,22 @@ def read_compared(
 ) -> dict[str, dict[str, float]]:
     """Return the values by measure and query of a TREC run file, or of the JSON of another evaluation.
 
-    Raises:
-        CorpusError: the file cannot be read, or has none of the queries.
+    Queries that are not in a run file have no hits there; of an evaluation only common queries are compared. Raise
+    `CorpusError` if the file cannot be read, or has none of the queries.
     """
     asked = [query.id for query in collection.queries()]
     values = read_per_query(path)
     if values is None:
-        return measure_trec_run(path, collection, measures, ignore_identical_ids).per_query
+        found = read_trec_run(path, set(asked))
+        if not found:
+            raise CorpusError(
+                f"{path} has none of the {len(asked)} judged queries. Give a run file of the same collection."
+            )
+        rankings = ((query_id, found.get(query_id, {})) for query_id in asked)
+        ranked = (Ranked(query_id, list(scores), list(scores.values())) for query_id, scores in rankings)
+        if ignore_identical_ids:
+            ranked = (one.without(one.query_id) for one in ranked)
+        return measure(ranked, collection.qrels, measures).per_query
     if lacking := [name for name in measures if name not in values]:
         raise CorpusError(
             f"{path} has no values of {', '.join(lacking)}. Create it with the same --measure, --per-query and --json."
@@ -294,27 +299,6 @@ def read_compared(
     if len(both) < len(asked):
         logger.warning("%s has values of %d of the %d queries: only these are compared.", path, len(both), len(asked))
     return {name: {query_id: values[name][query_id] for query_id in both} for name in measures}
-
-
-def measure_trec_run(
-    path: Path, collection: Collection, measures: Sequence[str], ignore_identical_ids: bool = False
-) -> Measured:
-    """Measure a TREC run file on the same queries; queries that are not in the file have no hits.
-
-    Raises:
-        CorpusError: the file cannot be read, or has none of the queries.
-    """
-    asked = [query.id for query in collection.queries()]
-    found = read_trec_run(path, set(asked))
-    if not found:
-        raise CorpusError(
-            f"{path} has none of the {len(asked)} judged queries. Give a run file of the same collection."
-        )
-    rankings = ((query_id, found.get(query_id, {})) for query_id in asked)
-    ranked = (Ranked(query_id, list(scores), list(scores.values())) for query_id, scores in rankings)
-    if ignore_identical_ids:
-        ranked = (one.without(one.query_id) for one in ranked)
-    return measure(ranked, collection.qrels, measures)
 
 
 def _latency(latencies: Sequence[tuple[float, float | None]]) -> Latency:
@@ -353,9 +337,9 @@ def _count_index_terms(client: Client, index: str, field: str, vocabulary: Seque
 
     try:
         frequencies = document_frequencies(client, index, field, [token for token in vocabulary if token is not None])
-    except PartialAnswerError:
-        raise
     except ClusterError as error:
+        if isinstance(error, PartialAnswerError):
+            raise
         # Quality without sparsity is better than no result.
         logger.warning("The terms of the documents are not counted. %s", error)
         return None

@@ -100,8 +100,7 @@ def depth_of(names: Iterable[str]) -> int:
 def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) -> Measured:
     """Measure rankings against qrels. Only the order and ties of scores matter.
 
-    Raises:
-        UsageError: a measure is unknown.
+    Raise `UsageError` if a measure is unknown.
     """
     library = _library()
     parsed = parse_measures(measures)
@@ -131,12 +130,8 @@ def compare(
     """Test each measure's values by query (`Measured.per_query`) of two rankings for a difference.
 
     Paired tests: Student's t-test by scipy, and a randomization test, which swaps the two values of random queries
-    9,999 times, from a fixed seed, and counts how often the means differ at least as much.
-
-    Args:
-        first: Values by measure and query.
-        second: The same measures and queries.
-        texts: The texts of queries, for `Comparison.changes`.
+    9,999 times, from a fixed seed, and counts how often the means differ at least as much. `texts` of queries are for
+    `Comparison.changes`.
     """
     with needs_extra("evaluate", "Comparing two rankings"):
         from scipy.stats import ttest_rel
@@ -162,13 +157,11 @@ def compare(
         by_chance = float(as_large[place] / (RESAMPLES + 1))
         column = differences[:, place]
         wins, losses = int((column > 0).sum()), int((column < 0).sum())
-        largest = [at for at in np.argsort(-np.abs(column), kind="stable")[:CHANGES].tolist() if column[at]]
         changes = [
             Change(queries[at], (texts or {}).get(queries[at], ""), float(one[at, place]), float(other[at, place]))
-            for at in largest
-        ]
-        counts = wins, losses, len(queries) - wins - losses
-        difference = means[0] - means[1]
+            for at in np.argsort(-np.abs(column), kind="stable")[:CHANGES].tolist() if column[at]
+        ]  # fmt: skip
+        counts, difference = (wins, losses, len(queries) - wins - losses), means[0] - means[1]
         comparisons.append(Comparison(name, len(queries), *means, difference, by_t_test, by_chance, *counts, changes))
     return comparisons
 

@@ -9,8 +9,20 @@ from typing import Literal
 from sparse_ingest.pipeline import HybridSettings, option
 
 
+@dataclass(frozen=True, kw_only=True)
+class QueriesOptions(HybridSettings):
+    """Options of stages that read files of queries and search an index with them."""
+
+    quoting: Literal["rfc4180", "none"] | None = option(
+        None, "Quoting of csv queries and qrels; none: quotes are ordinary characters  [default: rfc4180]"
+    )
+    allow_partial: bool = option(
+        False, "With --index: accept partial results of failed shards and timeouts, with a warning"
+    )
+
+
 @dataclass(frozen=True)
-class EvaluateOptions(HybridSettings):
+class EvaluateOptions(QueriesOptions):
     """Options of `evaluate`. The four `hybrid` options override [query]."""
 
     stored: bool = option(False, "With --run: use 9-bit weights, as in an index")
@@ -24,13 +36,7 @@ class EvaluateOptions(HybridSettings):
         None, "Also evaluate BM25 (for a run: on its texts, in memory)  [default: with an index]",
         flags="--bm25/--no-bm25",
     )  # fmt: skip
-    quoting: Literal["rfc4180", "none"] | None = option(
-        None, "Quoting of csv queries and qrels; none: quotes are ordinary characters  [default: rfc4180]"
-    )
     concurrency: int | None = option(None, "With --index: number of requests in flight  [default: 1]")
-    allow_partial: bool = option(
-        False, "With --index: accept partial results of failed shards and timeouts, with a warning"
-    )
     trec_run: Path | str | None = option(None, "Write the rankings as a TREC run file", metavar="FILE")
     compare: Path | str | None = option(
         None,

@@ -28,11 +28,7 @@ class _Evaluation:
 
 
 def trec_lines(ranking: Ranked) -> str:
-    """Return the lines of a ranking.
-
-    Raises:
-        CorpusError: an id contains white space.
-    """
+    """Return the lines of a ranking. Raise `CorpusError` if an id contains white space."""
     for kind, one in (("query id", ranking.query_id), *(("document id", one) for one in ranking.doc_ids)):
         _refuse_unfit(kind, one)
     found = enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1)
@@ -50,8 +46,7 @@ def _refuse_unfit(kind: str, name: str) -> None:
 def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, float]]:
     """Return the scores in a run file by document, for the wanted queries.
 
-    Raises:
-        CorpusError: a line does not have six columns, or its score is not a number.
+    Raise `CorpusError` if a line does not have six columns, or its score is not a number.
     """
     found: dict[str, dict[str, float]] = {}
     # Invalid bytes can only be in an id, which then matches no other.
@@ -75,8 +70,7 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
 def read_per_query(path: Path) -> dict[str, dict[str, float]] | None:
     """Return the values by measure and query in the output of `evaluate --json --per-query`; None for other files.
 
-    Raises:
-        CorpusError: it is JSON without these values.
+    Raise `CorpusError` if it is JSON without these values.
     """
     if not path.is_file():  # a pipe can be read only once
         return None
@@ -95,9 +89,7 @@ def read_per_query(path: Path) -> dict[str, dict[str, float]] | None:
 def written(path: Path | str | None, query_ids: Iterable[str]) -> contextlib.AbstractContextManager[IO[bytes] | None]:
     """Open a file that is created when the block is done; None without a path.
 
-    Raises:
-        UsageError: the folder does not exist.
-        CorpusError: the id of a query contains white space.
+    Raise `UsageError` if the folder does not exist, `CorpusError` if the id of a query contains white space.
     """
     if path is None:
         return contextlib.nullcontext()

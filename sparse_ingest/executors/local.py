@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial, partialmethod
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NamedTuple
 
@@ -284,20 +285,7 @@ class _PipeReporter(SilentReporter):
         with self._lock, contextlib.suppress(OSError):
             self._connection.send((name, *given))
 
-    def expect(self, total: int) -> None:  # noqa: D102 - see Reporter
-        self.send("expect", total)
-
-    def plan(self, count: int, tokens: int) -> None:  # noqa: D102
-        self.send("plan", count, tokens)
-
-    def earlier(self, count: int) -> None:  # noqa: D102
-        self.send("earlier", count)
-
-    def note(self, message: str) -> None:  # noqa: D102
-        self.send("note", message)
-
-    def warn(self, message: str) -> None:  # noqa: D102
-        self.send("warn", message)
+    expect, plan, earlier, note, warn = map(partial(partialmethod, send), ("expect", "plan", "earlier", "note", "warn"))
 
     def stop_requested(self) -> bool:  # noqa: D102
         return self.stopping.is_set()

@@ -95,8 +95,7 @@ class Delivery:
     def load_shards(self, missing: Sequence[int], documents: int, reporter: Reporter) -> None:
         """Send the missing shards. `documents` is the number of documents in other shards.
 
-        Raises:
-            Interrupted: `reporter` requested a stop; started shards are finished.
+        Raise `Interrupted` if `reporter` requested a stop; started shards are finished.
         """
         reporter.earlier(documents)
         in_flight: deque[_ShardInFlight] = deque()

@@ -25,11 +25,8 @@ from sparse_ingest.runs.run import Run
 class KeptTypes:
     """The types of a run's kept fields.
 
-    Args:
-        there: The index to load into; None if `body`, which has the declared types, will create it.
-
-    Raises:
-        ClusterError: the index maps a field as another type than the declared one.
+    `there` is the index to load into; None if `body`, which has the declared types, will create it. Raise
+    `ClusterError` if the index maps a field as another type than the declared one.
     """
 
     def __init__(self, run: Run, there: indexes.Index | None, body: dict[str, Any], options: LoadOptions) -> None:

@@ -89,20 +89,15 @@ def ensure_distribution(reporter: Reporter, with_ml: bool = False) -> Path:
         if not _is_intact(folder):
             if folder.exists():
                 reporter.note(f"The unpacked OpenSearch in {folder} is incomplete; unpacking it again")
-            _announce(wanted, reporter)
+            if missing := [archive for archive in wanted if not _is_cached(archive)]:
+                names = ", ".join(f"{archive.name} {archive.size_bytes / 1e6:.0f} MB" for archive in missing)
+                total_mb = sum(archive.size_bytes for archive in missing) / 1e6
+                reporter.note(f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; {total_mb:.0f} MB in all)")
             zips = [_fetch(archive, reporter) for archive in wanted]
             reporter.note(f"Unpacking OpenSearch {OPENSEARCH_VERSION} into {folder}")
             with _publish(folder) as unfinished:
                 _unpack(wanted, zips, unfinished)
     return folder
-
-
-def _announce(wanted: tuple[Archive, ...], reporter: Reporter) -> None:
-    missing = [archive for archive in wanted if not _is_cached(archive)]
-    if missing:
-        names = ", ".join(f"{archive.name} {archive.size_bytes / 1e6:.0f} MB" for archive in missing)
-        total_mb = sum(archive.size_bytes for archive in missing) / 1e6
-        reporter.note(f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; {total_mb:.0f} MB in all)")
 
 
 def _unpack(wanted: tuple[Archive, ...], zips: list[Path], folder: Path) -> None:

@@ -61,17 +61,9 @@ def start(
 ) -> Instance:
     """Start OpenSearch on `port`, unless it is already running, and return when it is healthy.
 
-    Args:
-        port: Port on 127.0.0.1.
-        data: Parent of the data folder sparse-ingest-opensearch; by default the instance's own folder.
-        heap: Size of the Java heap, such as 512m or 2g.
-        with_ml: With the machine-learning plugin; a running server must have it.
-        timeout_s: How long to wait for the cluster to be healthy.
-        reporter: Receives progress and notes.
-
-    Raises:
-        LocalServerError: another server uses the port, ours runs with other settings, or the server ended or was not
-            healthy in time; the message then has its last log lines.
+    `data` is the parent of the data folder sparse-ingest-opensearch, by default the instance's own folder. With
+    `with_ml` the server has the machine-learning plugin; one that is running must have it. Raise `LocalServerError` if
+    it is not healthy after `timeout_s`; the message has its last log lines.
     """
     heap_bytes(heap)  # refuse a wrong value before downloading
     _psutil()
@@ -235,10 +227,8 @@ def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float
 def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float, reporter: Reporter) -> None:
     """Wait until the cluster is yellow or green, or red without recovery; then report the red indexes.
 
-    `child` is None if another process started the server.
-
-    Raises:
-        LocalServerError: the server exited, or is not ready after `timeout_s`.
+    `child` is None if another process started the server. Raise `LocalServerError` if the server exited, or is not
+    ready after `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
     recovering = time.monotonic()

@@ -45,8 +45,7 @@ logger = logging.getLogger(__name__)
 def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
     """Build the masked LM of a checkpoint's document side.
 
-    Raises:
-        CheckpointError: it cannot be built, lacks weights, or has code that is not trusted.
+    Raise `CheckpointError` if it cannot be built, lacks weights, or has code that is not trusted.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging

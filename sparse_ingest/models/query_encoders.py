@@ -45,8 +45,7 @@ def query_checkpoint(model: ModelSettings) -> Checkpoint:
 def build_weight_table(checkpoint: Checkpoint, settings: ModelSettings) -> WeightTable:
     """Build the weight table that is a checkpoint's query side.
 
-    Raises:
-        MissingExtraError: it is a pickle, and torch is not installed.
+    Raise `MissingExtraError` if it is a pickle, and torch is not installed.
     """
     side = checkpoint.query
     assert isinstance(side, WeightTableSide)

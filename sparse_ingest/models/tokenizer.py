@@ -152,12 +152,9 @@ class Tokenizer:
         return [FirstWindow(cut.window(0), cut.windows > 1) for cut in self.cut(texts, full=False)]
 
     def cut(self, texts: Sequence[str], *, full: bool = True, places: bool = False) -> list[Cut]:
-        """Return texts as tokens, for windows.
+        """Return texts, without prompt, as tokens for windows; not `full`: no more than the first window needs.
 
-        Args:
-            texts: the texts without prompt.
-            full: False to tokenize no more than the first window needs.
-            places: whether `Cut.span` will be called.
+        `Cut.span` can be called only with `places`.
         """
         with tokenizer_errors(self._folder):
             return self._cut(texts, full, places)

@@ -21,7 +21,7 @@ _FAST = 'For speed: pip install "sparse-ingest[fast]"'
 
 def main() -> None:
     """Print the findings as one line of JSON."""
-    found = [one for name, ask in CHECKS.items() for one in checks_of(name, ask)]
+    found = [*checks_of("torch", _torch), *checks_of("tokenizer", _tokenizer)]
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 
 
@@ -57,11 +57,9 @@ def _cpu() -> Iterator[Check]:
     instructions = ", ".join(name for name, there in has.items() if there)
     found = f"{instructions}; --dtype auto tries {faster}" if faster else "float32 is the fastest dtype here"
     yield Check("CPU instructions", "ok" if instructions else "missing", found)
-    for dtype in (torch.int8, torch.bfloat16):
-        name, kind = f"{str(dtype).removeprefix('torch.')} kernel", instructions_for(dtype, 128)
-        int8 = dtype == torch.int8
-        used = torch.float32 if int8 else dtype
-        yield _kernel(name, kind, partial(fast_head_works, torch.device("cpu"), used, int8=int8))
+    for name, dtype, used in (("int8", torch.int8, torch.float32), ("bfloat16", torch.bfloat16, torch.bfloat16)):
+        works = partial(fast_head_works, torch.device("cpu"), used, int8=name == "int8")
+        yield _kernel(f"{name} kernel", instructions_for(dtype, 128), works)
 
 
 def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Check:
@@ -107,6 +105,3 @@ def _tokenizer() -> Iterator[Check]:
         yield Check("tokenizer", "ok", "nanotoken returns the same tokens as the library tokenizers")
     else:
         yield Check("tokenizer", "problem", f"nanotoken does not work; {slower}", _FAST)
-
-
-CHECKS = {"torch": _torch, "tokenizer": _tokenizer}

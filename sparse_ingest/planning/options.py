@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from sparse_ingest.pipeline import HybridSettings, option
+from sparse_ingest.evaluation.options import QueriesOptions
+from sparse_ingest.pipeline import option
 
 MOST_QUERIES = 2000
 
 
 @dataclass(frozen=True)
-class PlanOptions(HybridSettings):
+class PlanOptions(QueriesOptions):
     """Options of `plan`. The four `hybrid` options override [query]."""
 
     qrels: Path | str | Mapping[str, Mapping[str, int]] | None = option(
         None, "Relevance judgments: measure nDCG@10 instead of the overlap of the ten best documents", metavar="F"
     )
-    quoting: Literal["rfc4180", "none"] | None = option(
-        None, "Quoting of csv queries and qrels; none: quotes are ordinary characters  [default: rfc4180]"
-    )
     loss: float = option(0.01, "Allowed loss of quality, as a share", range=(0, 1))
     sample: int = option(200, "Number of queries to plan with")
-    allow_partial: bool = option(
-        False, "With --index: accept partial results of failed shards and timeouts, with a warning"
-    )
     out: Path | str | None = option(None, "Write plan.json, plan.png, plan.html and pipeline.toml here", metavar="DIR")

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline, changed
+from sparse_ingest.pipeline import Pipeline, changed, with_resolved_paths
 from sparse_ingest.planning.drawing import as_html, as_png, figure_class, sentences
 from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.storage.durable import write_atomic
 
-_PATHS = ("document", "query", "body")  # settings that may name a file or a folder
 _ESCAPED = "backslashreplace"  # for bytes of a run's path that are not UTF-8
 NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
 
@@ -58,12 +57,10 @@ def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
 def pipeline_text(pipeline: Pipeline, comments: Iterable[str]) -> str:
     """Return a pipeline file for `read_pipeline`: comments, and all settings that are not defaults."""
     lines = [f"# {line}".rstrip() for line in comments]
-    for table, settings in vars(pipeline).items():
+    for table, settings in vars(with_resolved_paths(pipeline, Path())).items():
         if given := changed(settings):
             lines += ["", f"[{table}]"]
-            lines += [
-                f"{name} = {_toml(_resolved(value) if name in _PATHS else value)}" for name, value in given.items()
-            ]
+            lines += [f"{name} = {_toml(value)}" for name, value in given.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -72,8 +69,3 @@ def _toml(value: Any) -> str:
         names = {name: name if name.isidentifier() and name.isascii() else _toml(name) for name in value}
         return "{" + ", ".join(f"{names[name]} = {_toml(inner)}" for name, inner in value.items()) + "}"
     return json.dumps(value).replace("\x7f", "\\u007f")
-
-
-def _resolved(name: str) -> str:
-    """Return an absolute path if the file exists: in a pipeline file, paths are relative to it."""
-    return str(Path(name).resolve()) if Path(name).exists() else name

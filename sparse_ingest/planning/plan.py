@@ -1,9 +1,9 @@
 """`plan`: find the cheapest pruning of a run, or the fastest engine of an index, within an allowed loss of quality.
 
 Ground truth is exact search of unpruned vectors with 9-bit weights; in a hybrid plan, hybrid search of the index with
-unpruned queries. Quality is nDCG@10 with judgments, otherwise the
-share of the ten best documents that is found. Without an index, cost is predicted bytes and postings visited; with an
-index, measured latency. The prediction assumes one segment: Lucene searches several segments and shards one by one.
+unpruned queries. Quality is nDCG@10 with judgments, otherwise the share of the ten best documents that is found.
+Without an index, cost is predicted bytes and postings visited; with an index, measured latency. The prediction assumes
+one segment: Lucene searches several segments and shards one by one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
 from sparse_ingest.planning.report import PlanReport, Point, Values, candidates, choose, frontier, loss_of, unsettled
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
-from sparse_ingest.queries.weight_table import QueryWeights, prune_query
+from sparse_ingest.queries.weight_table import prune_query
 from sparse_ingest.records import Query
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.checking import checked_shard, finished_shards, shard_vectors
@@ -105,19 +105,9 @@ def plan(
     unpruned = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
     with engines.open_planned_index(folder, as_encoded, index, url, connection, chosen) as held:
         hybrid = (held.engine.hybrid if held else None) or HybridSettings()
-        as_encoded = replace(as_encoded, query=replace(as_encoded.query, **vars(hybrid)))
-        if held:
-            as_encoded = replace(as_encoded, index=held.settings)
-        sampled = _sampled(records, qrels, chosen.sample)
-        weighted = [(query_id, weights) for query_id, weights in many_query_weights(sampled, unpruned) if weights]
-        if len(weighted) < LEAST_QUERIES:
-            which = "queries with judgments" if qrels is not None else "queries"
-            raise UsageError(
-                f"Found {len(weighted)} {which} with a weighted token; a plan needs at least {LEAST_QUERIES}. Give "
-                "more queries."
-            )
-        texts = {query.id: query.text for query in sampled}
-        job = _Job(folder, weighted, [texts[query_id] for query_id, _ in weighted], qrels, held, chosen.loss)
+        table = held.settings if held else as_encoded.index
+        as_encoded = replace(as_encoded, query=replace(as_encoded.query, **vars(hybrid)), index=table)
+        job = _Job(folder, _sampled(records, qrels, chosen.sample), unpruned, qrels, held, chosen.loss)
         reporter.begin("documents", folder.totals()["rows"])
         job.read(reporter)
         report = job.report(as_encoded)
@@ -130,14 +120,22 @@ class _Job:
     def __init__(
         self,
         run: Run,
-        weighted: Sequence[tuple[str, QueryWeights]],
-        texts: Sequence[str],
+        queries: Sequence[Query],
+        unpruned: Pipeline,
         qrels: Qrels | None,
         index: engines.PlannedIndex | None,
         loss: float,
     ) -> None:
-        self.run, self.weighted, self.qrels, self.index, self.loss = run, weighted, qrels, index, loss
-        self.texts = texts
+        self.run, self.qrels, self.index, self.loss = run, qrels, index, loss
+        self.weighted = weighted = [pair for pair in many_query_weights(queries, unpruned) if pair[1]]
+        if len(weighted) < LEAST_QUERIES:
+            which = "queries with judgments" if qrels is not None else "queries"
+            raise UsageError(
+                f"Found {len(weighted)} {which} with a weighted token; a plan needs at least {LEAST_QUERIES}. Give "
+                "more queries."
+            )
+        texts = {query.id: query.text for query in queries}
+        self.texts = [texts[query_id] for query_id, _ in weighted]
         number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
         if not any(number.keys() & weights.keys() for _, weights in weighted):
             raise UsageError(

@@ -3,8 +3,6 @@
 In: tokenizer.json and idf.json, query_token_weights.txt, or a safetensors file with the tensor `weight`. Out: each
 distinct token of a text with its weight. As in sentence-transformers and OpenSearch's analyzers, no special tokens are
 added. Weights are keyed by token string: a query side may have other ids than the document side.
-
-Not covered: pickled tables (models/masked_lms.py).
 """
 
 from __future__ import annotations

@@ -40,11 +40,8 @@ class ChangeCounts(NamedTuple):
 class Changes:
     """The differences between two runs. Neither may change during the comparison.
 
-    Args:
-        old: the older run, as it was loaded.
-        new: the newer run.
-        scratch: an existing folder with space for 33 bytes per document of both during the merge, 1 afterwards.
-        refused: ids of `old` that the index refused; their documents in `new` count as changed.
+    The folder `scratch` needs space for 33 bytes per document of both during the merge, 1 afterwards. `refused` are ids
+    of `old` that the index refused; their documents in `new` count as changed.
     """
 
     def __init__(self, old: Run, new: Run, scratch: Path, *, refused: Collection[str] = ()) -> None:

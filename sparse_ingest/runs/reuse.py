@@ -44,11 +44,9 @@ def refuse_other_settings(old: Run, identity: Identity) -> None:
 
 
 class OldVectors:
-    """The vectors of the finished shards of a run, by text hash. Not safe to use from several threads.
+    """The vectors of the finished shards of a run, which must not change, by text hash. Not safe for several threads.
 
-    Args:
-        run: their run, which must not change during the encode.
-        scratch: an existing folder with space for 48 bytes per row while the table is built, 24 afterwards.
+    The folder `scratch` needs space for 48 bytes per row while the table is built, 24 afterwards.
     """
 
     def __init__(self, run: Run, scratch: Path) -> None:

@@ -325,8 +325,7 @@ def existing_run(path: Place) -> Run | None:
 def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:
     """Create a run folder, or open an existing one with the same identity.
 
-    Raises:
-        RunError: the folder contains a run of another identity (each difference is named), or other files.
+    Raise `RunError` if the folder contains a run of another identity (each difference is named), or other files.
     """
     if existing_run(path) is None:
         path.mkdir(parents=True, exist_ok=True)

@@ -272,8 +272,7 @@ def open_file(path: Path, mode: Literal["r", "w"] = "r") -> pa.OSFile:
 def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     """Return float32 weights as float16, rounded toward zero.
 
-    Raises:
-        ValueError: a weight is negative, not finite or above 65504, the largest float16.
+    Raise `ValueError` if a weight is negative, not finite or above 65504, the largest float16.
     """
     if weights.size and not (weights.min() >= 0 and weights.max() <= MAX_FLOAT16):
         raise ValueError(f"weights from {weights.min()} to {weights.max()} do not fit into float16 (0 to 65504)")

@@ -115,8 +115,7 @@ def _tokenizer_of(model: ModelSettings) -> Callable[[str], set[str]]:
 def terms_in_run(run: Run, doc_ids: Sequence[str], reader: TermReader) -> list[DocumentTerms]:
     """Return the terms of documents of a run. Only ids are read to find them, then a row group for each.
 
-    Raises:
-        RunError: the finished shards lack a document.
+    Raise `RunError` if the finished shards lack a document.
     """
     from sparse_ingest.runs.checking import find_documents, finished_shards, read_document
     from sparse_ingest.runs.shards import parse_fields
@@ -145,10 +144,8 @@ def terms_in_index(
 ) -> list[DocumentTerms]:
     """Return the terms of documents of an index, with the weights that it stores.
 
-    No request lists the tokens of a document, so the complete vocabulary is requested, in about 30 searches.
-
-    Raises:
-        ClusterError: the index lacks a document, or the server cannot return weights.
+    No request lists the tokens of a document: the complete vocabulary is requested, in about 30 searches. Raise
+    `ClusterError` if the index lacks a document, or the server cannot return weights.
     """
     from sparse_ingest.cluster.reading import as_weight, read_fields, reader_of
 

@@ -27,8 +27,7 @@ def why_empty_index(
 ) -> list[str]:
     """Return why a search of an index found nothing. `text` is the query of a hybrid search, otherwise empty.
 
-    Raises:
-        ClusterError: the server cannot answer.
+    Raise `ClusterError` if the server cannot answer.
     """
     path = path_of(index)
     documents = count_matching(client, path, {"match_all": {}})

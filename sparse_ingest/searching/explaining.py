@@ -39,22 +39,10 @@ def explain_in_index(
     filter: Mapping[str, Any] | None = None,
     window: int = PAGE,
 ) -> Explanation:
-    """Return the rank and the score of one document of an index, with a few small requests.
+    """Return the rank and the score of one document of an index, compared with hit number `size`; see `search_index`.
 
-    Args:
-        client: A connection.
-        index: An index or alias.
-        weights: Query weights by token.
-        doc_id: The document.
-        size: Number of hits; the document is compared with the last one.
-        engine: Engine and field. Only the exact engine ranks documents after the first `size`.
-        filter: A query clause that every hit matches.
-        window: The setting `max_result_window` of the index. The order of equal scores after it cannot be read; then
-            the rank is the first rank with this score.
-
-    Raises:
-        UsageError: the index does not map a field of `filter`, or weights do not fit.
-        ClusterError: the server cannot answer.
+    Only the exact engine ranks documents after the first `size`. The order of equal scores after `window`, the setting
+    `max_result_window` of the index, cannot be read: then the rank is the first of theirs.
     """
     refuse_unmapped(client, path_of(index), engine.mappings, filter, None)
     fields = read_fields(client, index, engine.field, [doc_id])

@@ -98,12 +98,8 @@ def search_index(
     asker = Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
     asker.warn_of_omitted()
-    hits = []
-    for rank, found in enumerate(answer["hits"]["hits"], start=1):
-        # JSON has the shortest decimal of a float32; comparisons need the float32 itself.
-        score = to_float32(found["_score"]) * scale
-        hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), asker.shares(found, scale)))
-    return hits
+    pairs = zip(_hits_without_terms(answer), answer["hits"]["hits"], strict=True)
+    return [hit._replace(score=hit.score * scale, terms=asker.shares(found, scale)) for hit, found in pairs]
 
 
 def search_hybrid(
@@ -155,6 +151,7 @@ def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_
 
 
 def _hits_without_terms(answer: Any) -> list[Hit]:
+    # JSON has the shortest decimal of a float32; comparisons need the float32 itself.
     return [
         Hit(rank, to_float32(found["_score"]), found["_id"], found.get("_source", {}), [])
         for rank, found in enumerate(answer["hits"]["hits"], start=1)
@@ -168,10 +165,9 @@ def rank_index(
     engine: Engine,
     *,
     size: int,
-    filter: Mapping[str, Any] | None = None,
-    collapse: str | None = None,
     concurrency: int = 1,
     texts: Iterable[str] | None = None,
+    **options: Unpack[BodyOptions],
 ) -> Iterator[Ranked]:
     """Search an index for many queries, without fetching documents; yield a ranking per query, in their order.
 
@@ -181,14 +177,15 @@ def rank_index(
         queries: Ids and weights of the queries.
         engine: Engine and field.
         size: Number of hits of each query.
-        filter: A query clause that every hit matches.
-        collapse: A field whose values replace the ids: each is returned once, with the score of its best document.
         concurrency: Number of requests in flight.
         texts: The text of each query, if the engine is hybrid.
+        **options: `filter`, a query clause that every hit matches, and `collapse`, a field whose values replace the
+            ids: each is returned once, with the score of its best document.
     """
-    refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
+    collapse = options.get("collapse")
+    refuse_unmapped(client, path_of(index), engine.mappings, options.get("filter"), collapse)
     asker = Asker(client, index, engine)
-    ask = partial(asker.ask, size=size, filter=filter, collapse=collapse, change=without_source)
+    ask = partial(asker.ask, size=size, change=without_source, **options)
     # zip stops at the end of `queries` without reading another text.
     with_texts = (
         (query_id, (weights, text)) for (query_id, weights), text in zip(queries, texts or repeat(""), strict=False)
@@ -268,11 +265,8 @@ class Asker:
     ) -> tuple[Any, float]:
         """Return the response to one search, and the factor for the scores of the engine.
 
-        `text` is for BM25; `change` is applied to the body.
-
-        Raises:
-            UsageError: the weights do not fit.
-            ClusterError: the server cannot answer it.
+        `text` is for BM25; `change` is applied to the body. Raise `UsageError` if the weights do not fit,
+        `ClusterError` if the server cannot answer it.
         """
         options["max_clauses"] = self._limit(weights, text, options.get("filter"))
         weights = keyed(weights, self._engine.keys, self._unknown)

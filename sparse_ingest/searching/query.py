@@ -33,11 +33,7 @@ class QueryModel:
         self._lock = Lock()  # of the encoder: a masked LM takes one batch at a time
 
     def weights(self, text: str) -> QueryWeights:
-        """Return the weights of one query.
-
-        Raises:
-            UsageError: there is no text.
-        """
+        """Return the weights of one query. Raise `UsageError` if there is no text."""
         if not text.strip():
             raise UsageError("The query is empty. Give some words.")
         last, weights = self._last
@@ -113,8 +109,7 @@ def many_query_weights(
 def query_table(model: ModelSettings) -> WeightTable:
     """Return the weight table of a model's queries.
 
-    Raises:
-        UsageError: no model is named, or a masked LM computes the weights.
+    Raise `UsageError` if no model is named, or a masked LM computes the weights.
     """
     checkpoint = query_checkpoint(model)
     if not isinstance(checkpoint.query, WeightTableSide):

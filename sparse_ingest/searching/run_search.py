@@ -55,16 +55,10 @@ def search_run(
 
 
 def explain_in_run(run: Run, weights: QueryWeights, doc_id: str, *, size: int, stored: bool = False) -> Explanation:
-    """Return the rank and the score of one document of a run. Rows with equal scores are in the order of the run.
+    """Return the rank and the score of one document of a run, compared with hit number `size`; see `search_run`.
 
-    The document is found by reading ids only, then the vectors of the run are read once.
-
-    Args:
-        run: The run.
-        weights: Query weights by token.
-        doc_id: The document.
-        size: Number of hits; the document is compared with the last one.
-        stored: Use the weights that an index would store (9 bits).
+    Rows with equal scores are in the order of the run. The document is found by reading ids only, then the vectors of
+    the run are read once.
     """
     shards = _finished_shards(run)
     known, vector = _known(run, weights)
@@ -81,8 +75,7 @@ def explain_in_run(run: Run, weights: QueryWeights, doc_id: str, *, size: int, s
     found = Explanation(doc_id, None, size, fields=parse_fields(document.fields[0], doc_id), lacking=lacking)
     if not len(own):
         return found._replace(reason="no common term")
-    score, best, before, matching, equal = own[0], np.empty(0, np.float32), 0, 0, 0
-    first = 0
+    score, best, first, before, matching, equal = own[0], np.empty(0, np.float32), 0, 0, 0, 0
     for part in _vectors(run, shards, stored):
         rows, scores = Postings.of(part, asked).scores(vector.token_ids, vector.weights)
         same = scores == score

@@ -13,7 +13,7 @@ from itertools import tee
 from typing import TYPE_CHECKING, Any, Self
 
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, options_from, pipeline_of
+from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, options_from, pipeline_of, refuse_options
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike
@@ -107,15 +107,7 @@ class SearchableRun(Run):
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
-        Args:
-            query: A text, or weights by token string.
-            doc_id: The document.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10`.
-
-        Raises:
-            UsageError: an option needs a server.
-            RunError: the model differs from the run's.
+        Arguments and errors are those of `search`.
         """
         chosen = _for_one(self._options(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query
@@ -124,12 +116,7 @@ class SearchableRun(Run):
     def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
         """Return the terms of documents, heaviest first, with the contributions of a query if one is given.
 
-        Args:
-            *doc_ids: The documents. Only ids are read to find them, then a row group for each.
-            query: A text, or weights by token string.
-
-        Raises:
-            RunError: the finished shards lack a document, or the model of the query differs from the run's.
+        Only ids are read to find the documents, then a row group for each.
         """
         weights = self.query_weights(query) if isinstance(query, str) else query
         model = remembered_model(self._given.model, self.manifest.model)
@@ -138,9 +125,7 @@ class SearchableRun(Run):
     def _options(self, options: SearchOptions) -> SearchOptions:
         """Refuse options that would have no effect on a run."""
         why = "needs a server, and a run is searched exactly without one"
-        for name in ("filter", "allow_partial"):
-            if getattr(options, name):
-                raise UsageError(f"{name} {why}. Omit it.")
+        refuse_options(options, ("filter", "allow_partial"), why)
         refuse_hybrid(self._given.query, options, why)
         return options
 
@@ -181,8 +166,7 @@ class SearchableIndex:
         chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
         engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
-        how: dict[str, Any] = {"size": chosen.k, "engine": engine}
-        how |= {"filter": chosen.filter, "collapse": chosen.collapse}
+        how: Any = {"size": chosen.k, "engine": engine, "filter": chosen.filter, "collapse": chosen.collapse}
         if not engine.hybrid:
             hits = search_index(client, self.name, weights, **how)
         elif isinstance(query, str):
@@ -194,11 +178,7 @@ class SearchableIndex:
         return hits
 
     def engine_for(self, options: HybridSettings) -> Engine:
-        """Return the engine of a search: hybrid if the options say so, or otherwise [query].
-
-        Raises:
-            UsageError: settings of a hybrid search have no effect, or cannot be combined.
-        """
+        """Return the engine of a search: hybrid if the options say so, or otherwise [query]."""
         return replace(self.engine, hybrid=hybrid_settings(self.pipeline.query, options))
 
     def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
@@ -234,36 +214,21 @@ class SearchableIndex:
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
-        Args:
-            query: A text, or weights by token string.
-            doc_id: The document.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
-
-        Raises:
-            UsageError: options or weights do not fit, or the index does not map a field of `filter`.
-            ClusterError: the server cannot answer.
+        Arguments and errors are those of `search`.
         """
         from sparse_ingest.cluster.postings import PAGE
         from sparse_ingest.searching.explaining import explain_in_index
 
         chosen = _for_one(_for_index(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query
-        asked: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
-        window = int(self.index.setting("max_result_window") or PAGE)
-        return explain_in_index(
-            self.client.allowing(chosen.allow_partial), self.name, weights, doc_id, window=window, **asked
-        )
+        client, window = self.client.allowing(chosen.allow_partial), self.index.setting("max_result_window")
+        how: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
+        return explain_in_index(client, self.name, weights, doc_id, window=int(window or PAGE), **how)
 
     def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
         """Return the terms of documents with the weights that the index stores, and the contributions of a query.
 
-        Args:
-            *doc_ids: The documents. The complete vocabulary is requested for each, in about 30 searches.
-            query: A text, or weights by token string.
-
-        Raises:
-            ClusterError: the index lacks a document, or the server cannot return weights.
+        The complete vocabulary is requested for each document, in about 30 searches.
         """
         weights = self.query_weights(query) if isinstance(query, str) else query
         vocabulary = self.vocabulary()
@@ -352,14 +317,11 @@ def _note(reporter: Reporter, messages: Iterable[str]) -> None:
 
 def _for_one(options: SearchOptions) -> SearchOptions:
     """Refuse options that would have no effect on the explanation of one document."""
-    for name in ("collapse", "hybrid"):
-        if getattr(options, name):
-            raise UsageError(f"{name} cannot be combined with the explanation of one document. Omit it.")
+    refuse_options(options, ("collapse", "hybrid"), "cannot be combined with the explanation of one document")
     return options
 
 
 def _for_index(options: SearchOptions) -> SearchOptions:
     """Refuse options that would have no effect on an index."""
-    if options.stored:
-        raise UsageError("stored is for a run: an index always uses the weights that it stores. Omit it.")
+    refuse_options(options, ("stored",), "is for a run: an index always uses the weights that it stores")
     return options

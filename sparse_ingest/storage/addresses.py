@@ -48,11 +48,7 @@ class Parts(NamedTuple):
 
 
 def split_address(address: str) -> Parts:
-    """Split an address with a scheme.
-
-    Raises:
-        UsageError: its password cannot be encoded; the message omits it.
-    """
+    """Split an address with a scheme. Raise `UsageError` if its password cannot be encoded; the message omits it."""
     scheme, _, rest = address.partition("://")
     login, at, host = rest.rpartition("@")
     user, colon, password = login.partition(":")

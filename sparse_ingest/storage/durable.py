@@ -23,11 +23,7 @@ _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 @contextlib.contextmanager
 def naming(*places: Place) -> Iterator[None]:
-    """Add a file name to an `OSError` of the block that has none, such as the error of a full disk.
-
-    Args:
-        *places: Where the block writes. The local one with the least free space is named.
-    """
+    """Add a file name to an `OSError` of the block that has none: the local place with the least free space."""
     try:
         yield
     except OSError as error:

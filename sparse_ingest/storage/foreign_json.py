@@ -27,8 +27,7 @@ T = TypeVar("T")
 def parse_json(content: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
     """Parse JSON.
 
-    Raises:
-        ValueError: it is not JSON, not UTF-8, larger than `max_bytes`, or nested more than 100 levels deep.
+    Raise `ValueError` if it is not JSON, not UTF-8, larger than `max_bytes`, or nested more than 100 levels deep.
     """
     _refuse_large(content, max_bytes)
     try:

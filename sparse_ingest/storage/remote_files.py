@@ -22,13 +22,8 @@ class RemoteFile(io.RawIOBase):
 
     The fetch below the cache is ours: fsspec's web files do not retry failed requests, and the cache fails every later
     read after a failed fetch ahead. fsspec's `AdaptiveReadaheadCache` needs 2026.9, and logs the traceback of every
-    error. fsspec's S3 file (If-Match) and the corpus detect a replaced object.
-
-    Args:
-        open_file: Open the file with fsspec; keywords go to its `open`.
-        request: Send a request.
-        name: The address, for messages.
-        kept_blocks: How many blocks are kept, besides one that is fetched ahead. With 0, nothing else is fetched.
+    error. fsspec's S3 file (If-Match) and the corpus detect a replaced object. `open_file` opens the file with fsspec,
+    `kept_blocks` is the number of blocks besides one that is fetched ahead; with 0, nothing else is fetched.
     """
 
     _position = 0
@@ -140,7 +135,6 @@ class RemoteFile(io.RawIOBase):
             return bytes(content)
         except Exception:
             # The next attempt starts a new stream, and skips the bytes before `start`.
-
             self._streamed = 0
             self._release()
             raise

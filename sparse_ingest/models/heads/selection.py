@@ -57,8 +57,7 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
 def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> bool | None:
     """Compile the fast head for random weights. Return whether its weights are right; None if the device has none.
 
-    Raises:
-        Exception: the compiler is missing, or cannot compile for the device.
+    A compiler that is missing, or cannot compile for the device, may raise any exception.
     """
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(1000, 128, generator=generator), torch.randn(1000, generator=generator)
