@@ -9,19 +9,23 @@ from __future__ import annotations
 import struct
 import time
 import traceback
+from collections.abc import Collection
 from functools import partial
 from types import SimpleNamespace
 from typing import Annotated, Any, TypedDict
 
 import msgspec
+import opensearchpy
+from opensearchpy.exceptions import TransportError
 from urllib3.exceptions import ReadTimeoutError
 
-from sparse_ingest.cluster.failures import GARBAGE, UnreachableError
+from sparse_ingest.cluster.failures import BUSY, GARBAGE, UnreachableError
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.storage.foreign_json import MAX_BYTES
 
 # 10,000 hits with 25 KB of fields each. Other answers are far below MAX_BYTES: 1,000 fields of a mapping are 60 KB.
 MAX_SEARCH_BYTES = 256 << 20
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PIECE = 1 << 16
 # The exceptions for a missing key, a value of another type, or values that are nested too deeply.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, struct.error)
@@ -82,6 +86,27 @@ class BoundedPool:
                 raise ReadTimeoutError(self._pool, url, "Read timed out.")
         self.product = answer.headers.get("x-elastic-product") or self.product
         return SimpleNamespace(status=answer.status, headers=answer.headers, data=bytes(content))
+
+
+class PlainConnection(opensearchpy.Urllib3HttpConnection):
+    """Keeps the Retry-After and Location headers of errors, which opensearch-py drops, and limits answers."""
+
+    def _create_urllib3_pool(self) -> None:
+        super()._create_urllib3_pool()
+        self.pool = BoundedPool(self.pool, self.host + self.url_prefix)
+
+    def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
+        """Send one request; return status, headers and text of the answer."""
+        kept = (BUSY | REDIRECTS) - set(ignore)
+        status, answered, text = super().perform_request(*request, **more | {"ignore": kept.union(ignore)})
+        if status in kept:
+            try:
+                self._raise_error(status, text, answered.get("content-type"))
+            except TransportError as error:
+                error.retry_after = answered.get("retry-after")  # type: ignore[attr-defined]
+                error.location = answered.get("location")  # type: ignore[attr-defined]
+                raise
+        return status, answered, text
 
 
 def malformed(error: BaseException | None, address: str) -> UnreachableError | None:

@@ -25,7 +25,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
-from sparse_ingest.cluster.answers import BoundedPool, Uuid, malformed
+from sparse_ingest.cluster.answers import REDIRECTS, PlainConnection, Uuid, malformed
 from sparse_ingest.cluster.connection import Address, parse_url
 from sparse_ingest.cluster.connection import Connection as Connection
 from sparse_ingest.cluster.dialects import Dialect, OpenSearchDialect, Version
@@ -49,7 +49,6 @@ from sparse_ingest.storage.foreign_json import checked
 
 logger = logging.getLogger(__name__)
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONNECT_S = 30.0
 _CONNECTIONS = 32  # kept open at most: the maximum of --concurrency
 ConnectionLike: TypeAlias = Connection | OpenSearch
@@ -76,27 +75,6 @@ class PartialAnswerError(ClusterError):
 
 class TimedOutError(UnreachableError):
     """No answer came in time; the cluster may still carry out the request."""
-
-
-class _PlainConnection(opensearchpy.Urllib3HttpConnection):
-    """Keeps the Retry-After and Location headers of errors, which opensearch-py drops, and limits answers."""
-
-    def _create_urllib3_pool(self) -> None:
-        super()._create_urllib3_pool()
-        self.pool = BoundedPool(self.pool, self.host + self.url_prefix)
-
-    def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
-        """Send one request; return status, headers and text of the answer."""
-        kept = (BUSY | _REDIRECTS) - set(ignore)
-        status, answered, text = super().perform_request(*request, **more | {"ignore": kept.union(ignore)})
-        if status in kept:
-            try:
-                self._raise_error(status, text, answered.get("content-type"))
-            except TransportError as error:
-                error.retry_after = answered.get("retry-after")  # type: ignore[attr-defined]
-                error.location = answered.get("location")  # type: ignore[attr-defined]
-                raise
-        return status, answered, text
 
 
 def _retry_after_s(header: str | None) -> float | None:
@@ -269,7 +247,7 @@ class Client:
             return TimedOutError(message) if timed_out else UnreachableError(message)
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
         message = f"{self.address} answered {error.status_code} {kind}: {reason}"
-        if error.status_code in _REDIRECTS:
+        if error.status_code in REDIRECTS:
             message = redirect_message(error.status_code, self.address, path, getattr(error, "location", None))
         elif is_block(error.status_code, kind):
             message = blocked_message(self.address, reason)
@@ -329,7 +307,7 @@ def connect(
         options["http_auth"] = aws_signer(connection.aws_region, connection.aws_service)
     opensearch = OpenSearch(
         hosts=[{"host": address.host, "port": address.port, "url_prefix": address.prefix.strip("/")}],
-        connection_class=_PlainConnection,
+        connection_class=PlainConnection,
         pool_maxsize=_CONNECTIONS,
         max_retries=0,
         **options,
