@@ -169,10 +169,24 @@ class SparseEncoder:
     def encode_query(
         self, texts: str | Iterable[str], *, max_active_dims: int | None = None, progress: bool | Reporter = False
     ) -> QueryWeights | SparseVectors:
-        """Encode queries. Arguments, results and errors are those of `encode_document`.
+        """Encode queries.
 
-        A text without a weighted token gives an empty vector. Vectors have the vocabulary of the documents, and so the
-        same width, unless the queries have their own model (`ModelSettings.query`) or tokens that the documents lack.
+        Args:
+            texts: one text, or any number of them. A text without a weighted token gives an empty vector.
+            max_active_dims: how many of its heaviest tokens a query keeps; None: the number that the pipeline or the
+                model declares, otherwise all.
+            progress: True for a progress bar, or a `Reporter`.
+
+        Returns:
+            For one text a dictionary from token to weight, heaviest first; otherwise `SparseVectors` in the order of
+            the texts. They have the vocabulary of the documents, and so the same width, unless the queries have their
+            own model (`ModelSettings.query`) or tokens that the documents lack.
+
+        Raises:
+            UsageError: as encode_document.
+            CheckpointError: the model cannot be found or built.
+            MissingExtraError: the query side is a masked LM, and torch or transformers is not installed.
+            Interrupted: the reporter requested a stop.
         """
         chosen, limit = checked_texts(texts), positive_integer("max_active_dims", max_active_dims)
         side = self._query_side()
@@ -207,10 +221,17 @@ class SparseEncoder:
     def decode(
         self, vectors: Vectors, top_k: int | None = None
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-        """Return the tokens and weights of vectors, heaviest first, at most `top_k` of each.
+        """Return tokens and weights, heaviest first.
 
-        For a dictionary from token to weight, one list of (token, weight); for `SparseVectors` or a list of
-        dictionaries, a list of such lists.
+        Args:
+            vectors: SparseVectors, a dictionary from token to weight, or a list of such dictionaries.
+            top_k: how many of a vector; None for all.
+
+        Returns:
+            For a dictionary one list of (token, weight); otherwise a list of such lists, one per row.
+
+        Raises:
+            UsageError: `vectors` is not sparse vectors, or top_k is not an integer above zero.
         """
         decoded = as_vectors(vectors).decode(top_k)
         return decoded[0] if isinstance(vectors, Mapping) else decoded

@@ -69,7 +69,11 @@ class SparseVectors:
 
     @classmethod
     def from_rows(cls, rows: SparseRows, vocabulary: Sequence[str | None]) -> SparseVectors:
-        """Return the vectors of a run's rows; float16 weights become the same numbers in float32."""
+        """Return the vectors of a run's rows; float16 weights become the same numbers in float32.
+
+        Raises:
+            UsageError: a token id is outside the vocabulary.
+        """
         token_ids, weights = rows.token_ids.astype(np.int32, copy=False), rows.weights.astype(np.float32, copy=False)
         return cls(rows.indptr.astype(np.int64), token_ids, weights, vocabulary, rows.doc_ids)
 
@@ -77,9 +81,14 @@ class SparseVectors:
     def from_dicts(
         cls, weights: Sequence[Mapping[str, float]], vocabulary: Sequence[str | None] | None = None
     ) -> SparseVectors:
-        """Return the vectors of dictionaries from token to weight, one for each row.
+        """Return the vectors of dictionaries from token to weight.
 
-        `vocabulary` has the token string of each id; None numbers the tokens in the order in which they appear.
+        Args:
+            weights: one dictionary for each row.
+            vocabulary: the token string of each id; None numbers the tokens in the order in which they appear.
+
+        Raises:
+            UsageError: a row is not a dictionary, or has a token that is not in the vocabulary.
         """
         for row, one in enumerate(weights):
             if not isinstance(one, Mapping):
@@ -138,14 +147,25 @@ class SparseVectors:
         return SparseRows(doc_ids, self.indptr, self.token_ids.astype(narrow), self.weights)
 
     def to_scipy(self) -> csr_matrix:
-        """Return a copy as a float32 `scipy.sparse.csr_matrix` of shape `[rows, len(vocabulary)]`."""
+        """Return a copy as a float32 `scipy.sparse.csr_matrix` of shape `[rows, len(vocabulary)]`.
+
+        Raises:
+            MissingExtraError: scipy is not installed.
+        """
         with needs_extra("evaluate", "SparseVectors.to_scipy()"):
             from scipy.sparse import csr_matrix
         shape = (len(self), len(self.vocabulary))
         return csr_matrix((self.weights, self.token_ids, self.indptr), shape=shape, copy=True)
 
     def decode(self, top_k: int | None = None) -> list[list[tuple[str, float]]]:
-        """Return the tokens and weights of each row, at most `top_k`, heaviest first, equal weights by token id."""
+        """Return the tokens and weights of each row, heaviest first, equal weights by token id.
+
+        Args:
+            top_k: how many of a row; None for all.
+
+        Raises:
+            UsageError: top_k is not an integer above zero.
+        """
         limit = positive_integer("top_k", top_k)
         return [self._pairs(row, limit) for row in range(len(self))]
 
@@ -177,8 +197,17 @@ def as_vectors(vectors: Vectors) -> SparseVectors:
 def similarity(queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
     """Return the dot product of each query with each document; weights are matched by token string.
 
-    The result is float32 `[queries, documents]`. Scores are those of Lucene and of `search` (dot_products.py). Memory
-    grows with the result and with one block of documents.
+    Scores equal Lucene's and `search`'s (dot_products.py).
+
+    Args:
+        queries: SparseVectors, a dictionary from token to weight, or a list of such dictionaries.
+        documents: the same. Memory grows with the result and with one block of documents.
+
+    Returns:
+        float32 `[queries, documents]`.
+
+    Raises:
+        UsageError: an argument is not sparse vectors.
     """
     left, right = as_vectors(queries), as_vectors(documents)
     terms = SparseRows((), left.indptr, _ids_in(right.vocabulary, left), left.weights)

@@ -107,7 +107,15 @@ class SearchableRun(Run):
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
-        Arguments and errors are those of `search`.
+        Args:
+            query: A text, or weights by token string.
+            doc_id: The document.
+            options: All options in one object, instead of single keywords.
+            **settings: Fields of `SearchOptions`, such as `k=10`.
+
+        Raises:
+            UsageError: an option needs a server.
+            RunError: the model differs from the run's.
         """
         chosen = _for_one(self._options(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query
@@ -116,7 +124,12 @@ class SearchableRun(Run):
     def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
         """Return the terms of documents, heaviest first, with the contributions of a query if one is given.
 
-        Only ids are read to find the documents, then a row group for each.
+        Args:
+            *doc_ids: The documents. Only ids are read to find them, then a row group for each.
+            query: A text, or weights by token string.
+
+        Raises:
+            RunError: the finished shards lack a document, or the model of the query differs from the run's.
         """
         weights = self.query_weights(query) if isinstance(query, str) else query
         model = remembered_model(self._given.model, self.manifest.model)
@@ -178,7 +191,11 @@ class SearchableIndex:
         return hits
 
     def engine_for(self, options: HybridSettings) -> Engine:
-        """Return the engine of a search: hybrid if the options say so, or otherwise [query]."""
+        """Return the engine of a search: hybrid if the options say so, or otherwise [query].
+
+        Raises:
+            UsageError: settings of a hybrid search have no effect, or cannot be combined.
+        """
         return replace(self.engine, hybrid=hybrid_settings(self.pipeline.query, options))
 
     def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
@@ -214,7 +231,15 @@ class SearchableIndex:
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
-        Arguments and errors are those of `search`.
+        Args:
+            query: A text, or weights by token string.
+            doc_id: The document.
+            options: All options in one object, instead of single keywords.
+            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
+
+        Raises:
+            UsageError: options or weights do not fit, or the index does not map a field of `filter`.
+            ClusterError: the server cannot answer.
         """
         from sparse_ingest.cluster.postings import PAGE
         from sparse_ingest.searching.explaining import explain_in_index
@@ -228,7 +253,12 @@ class SearchableIndex:
     def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
         """Return the terms of documents with the weights that the index stores, and the contributions of a query.
 
-        The complete vocabulary is requested for each document, in about 30 searches.
+        Args:
+            *doc_ids: The documents. The complete vocabulary is requested for each, in about 30 searches.
+            query: A text, or weights by token string.
+
+        Raises:
+            ClusterError: the index lacks a document, or the server cannot return weights.
         """
         weights = self.query_weights(query) if isinstance(query, str) else query
         vocabulary = self.vocabulary()
