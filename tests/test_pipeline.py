@@ -52,6 +52,7 @@ hybrid_normalization = "l2"
 hybrid_combination = "geometric_mean"
 two_phase = {expansion_rate = 5.0}
 seismic = {top_n = 10, heap_factor = 1.2}
+pruned = {tokens_weight_threshold = 0.4}
 [load]
 top_k = 100
 max_ratio = 0.2

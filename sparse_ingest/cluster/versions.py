@@ -30,7 +30,7 @@ def dialect_of(root: Any, header: str, address: str, who: str, find: Callable[[s
     version = root.get("version") if isinstance(root, dict) else None
     version = version if isinstance(version, dict) else {}
     number = str(version["number"]) if "number" in version else None
-    nodes = [] if number else _nodes(find)
+    nodes = _nodes(find) if root is None else []
     # Every Elasticsearch has a `build_flavor`, and no OpenSearch has. Some proxies drop the header.
     if header == "Elasticsearch" or any("build_flavor" in one for one in (version, *nodes)):
         of_nodes = min((str(node["version"]) for node in nodes), key=_parsed, default=None)
