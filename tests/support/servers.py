@@ -76,12 +76,25 @@ def start_program(home: Path, port: int, data: Path) -> subprocess.Popen[str]:
     # The JVM's first-tier compiler is enough for a short session: a start takes 10.5 s instead of 12.3 s.
     program = (
         "from sparse_ingest.local_server import launch; launch._JVM_OPTIONS += ('-XX:TieredStopAtLevel=1',); "
-        "from sparse_ingest.cli.server import server; server()"
+        "from sparse_ingest.cli.main import main; main()"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", program, "start", "--port", str(port), "--heap", "512m", "--data", str(data), "--json"],
+        [
+            sys.executable,
+            "-c",
+            program,
+            "server",
+            "start",
+            "--port",
+            str(port),
+            "--heap",
+            "512m",
+            "--data",
+            str(data),
+            "--json",
+        ],
         env={**kept, "SPARSE_INGEST_HOME": str(home), "PATH": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    )  # fmt: skip
