@@ -11,6 +11,7 @@ from support.indexes import filled, random_documents, random_queries
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.dialects import OpenSearchDialect
 from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.limits import check_hybrid
 from sparse_ingest.cluster.search_bodies import Engine
@@ -153,10 +154,11 @@ def test_a_collapsed_search_keeps_the_best_of_each_value(client: Client, index: 
         search_hybrid(client, index, TEXT, WEIGHTS, size=10, collapse="nowhere")
 
 
-class OldServer:
+class OldServer(Client):
     """As much of a client as is used before a request is sent."""
 
-    address, version = "http://old", (3, 0, 0)
+    def __init__(self) -> None:
+        self.address, self.dialect = "http://old", OpenSearchDialect((3, 0, 0))
 
 
 def test_a_server_that_would_ignore_collapse_is_refused() -> None:

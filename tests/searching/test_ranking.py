@@ -12,6 +12,7 @@ from support.indexes import assert_same_hits, filled, random_documents, random_q
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.dialects import newest
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.records import Query
@@ -82,12 +83,11 @@ def test_tokens_omitted_from_many_queries_are_reported_once(
     assert "'unknown0'" in said and said.endswith("and 5 more.")
 
 
-class ManyClauses:
+class ManyClauses(Client):
     """A client of a cluster with max_clause_count 4,096; records requests."""
 
-    address = "here"
-
     def __init__(self) -> None:
+        self.address, self.dialect = "here", newest("opensearch")
         self.asked: list[Any] = []
 
     def call(self, method: str, path: str, body: Any = None, **settings: Any) -> Any:
@@ -95,9 +95,6 @@ class ManyClauses:
             return {"defaults": {"indices.query.bool.max_clause_count": "4096"}}
         self.asked.append(body)
         return {"took": 1, "hits": {"hits": []}}
-
-    def find(self, path: str, **settings: Any) -> Any:
-        return self.call("GET", path, **settings)
 
 
 def test_max_clause_count_limits_the_queries_of_a_request_including_the_filter() -> None:
@@ -109,11 +106,11 @@ def test_max_clause_count_limits_the_queries_of_a_request_including_the_filter()
     assert len(roomy.asked) == 1
 
 
-class Slow:
+class Slow(Client):
     """A client of a slow cluster; counts the requests in flight."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self._client, self.dialect = client, client.dialect
         self._lock = threading.Lock()
         self.now = self.most = self.asked = 0
         self.address = client.address
