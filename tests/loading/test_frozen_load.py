@@ -87,6 +87,8 @@ def record(case: Case, url: str, name: str, folder: Path) -> dict[str, Any]:
     settings = entry["settings"]["index"]
     (journal,) = run.glob(f"load/*/{settings['uuid']}/journal.jsonl")
     changes = ("PUT /", "POST /_aliases")
+    # Later releases claim a new alias first.
+    load_requests = [one for one in load_requests if b'"is_hidden"' not in one.body]
     found = {
         "exit code": loaded.code,
         "changes": [shown(one) for one in load_requests if f"{one.method} {one.path}".startswith(changes)],
