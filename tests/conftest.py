@@ -90,10 +90,11 @@ def cluster_url(request: pytest.FixtureRequest) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of modules marked `both_products` on both products."""
-    if metafunc.definition.get_closest_marker("both_products") and "cluster_url" in metafunc.fixturenames:
+    if (both := metafunc.definition.get_closest_marker("both_products")) and "cluster_url" in metafunc.fixturenames:
         only = metafunc.definition.get_closest_marker("opensearch_only")
-        products = ["opensearch"] if only else ["opensearch", "elasticsearch"]
-        metafunc.parametrize("cluster_url", products, indirect=True, scope="session")
+        slow = () if both.kwargs.get("quick", True) else (pytest.mark.slow,)
+        other = [] if only else [pytest.param("elasticsearch", marks=slow)]
+        metafunc.parametrize("cluster_url", ["opensearch", *other], indirect=True, scope="session")
 
 
 def _docker_answers() -> bool:

@@ -64,7 +64,9 @@ def two(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         client.call("DELETE", f"/{name}-{kind}")
 
 
-def test_indexes_that_sparse_ingest_created_are_listed(two: str, client: Client) -> None:
+def test_indexes_that_sparse_ingest_created_are_listed(
+    two: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = json.loads(command("index", "list", f"{two}*", "--url", client.address, "--json").out)
     empty, loaded = listed
     assert empty == {**empty, "index": f"{two}-empty", "documents": 0, "model": None, "load": None, "aliases": []}
@@ -74,6 +76,7 @@ def test_indexes_that_sparse_ingest_created_are_listed(two: str, client: Client)
     }  # fmt: skip
     assert loaded["bytes"] > 0 and loaded["created"].endswith("+00:00") and loaded["index"] == f"{two}-loaded"
     assert loaded["index"] in command("index", "list", "--url", client.address).out
+    monkeypatch.setenv("COLUMNS", "200")
     shown = command("index", "list", f"{two}*", "--url", client.address).out.splitlines()
     assert shown[0].split()[:3] == ["index", "aliases", "documents"]
     assert [line.split()[0] for line in shown[1:]] == [empty["index"], loaded["index"]]

@@ -29,7 +29,7 @@ from sparse_ingest.verification.verify import verify
 
 FAST = Retries(attempts=2, base_s=0.001, cap_s=0.001)
 # Mutations per command (a third for SLOW ones). Set SPARSE_INGEST_MUTATIONS for a longer run.
-MUTATIONS = int(os.environ.get("SPARSE_INGEST_MUTATIONS", "20"))
+MUTATIONS = int(os.environ.get("SPARSE_INGEST_MUTATIONS", "30"))
 SLOW = ("load", "merge", "create")
 DEEP = json.loads("[" * 400 + "]" * 400)
 DROPPED = object()

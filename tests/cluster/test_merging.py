@@ -138,6 +138,7 @@ def test_a_stop_request_ends_the_wait_for_leases(
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow  # waits up to 30 s for retention leases
 def test_merging_removes_the_second_copy_of_each_document(client: Client, index_name: str) -> None:
     """For shards of several segments, of one unmerged segment, and of one merged before the leases allowed it."""
     fills: dict[str, Callable[..., object]] = {

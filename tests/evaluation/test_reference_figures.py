@@ -39,7 +39,8 @@ def test_cranfield_has_the_reference_figures(tmp_path):
     assert [round(found["bm25"][name], 4) for name in MEASURES[:3]] == [0.4937, 0.7742, 0.7387]
 
 
-@pytest.mark.parametrize("count", [pytest.param(50, id="some"), pytest.param(1000, id="all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [pytest.param(50, id="some"), pytest.param(1000, id="all")])
 def test_an_index_has_the_figures_of_its_run_with_nine_bits_per_query(
     count, small_run, tmp_path, opensearch_url, index_name
 ):

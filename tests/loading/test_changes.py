@@ -37,7 +37,7 @@ from sparse_ingest.loading.publish import publish
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
-pytestmark = pytest.mark.both_products
+pytestmark = pytest.mark.both_products(quick=False)
 
 KILLED_LOAD = Path(__file__).parents[1] / "support" / "killed_load.py"
 

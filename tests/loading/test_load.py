@@ -36,6 +36,8 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, shard_schema_of, write_shard
 from sparse_ingest.verification.verify import verify
 
+pytestmark = pytest.mark.both_products
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -74,6 +76,7 @@ def test_ids_with_line_breaks_reach_the_index_unchanged(client: Client, index_na
     assert verify(run, index=index_name, url=client.address, sample=None).ok
 
 
+@pytest.mark.opensearch_only
 def test_source_keep_leaves_the_vector_in_source(client: Client, index_name: str, run: Run) -> None:
     into(client, index_name, run, pipeline=Pipeline(index=IndexSettings(source="keep", field="v")))
     assert client.call("GET", f"/{index_name}/_doc/empty")["_source"]["v"] == {}
@@ -211,7 +214,7 @@ def test_refused_documents_become_dead_letters_and_exit_code_3(
         ("empty", 0, 1, 400),
         ("words", 1, 2, 400),
     ]
-    assert "mapper_parsing_exception" in letters[0]["reason"]
+    assert "parsing_exception" in letters[0]["reason"]
     assert ids_in(client, index_name) == {*DOCUMENTS} - {"words", "empty"}
     arguments = [str(run.path), "--index", index_name, "--url", client.address]
     assert loading.load.main(arguments, standalone_mode=False) == 3
@@ -254,8 +257,6 @@ from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.cluster.client import Connection
 from sparse_ingest.pipeline import Pipeline
-
-pytestmark = pytest.mark.both_products
 signal.signal(signal.SIGINT, signal.default_int_handler)
 load(Path(sys.argv[1]), index=sys.argv[2], pipeline=Pipeline(), connection=Connection(sys.argv[3]))
 """
@@ -272,6 +273,7 @@ def test_ctrl_c_stops_promptly_while_the_cluster_does_not_answer(client: Client,
         deadline = time.monotonic() + 30
         while not proxy.bulk_sizes and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert proxy.bulk_sizes
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)

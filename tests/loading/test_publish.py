@@ -20,7 +20,7 @@ from sparse_ingest.loading.publish import PublishReport, publish, roll_back
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
-pytestmark = pytest.mark.both_products
+pytestmark = pytest.mark.both_products(quick=False)
 
 OTHER = {f"new-{number}": {"river": 1.0 + number} for number in range(3)}
 

@@ -16,7 +16,7 @@ from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
-pytestmark = pytest.mark.both_products
+pytestmark = pytest.mark.both_products(quick=False)
 
 
 @pytest.fixture

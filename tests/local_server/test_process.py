@@ -190,6 +190,7 @@ def test_status_shows_the_running_server(running: Running) -> None:
     assert running.url in line and shown[0]["health"] in line and f"documents {shown[0]['documents']}" in line
 
 
+@pytest.mark.slow  # two starts, one of which waits for a red index
 def test_restart_keeps_data_replaces_a_stale_record_and_concurrent_starts_give_one_server(running: Running) -> None:
     request(f"{running.url}/kept/_doc/a?refresh=true", {"text": "still here"}, "PUT")
     # The server starts even if an index stays red.
