@@ -37,6 +37,10 @@ _CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* d
 Stored = np.float32 | np.uint8
 
 
+class UnsearchableFieldError(ClusterError):
+    """The cluster refuses the query for tokens: it lacks the neural-search plugin, or the field is not sparse."""
+
+
 class StoredReader:
     """Reads the stored weights of one field of one index. Pass `ceiling_search` for a sparse_vector field."""
 
@@ -164,7 +168,7 @@ def search_many(
                         f"{client.address} could not search {index!r} ({kind}: {reason}). Wait until the index is "
                         "green or yellow and not overloaded, then start the same command again."
                     )
-                raise ClusterError(
+                raise UnsearchableFieldError(
                     f"{client.address} cannot search the sparse field of {index!r} ({kind}: {reason}). Reading weights "
                     "needs a sparse field, and on OpenSearch the neural-search plugin."
                 )

@@ -71,14 +71,13 @@ def keeps_vectors(index: Index, field: str, dialect: Dialect) -> bool:
 
 def notice(index: Index, field: str, dialect: Dialect) -> str:
     """Return what later updates do to the vectors of this index."""
-    in_source = _in_source(index.mappings.get("_source", {}), field)
-    if keeps_vectors(index, field, dialect) and not in_source:
-        return f"Index {index.name!r} keeps the vectors in term vectors, beside _source. Later updates keep them."
-    if in_source:
+    if _in_source(index.mappings.get("_source", {}), field):
         return (
             f"Index {index.name!r} keeps the vectors in _source and grows by them, because the excludes of an existing "
             "index cannot be changed. Later updates keep the vectors."
         )
+    if keeps_vectors(index, field, dialect):
+        return f"Index {index.name!r} keeps the vectors in term vectors, beside _source. Later updates keep them."
     return (
         f"Index {index.name!r} excludes {field!r} from _source: a document that a client changes with _update loses "
         "its vector until it is loaded again. `sparse-ingest verify` finds such documents; an index created with "

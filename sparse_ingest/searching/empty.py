@@ -15,8 +15,8 @@ from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.indexes import count_matching
 from sparse_ingest.cluster.mappings import leaves
 from sparse_ingest.cluster.postings import document_frequencies
+from sparse_ingest.cluster.reading import UnsearchableFieldError
 from sparse_ingest.cluster.search_bodies import Engine
-from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.searching.index_search import Asker, without_source
 from sparse_ingest.searching.query import named, not_in_vocabulary
@@ -84,7 +84,5 @@ def _holds(client: Client, index: str, field: str, keys: Sequence[str]) -> bool 
     """Return whether a document has one of these keys, or None for a cluster without the neural-search plugin."""
     try:
         return any(document_frequencies(client, index, field, keys).values())
-    except ClusterError as error:
-        if "cannot answer neural_sparse" in str(error):
-            return None
-        raise
+    except UnsearchableFieldError:
+        return None

@@ -100,3 +100,8 @@ def test_a_run_and_an_index_note_the_cause_through_the_reporter(
             assert opened.search("catch") and len(notes[1].notes) == 1
             assert opened.why_empty(text) == notes[1].notes
         assert of_run in notes[0].notes[0] and of_index in notes[1].notes[0]
+
+
+def test_a_cluster_that_refuses_the_query_for_tokens_gives_no_cause(client: Client, index: str) -> None:
+    """As without the neural-search plugin: here the field is not sparse."""
+    assert why_empty_index(client, index, {"river": 1.0}, Engine(field="title"), "", None) == []
