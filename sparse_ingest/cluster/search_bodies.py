@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dataclasses import field as made_of
 from typing import Any, TypedDict, Unpack
 
-from sparse_ingest.cluster.dialects import DIALECTS, MAX_CLAUSES, ElasticsearchDialect, Product
+from sparse_ingest.cluster.dialects import DIALECTS, MAX_CLAUSES, ElasticsearchDialect, OpenSearchDialect, Product
 from sparse_ingest.cluster.limits import (
     FittedWeights,
     check_clauses,
@@ -278,8 +278,10 @@ def sparse_clause(fitted: Mapping[str, float], field: str, parameters: SearchBod
     """Return OpenSearch's query for weighted tokens, which matches nothing without any."""
     if not fitted:
         return {"match_none": {}}
-    content = {"query_tokens": dict(fitted)} | ({"method_parameters": parameters} if parameters else {})
-    return {"neural_sparse": {field: content}}
+    clause = OpenSearchDialect.tokens_clause(field, fitted)
+    if parameters:
+        clause["neural_sparse"][field]["method_parameters"] = parameters
+    return clause
 
 
 def method_parameters(size: int, settings: Mapping[str, Any], filter: QueryClause | None) -> SearchBody:
