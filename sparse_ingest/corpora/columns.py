@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from io import RawIOBase
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
+from sparse_ingest.corpora.arrow_headers import batch_rows
 from sparse_ingest.corpora.documents import BadRow
 from sparse_ingest.corpora.json_values import json_value
+from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import ContentStream, FileSource, StoredFile
 from sparse_ingest.errors import CorpusError, first_line, shown
@@ -77,6 +81,17 @@ class Parquet(ColumnTable):
                     offset = end
                 first = end
 
+    def pieces(self, search: Search) -> Iterator[Task]:
+        """Yield a task that reads the numbers of rows in the footer."""
+        yield self._row_groups
+
+    def _row_groups(self) -> RowUnits:
+        with self.opened([1]) as each:
+            table = pq.ParquetFile(each.stored, pre_buffer=False)
+            chosen_columns(table.schema_arrow, self._choose, self.label)
+            groups = range(table.num_row_groups)
+            return RowUnits(tuple(table.metadata.row_group(group).num_rows for group in groups))
+
 
 class Arrow(ColumnTable):
     """An IPC file or stream. An offset is a row of a stream; of a file the record batch and a row in it."""
@@ -95,16 +110,30 @@ class Arrow(ColumnTable):
         """Yield every row from `offset` on, which is row `line`."""
         reached = [line]
         with self.opened(reached) as each:
-            is_file = each.content.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC)
-            yield from (self._of_file if is_file else self._of_stream)(each, offset, reached)
+            yield from (self._of_file if _is_file(each) else self._of_stream)(each, offset, reached)
+
+    def pieces(self, search: Search) -> Iterator[Task]:
+        """Yield a task that reads the numbers of rows in the headers of a file, or the record batches of a stream."""
+        yield partial(self._record_batches, search)
+
+    def _record_batches(self, search: Search) -> RowUnits | None:
+        with self.opened([1]) as each:
+            if not _is_file(each):
+                table = pa.ipc.open_stream(each.content)
+                chosen_columns(table.schema, self._choose, self.label)
+                rows = 0
+                for batch in table:
+                    search.check_stopped()
+                    rows += batch.num_rows
+                return None if each.content.read(1) else RowUnits((rows,))
+            chosen_columns(self._schema(each), self._choose, self.label)
+            try:
+                return RowUnits(batch_rows(cast(RawIOBase, each.content.raw), self.bytes or 0), "unit", _IN_BATCH)
+            except ValueError:
+                return None
 
     def _of_file(self, each: ContentStream, offset: int, reached: list[int]) -> Iterator[Record]:
-        if each.packed or self.file.bytes is None:
-            raise CorpusError(
-                f"{self.file.place} is an Arrow file: it cannot be read from a pipe or compressed. Use Arrow's stream "
-                "format."
-            )
-        schema = pa.ipc.open_file(each.stored).schema
+        schema = self._schema(each)
         places = [schema.names.index(name) for name in chosen_columns(schema, self._choose, self.label)]
         table = pa.ipc.open_file(each.stored, options=pa.ipc.IpcReadOptions(included_fields=places))
         self._batches = table.num_record_batches
@@ -117,6 +146,15 @@ class Arrow(ColumnTable):
                 is_last = record.offset == base + batch.num_rows
                 yield record._replace(offset=(place + 1) << _IN_BATCH) if is_last else record
             skip = 0
+
+    def _schema(self, each: ContentStream) -> pa.Schema:
+        """Return the schema of a file."""
+        if each.packed or self.file.bytes is None:
+            raise CorpusError(
+                f"{self.file.place} is an Arrow file: it cannot be read from a pipe or compressed. Use Arrow's stream "
+                "format."
+            )
+        return pa.ipc.open_file(each.stored).schema
 
     def _of_stream(self, each: ContentStream, offset: int, reached: list[int]) -> Iterator[Record]:
         table = pa.ipc.open_stream(each.content)
@@ -131,6 +169,10 @@ class Arrow(ColumnTable):
         # Arrow stops at the end mark, before the checksum of a compressed file or a second stream.
         if each.content.read(1):
             raise pa.ArrowInvalid("something follows the end of the stream")
+
+
+def _is_file(each: ContentStream) -> bool:
+    return each.content.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC)
 
 
 def chosen_columns(schema: pa.Schema, choose: ChooseColumns, label: str) -> list[str]:

@@ -22,7 +22,7 @@ from sparse_ingest.storage.foreign_json import MAX_DEPTH, is_deep
 ROW_NUMBER = ":row"
 
 _INT64 = 1 << 63
-_JSON_BLANKS = " \t\r\n"
+JSON_BLANKS = " \t\r\n"
 _MAX_LISTED = 60  # columns of a row in a message
 
 
@@ -92,20 +92,20 @@ def _exact(values: Iterable[object]) -> bool:
 def _json_object(raw: bytes) -> dict[str, object] | None:
     """Do the same with Python's parser, at a third of the speed, for exact numbers and messages."""
     # Decoded here: json.loads of bytes accepts surrogates.
-    text = utf8(raw).strip(_JSON_BLANKS)
+    text = utf8(raw).strip(JSON_BLANKS)
     if not text:
         return None
     try:
         value, end = _DECODER.raw_decode(text)
     except json.JSONDecodeError as error:
-        column = error.pos + 1 + len(raw) - len(raw.lstrip(_JSON_BLANKS.encode()))
+        column = error.pos + 1 + len(raw) - len(raw.lstrip(JSON_BLANKS.encode()))
         raise BadRow(f"broken JSON at column {column}: {error.msg}") from error
     except RecursionError as error:
         raise BadRow(f"nested more than {MAX_DEPTH} levels deep") from error
     except ValueError as error:  # NaN, or an integer with too many digits
         raise BadRow(f"broken JSON: {str(error).partition(';')[0]}") from error
     if end != len(text):
-        raise BadRow(f"broken JSON: something follows the first value, {shown(text[end:].lstrip(_JSON_BLANKS))}")
+        raise BadRow(f"broken JSON: something follows the first value, {shown(text[end:].lstrip(JSON_BLANKS))}")
     if not isinstance(value, dict):
         raise BadRow(f"expected a JSON object, found {shown(value)}")
     return value

@@ -22,7 +22,9 @@ from sparse_ingest.corpora.columns import chosen_columns, records_of, rows_of
 from sparse_ingest.corpora.contents import ARCHIVE_SUFFIXES
 from sparse_ingest.corpora.documents import BadRow, columns_text, json_object
 from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading_rows
+from sparse_ingest.corpora.pieces import PieceInFile, RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
+from sparse_ingest.corpora.splits import BATCH_ROWS, SavedDataset, Split, sizes_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, file_changed, is_packed, suffix_of
 from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, needs_extra
@@ -30,7 +32,6 @@ from sparse_ingest.storage.hub_session import guard_hub, hub_address
 from sparse_ingest.storage.places import place_of
 from sparse_ingest.storage.waiting import call_with_timeout
 
-_BATCH_ROWS = 512  # Python objects at one time
 _ROW_BITS = 40  # of an offset; the higher bits are the data file
 _HEAD_BYTES = 1 << 16
 # Settings of a dataset that our readers support.
@@ -73,30 +74,7 @@ def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Q
             datasets.enable_progress_bars()
 
 
-class _Split:
-    """Base class of splits. An unknown size of a file is 0."""
-
-    rereadable = True
-    unit = "row"
-    quoting: Quoting | None = None
-
-    def __init__(self, named: Named, choose: ChooseColumns, sizes: dict[str, int], commit: str | None = None) -> None:
-        self.name, self.label = named.name, named.label
-        self.bytes = sum(sizes.values()) if all(sizes.values()) else None
-        self._named, self._choose, self._sizes, self._commit = named, choose, sizes, commit
-
-    def identity(self) -> dict[str, object]:
-        """Return config, split and commit; of a folder the names and sizes of the data files."""
-        content: dict[str, object] = {"revision": self._commit} if self._commit else {"files": dict(self._sizes)}
-        quoting = {"quoting": "none"} if self.quoting == "none" else {}
-        return {"name": self.name, "config": self._named.config, "split": self._named.split, **content, **quoting}
-
-    def merged(self) -> list[str]:
-        """Return []: rows of a dataset are not checked for merged rows."""
-        return []
-
-
-class StreamedDataset(_Split):
+class StreamedDataset(Split):
     """One split, read from its data files. An offset is a data file and a row in it.
 
     `stream` is the library's IterableDataset, `files` are in its order, `format` is None if the library reads them.
@@ -118,7 +96,7 @@ class StreamedDataset(_Split):
         self._stream, self._open_file, self._files, self._format = stream, open_file, files, format
         self.quoting = quoting
         self._sources: dict[int, Source | None] = {}  # of the files that were opened; None: the library reads it
-        self._first: tuple[str, Sequence[str]] | None = None  # a table that was read, and its columns
+        self._first: tuple[int, Sequence[str]] | None = None  # the first table that was read, and its columns
 
     def passed(self, offset: int) -> int | None:
         """Return the bytes before a row as if rows had equal sizes, or before its file if its rows are not known."""
@@ -131,7 +109,7 @@ class StreamedDataset(_Split):
 
     def merged(self) -> list[str]:
         """Return a message for each file whose quotes may have merged rows that were read."""
-        return [message for source in self._sources.values() if source for message in source.merged()]
+        return [message for _, source in sorted(self._sources.items()) if source for message in source.merged()]
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on, which is row `line` of the split."""
@@ -152,7 +130,34 @@ class StreamedDataset(_Split):
                     reached[0] += 1
                     yield Record(columns, reason, reached[0] - 1, following, reached[0], plain, name)
                 skip = 0
-        if self._commit is None and (sizes := _sizes(self._named.path, list(self._sizes))) != self._sizes:
+        self._refuse_changed()
+
+    def pieces(self, search: Search) -> Iterator[Task]:
+        """Yield a task for each data file, which counts its rows."""
+        return (partial(self._count, file, search) for file in range(self._stream.num_shards))
+
+    def _count(self, file: int, search: Search) -> PieceInFile:
+        with reading_rows(self.label, [1]):
+            source = self._sources[file] = self._source(file)
+            pieces = [task() for task in source.pieces(search)] if source else [None]
+            groups = pieces[0] if self._format == "parquet" else None
+            if not isinstance(groups, RowUnits):
+                rows = [piece.rows for piece in pieces if piece]
+                if len(rows) < len(pieces):
+                    rows = [self._counted(source.records(0, 1) if source else self._of_library(file), search)]
+                groups = RowUnits((sum(rows),))
+        self._refuse_changed()
+        return PieceInFile(groups, file << _ROW_BITS, (file + 1) << _ROW_BITS)
+
+    def _counted(self, records: Iterator[Record], search: Search) -> int:
+        rows = 0
+        for _ in islice(records, search.limit):
+            rows += 1
+            search.check_stopped()
+        return rows
+
+    def _refuse_changed(self) -> None:
+        if self._commit is None and (sizes := sizes_of(self._named.path, list(self._sizes))) != self._sizes:
             name = next(name for name, size in sizes.items() if size != self._sizes[name])
             how = f"it had {self._sizes[name]} bytes at first and has {sizes[name]} now"
             raise file_changed(f"{self.label} ({name})", how)
@@ -170,29 +175,30 @@ class StreamedDataset(_Split):
         stored, label = FoundFile.found(place_of(path)), f"{self.label} ({name})"
         if self._format == "jsonl" and (begin := _begin_of_json(stored, label)) != "{":
             return JsonArray(stored, label) if begin == "[" else None
-        choose = partial(self._choose_in, name)
+        choose = partial(self._choose_in, file)
         return self._open_file(stored, choose, label=label, format=self._format, quoting=self.quoting)
 
     def _of_library(self, file: int) -> Iterator[Record]:
         name = self._file_name(file)
         label = f"{self.label} ({name})" if name else self.label
-        tables = iter(self._stream.shard(self._stream.num_shards, file).iter(_BATCH_ROWS))
+        tables = iter(self._stream.shard(self._stream.num_shards, file).iter(BATCH_ROWS))
         following = partial(next, tables, None)
         while (table := following() if self._named.local else call_with_timeout(following, label)) is not None:
-            names = chosen_columns(table.schema, partial(self._choose_in, name), label)
+            names = chosen_columns(table.schema, partial(self._choose_in, file), label)
             yield from records_of(rows_of(table.to_batches(), names), [1], 0)
 
-    def _choose_in(self, name: str, columns: Sequence[str]) -> Mapping[str, str]:
-        """Return the columns of a table to read. Raise `BadRow`, which names another table if that has them."""
+    def _choose_in(self, file: int, columns: Sequence[str]) -> Mapping[str, str]:
+        """Return the columns of a table to read. Raise `BadRow`, which names an earlier table that has them."""
         try:
             chosen = self._choose(columns)
         except BadRow as bad:
-            if self._first is None or self._first[0] == name:
+            if self._first is None or self._first[0] >= file:
                 raise
             other, there = self._first
             advice = "name files, or a config of the dataset, that have the same columns"
-            raise BadRow(f"{bad}. In {other} {columns_text(dict.fromkeys(there))}: {advice}") from bad
-        self._first = self._first or (name, list(columns))
+            raise BadRow(f"{bad}. In {self._file_name(other)} {columns_text(dict.fromkeys(there))}: {advice}") from bad
+        if self._first is None or file < self._first[0]:  # files may be counted at the same time
+            self._first = file, list(columns)
         return chosen
 
 
@@ -217,29 +223,6 @@ def _begin_of_json(file: FoundFile, label: str) -> str:
         return ""
 
 
-class SavedDataset(_Split):
-    """One split that `save_to_disk` wrote. An offset is a row."""
-
-    def __init__(self, named: Named, dataset: Any, choose: ChooseColumns) -> None:
-        files = [os.path.relpath(file["filename"], named.path) for file in dataset.cache_files]
-        super().__init__(named, choose, _sizes(named.path, files))
-        self._table = dataset.with_format("arrow")
-
-    def passed(self, offset: int) -> int | None:
-        """Return the bytes before a row as if rows had equal sizes."""
-        return sum(self._sizes.values()) * offset // max(1, len(self._table))
-
-    def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Yield every row from `offset` on."""
-        reached = [line]
-        with reading_rows(self.label, reached):
-            schema = self._table.features.arrow_schema
-            names = chosen_columns(schema, self._choose, self.label)
-            starts = range(offset, len(self._table), _BATCH_ROWS)
-            batches = (batch for start in starts for batch in self._table[start : start + _BATCH_ROWS].to_batches())
-            yield from records_of(rows_of(batches, names), reached, offset)
-
-
 # Finding a split
 
 
@@ -258,7 +241,7 @@ def _streamed(named: Named, choose: ChooseColumns, open_file: OpenFile, quoting:
         if kind == "csv" and (format is None or any(_is_for_library(file.path, format) for file in files)):
             streams = _of_strings(builder, streams[split], quoting)
         elif kind == "parquet":  # the default is a complete row group
-            builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
+            builder.config.batch_size = builder.config.batch_size or BATCH_ROWS
             streams = builder.as_streaming_dataset()
         stream = streams[split].with_format("arrow")
         return StreamedDataset(
@@ -326,7 +309,7 @@ def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
                 raise CorpusError(
                     f"The folder {named.path!r} names a data file outside of it, {outer!r}. Copy it into the folder."
                 )
-            size = _sizes(named.path, [name])[name]
+            size = sizes_of(named.path, [name])[name]
         else:
             filesystem, path = fsspec.url_to_fs(file)
             # hf://datasets/OWNER/NAME@COMMIT/...
@@ -361,8 +344,3 @@ def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str
     listed = ", ".join(there) or "none"
     found = f'no {what} "{asked}"' if asked else f"{len(there)} {what}s, and none was named"
     raise CorpusError(f"The dataset {named.name} has {found}; available {what}s: {listed}. Name one, as in {FORM}.")
-
-
-def _sizes(folder: str, files: list[str]) -> dict[str, int]:
-    """Return the sizes of files in a folder; 0 for a missing one."""
-    return {file: path.stat().st_size if (path := Path(folder, file)).is_file() else 0 for file in files}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of
+from sparse_ingest.corpora.pieces import Search, Task
 from sparse_ingest.errors import CorpusError, shown
 from sparse_ingest.records import SourceRow
 
@@ -59,6 +60,10 @@ class Source(Protocol):
     bytes: int | None  # the stored size, if it is known
     rereadable: bool  # whether `records` may be called again, and from an offset
 
+    @property
+    def seekable(self) -> bool:
+        """Whether `records` can begin at an offset without reading what is before."""
+
     def identity(self) -> dict[str, object]:
         """Return the values that must not change when a run is resumed."""
 
@@ -70,6 +75,9 @@ class Source(Protocol):
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on (0 is the start), which is line `line` (from 1). Raise `CorpusError`."""
+
+    def pieces(self, search: Search) -> Iterator[Task]:
+        """Yield tasks that count the rows of pieces, in order; they may run at the same time. See pieces.py."""
 
 
 @dataclass(frozen=True)

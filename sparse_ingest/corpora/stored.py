@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -167,6 +167,12 @@ class ContentStream:
             offset -= len(block)
 
     @property
+    def is_stream(self) -> bool:
+        """Whether a server sends the file only from its start. Reads the first byte."""
+        self.stored.read(1)
+        return bool(getattr(getattr(self.stored, "raw", None), "is_stream", False))
+
+    @property
     def taken(self) -> int | None:
         """The number of stored bytes that were read, some of them ahead; all of them if it is closed."""
         return self.file.bytes if self.stored.closed else self.stored.tell()
@@ -201,6 +207,11 @@ class FileSource:
         self.name, self.bytes = file.name, file.bytes
         self.rereadable = file.bytes is not None
         self._opened: ContentStream | None = None  # the latest
+
+    @property
+    def seekable(self) -> bool:
+        """Whether reading can begin at an offset: by default not."""
+        return False
 
     def identity(self) -> dict[str, object]:
         """Return the name, and the size if it is known."""
@@ -257,6 +268,16 @@ class LineSource(FileSource):
     """Base class of sources of lines. An offset is a byte of the content."""
 
     unit = "line"
+
+    @cached_property
+    def seekable(self) -> bool:
+        """Whether content can be read from an offset: not if it is compressed, or the server has no range requests."""
+        if is_packed(self.name) or self.file.bytes is None:
+            return False
+        if not isinstance(self.file.path, RemotePath) or self.file.path.listable:
+            return True
+        with self.opened([1]) as opened:
+            return not opened.is_stream
 
     def lines(self, offset: int = 0, line: int = 1) -> Iterator[bytes]:
         r"""Yield the lines from a byte of the content on, each with its `\n`; the first is line `line`."""

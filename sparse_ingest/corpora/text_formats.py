@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Literal
 
-from sparse_ingest.corpora.documents import BadRow, columns_text, json_object, utf8
+from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, utf8
+from sparse_ingest.corpora.line_pieces import line_pieces
+from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, LineSource, StoredFile
 from sparse_ingest.errors import CorpusError, shown
@@ -25,9 +29,16 @@ MSMARCO_COLUMNS = ("_id", "text")
 _MAX_VALUE = 1 << 26
 _MAX_ARRAY = 1 << 30  # bytes; Python objects take several times as many
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
+_JSON_BLANKS = JSON_BLANKS.encode()
+_BLANK_LINES = (b"", b"\n", b"\r", b"\r\n")  # without quotes
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
 
 Quoting = Literal["rfc4180", "none"]
+
+
+def _check_first(source: JsonLines | TextTable) -> RowUnits:
+    next(source.records(0, 1), None)
+    return RowUnits(())
 
 
 class JsonLines(LineSource):
@@ -47,6 +58,11 @@ class JsonLines(LineSource):
             if columns is not None:
                 # Strings of a line without a backslash need none in JSON.
                 yield Record(columns, None, line - 1, offset, line, b"\\" not in raw)
+
+    def pieces(self, search: Search) -> Iterator[Task]:
+        """Yield tasks that count lines, and before them one that reads the first row to check the kind of content."""
+        yield partial(_check_first, self)
+        yield from line_pieces(self, search, lambda line: not line.strip(_JSON_BLANKS))
 
     def _columns(self, raw: bytes) -> dict[str, object] | None:
         return json_object(raw)
@@ -70,6 +86,10 @@ class JsonArray(LineSource):
         for place, row in enumerate(rows[offset:], offset):
             reason = None if isinstance(row, dict) else f"expected a JSON object, found {shown(row)}"
             yield Record(None if reason else row, reason, place + 1, place + 1, place + 2)
+
+    def pieces(self, search: Search) -> Iterator[Task]:
+        """Yield a task that reads the file."""
+        yield lambda: RowUnits((sum(1 for _ in self.records(0, 1)),))
 
 
 class TextTable(LineSource):
@@ -133,6 +153,18 @@ class TextTable(LineSource):
                     reason = f"{reason} (the row ends in line {rows.line - 1}; {_NO_QUOTES})"
             columns = None if reason else {name: row[place] for name, place in chosen}
             yield Record(columns, reason, at, rows.offset, rows.line)
+
+    def pieces(self, search: Search) -> Iterator[Task]:
+        """Yield tasks that count lines, if each one is a row: the meaning of a quote depends on all before it."""
+        if self.format != "msmarco" and self.quoting != "none":
+            yield lambda: None
+            return
+        yield partial(_check_first, self)
+        rows = _Rows(self, 0, 1)
+        if self._given is None:
+            with suppress(CorpusError):  # which the first task raises
+                self._header(rows)
+        yield from line_pieces(self, search, lambda line: line in _BLANK_LINES, start=rows.offset, line=rows.line)
 
     def _count_span(self, row: list[str], line: int, lines: int) -> None:
         # Rows may be read again, to find duplicates.

@@ -45,6 +45,11 @@ class RemoteFile(io.RawIOBase):
 
             self._cache = BackgroundBlockCache(_BLOCK_BYTES, self._fetch, self._size, kept_blocks)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the server sends the file only from its start; known after the first read."""
+        return self._streamed is not None
+
     def readable(self) -> bool:
         """Return True."""
         return True
