@@ -117,6 +117,7 @@ class _Planner:
     def starts(self, ahead: int) -> Starts:
         """Count all pieces, at most `ahead` before they are needed, and look up the starts in them."""
         for source, counting in self._counting(ahead):
+            self._check_stop()
             if source in self._read:
                 continue
             if source != self._source:

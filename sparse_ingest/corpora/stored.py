@@ -168,7 +168,8 @@ class ContentStream:
 
     @property
     def is_stream(self) -> bool:
-        """Whether a server sends the file only from its start. Reads the first byte."""
+        """Whether a server sends the file only from its start. Reads after the first byte, which shows it."""
+        self.stored.seek(1)
         self.stored.read(1)
         return bool(getattr(getattr(self.stored, "raw", None), "is_stream", False))
 

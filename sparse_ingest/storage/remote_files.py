@@ -47,7 +47,7 @@ class RemoteFile(io.RawIOBase):
 
     @property
     def is_stream(self) -> bool:
-        """Whether the server sends the file only from its start; known after the first read."""
+        """Whether the server sends the file only from its start; known after the first read of later bytes."""
         return self._streamed is not None
 
     def readable(self) -> bool:

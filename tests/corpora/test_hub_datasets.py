@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.loopback_hub import TOKEN, begin, ended, loopback_hub
+from support.planned_starts import assert_same
 from support.stores import web_server
 
 from sparse_ingest.corpora.documents import FieldNames
@@ -144,6 +145,21 @@ def test_reading_resumes_at_any_row(folder: Path, lines: Path) -> None:
     assert shares == sorted(shares) and 0.2 < shares[15] < 0.6
 
 
+@pytest.mark.parametrize(("shard_rows", "limit"), [(5, None), (3, 41), (10, 30)])
+def test_the_starts_of_shards_are_those_of_a_walk(
+    folder: Path, lines: Path, tmp_path: Path, shard_rows: int, limit: int | None
+) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert_same(corpus_of(f"hf:{folder}:corpus:old", f"hf:{tmp_path}/saved", f"hf:{lines}"), shard_rows, limit)
+
+
+def test_shards_in_a_data_file_that_is_read_from_its_start_are_one_group(folder: Path, lines: Path) -> None:
+    parquet_files = assert_same(corpus_of(f"hf:{folder}:corpus:old"), 2)
+    assert parquet_files and max(map(len, parquet_files.groups)) == 2  # row groups of 4 rows
+    found = assert_same(corpus_of(f"hf:{lines}"), 5)
+    assert found and found.groups == [range(3), range(3, 6)]
+
+
 def test_resuming_reads_nothing_before_the_row_group(folder: Path) -> None:
     corpus = corpus_of(f"hf:{folder}:corpus:old")
     rows = list(corpus.rows())
@@ -242,7 +258,9 @@ def test_files_and_hf_give_the_same_documents(tmp_path: Path, name: str) -> None
     (folder / "README.md").write_text("---\ndataset_info:\n  features:\n  - {name: id, dtype: int64}\n---\n")
     keep = {"keep": ("kept",), "id": "id"}
     expected = documents(corpus_of(jsonl(tmp_path / "all.jsonl", TRICKY), **keep))
-    assert documents(corpus_of(f"hf:{folder}", **keep)) == expected
+    corpus = corpus_of(f"hf:{folder}", **keep)
+    assert documents(corpus) == expected
+    assert_same(corpus, 1)
     format = "jsonl" if name == "c.json" else None
     assert documents(open_corpus([str(folder / name)], fields=FieldNames(**keep), format=format)) == expected
 
@@ -274,6 +292,7 @@ def test_values_are_not_converted_in_other_formats(tmp_path: Path, name: str, wr
     assert documents(corpus) == expected
     positions = [position for _, position in corpus.rows()]
     assert documents(corpus, positions[1]) == expected[2:]
+    assert_same(corpus, 1)
 
 
 def test_ids_and_fields_of_mixed_types_in_json_lines_are_kept(tmp_path: Path) -> None:
@@ -301,6 +320,7 @@ def test_files_with_different_columns_are_reported_with_their_columns(tmp_path: 
     if suffix == ".jsonl":  # rows of JSON lines may differ in columns
         assert [row.reason for row, _ in corpus.rows()] == [None, f"{missing} (in b.jsonl)"]
         return
+    assert_same(corpus_of(f"hf:{tmp_path}", keep=()), 1)
     with pytest.raises(CorpusError) as raised:
         list(corpus.rows())
     assert f"(b{suffix})" in str(raised.value)

@@ -1,6 +1,5 @@
 """The planner finds the same starts of shards as a walk over all rows, and a reader of a shard reads little more."""
 
-from collections import deque
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.forms import FORMS, packed, write_form
+from support.planned_starts import assert_same, walk
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
@@ -22,36 +22,6 @@ from sparse_ingest.reporting import SilentReporter
 
 def opened(*paths: Path | str, **options) -> Corpus:
     return open_corpus([str(path) for path in paths], fields=FieldNames(), **options)
-
-
-def walk(corpus: Corpus, shard_rows: int, limit: int | None) -> tuple[int, list[Position]]:
-    cursor, positions = Cursor(corpus, limit), []
-    while cursor.peek(1):
-        positions.append(cursor.position)
-        deque(cursor.take(shard_rows), maxlen=0)
-    return cursor.position.row, positions
-
-
-def outcome(find) -> object:
-    try:
-        return find()
-    except CorpusError as error:
-        return str(error)
-
-
-def assert_same(corpus: Corpus, shard_rows: int, limit: int | None = None, **options) -> Starts | None:
-    """Compare the planner with a walk, also their errors, and check what else `Starts` promises."""
-    expected = outcome(lambda: walk(corpus, shard_rows, limit))
-    found = outcome(lambda: find_starts(corpus, shard_rows, limit, **options))
-    if not isinstance(found, Starts):
-        assert found == expected
-        return None
-    assert (found.rows, found.positions) == expected
-    for position, begin in zip(found.positions, found.begins, strict=True):
-        if begin != position:
-            assert list(corpus.rows(begin)) == list(corpus.rows(position))
-    assert [shard for group in found.groups for shard in group] == list(range(len(found.positions)))
-    return found
 
 
 # Files of lines
@@ -241,12 +211,13 @@ def test_standard_input_has_no_starts():
         find_starts(opened("-"), 10)
 
 
-def test_a_stop_request_ends_the_search(tmp_path):
+@pytest.mark.parametrize("form", [".csv", ".jsonl"])
+def test_a_stop_request_ends_the_search(tmp_path, form):
     class Stopping(SilentReporter):
         def stop_requested(self) -> bool:
             return True
 
-    path = write_form(tmp_path, ".csv", ROWS * 2)
+    path = write_form(tmp_path, form, ROWS * 2)
     with pytest.raises(Interrupted):
         find_starts(opened(path), 10, reporter=Stopping())
 

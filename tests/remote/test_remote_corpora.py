@@ -10,11 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.planned_starts import assert_same
 from support.stores import SECRET, FaultyStore, put_folder, web_server
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import Corpus
+from sparse_ingest.corpora.starts import find_starts
 from sparse_ingest.errors import CorpusError, StorageError
 from sparse_ingest.storage.places import RemotePath
 
@@ -94,6 +96,23 @@ def test_reading_resumes_at_a_position_without_fetching_the_start(
         f"d{number}" for number in range(1800, 2000)
     ]
     assert faulty.sent_of(".*") - fetched < 0.4 * (files / name).stat().st_size
+
+
+def test_the_starts_of_shards_in_a_store_are_those_of_a_walk(faulty: FaultyStore, bucket: str, files: Path) -> None:
+    place = RemotePath.at(bucket)
+    for name in ("a.jsonl", "d.parquet"):
+        (place / name).upload(files / name)
+    assert_same(corpus_of(place / "a.jsonl", place / "d.parquet"), 300, piece_bytes=5 << 20)
+    sent = faulty.sent_of(".*")
+    assert find_starts(corpus_of(place / "d.parquet"), 300).rows == 2000
+    assert faulty.sent_of(".*") - sent < 1 << 20
+
+
+def test_shards_from_a_server_without_ranges_are_one_group(files: Path) -> None:
+    with web_server(files, ranges=False) as url:
+        corpus = corpus_of(f"{url}/a.jsonl")
+        starts = assert_same(corpus, 500, piece_bytes=5 << 20)
+    assert starts and starts.groups == [range(4)]
 
 
 def test_a_file_address_is_a_local_file(files: Path) -> None:
