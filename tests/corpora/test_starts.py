@@ -124,6 +124,14 @@ def test_lines_of_several_blocks_and_blank_ones_equal_a_walk(tmp_path):
         assert_same(opened(path), 1, None, piece_bytes=piece_bytes)
 
 
+@pytest.mark.parametrize("blank", [b"\r\n", b"\r\r\n", b"\xef\xbb\xbf\n"])
+def test_short_lines_between_two_blocks_equal_a_walk(tmp_path, blank):
+    path = tmp_path / "c.tsv"
+    for place in range(5):
+        path.write_bytes(b"1\t" + b"x" * ((1 << 19) - 3 - place) + b"\n" + blank + b"2\ta\n")
+        assert_same(opened(path, format="msmarco"), 1)
+
+
 def test_a_line_that_is_too_long_is_the_error_of_a_walk(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_bytes(b'{"_id":"1","text":"a"}\n' * 3 + b" " * ((1 << 26) - 1) + b"\n")
