@@ -50,7 +50,7 @@ class Reporter(Protocol):
         """Show a message that a user may have to act on."""
 
     def stop_requested(self) -> bool:
-        """Return whether the stage should end after its current shard, with `Interrupted`."""
+        """Return whether the stage should end with `Interrupted`: `encode` after its window, others after a shard."""
         ...
 
 

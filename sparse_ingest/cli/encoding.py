@@ -22,6 +22,7 @@ from sparse_ingest.storage.places import Place
 if TYPE_CHECKING:
     from sparse_ingest.encoding.survey import CorpusSurvey
     from sparse_ingest.encoding.trial import Prediction
+    from sparse_ingest.runs.run import Run
 
 # Labels of `status` that differ from the JSON key.
 LABELS = {
@@ -57,7 +58,11 @@ def encode(
     \b
     sparse-ingest encode --pipeline splade-mini --corpus corpus.jsonl --out RUN
 
-    Exit code 3: finished, but bad documents were skipped (listed in RUN/skipped), or a dry run found some.
+    Several machines share a run: --plan-only on one, then --part 1/N to N/N with the same options, at once or one after
+    another, then --finish.
+
+    Exit code 3: finished, but bad documents were skipped (listed in RUN/skipped), or a dry run found some. A part ends
+    with 0 also then.
     """
     from sparse_ingest.encoding import encode as encoding
 
@@ -70,8 +75,11 @@ def encode(
         return 3 if found.bad or found.duplicates else 0
     if out is None:
         raise UsageError("No run folder. Name one with --out, or only check the corpus with --dry-run.")
-    with TerminalReporter(stoppable=True) as reporter:
+    with TerminalReporter(stops_after="window") as reporter:
         run = encoding.encode(specs, out, pipeline=pipeline, options=options, progress=reporter)
+    if options.plan_only or options.part:
+        _print_step(run, options, as_json)
+        return 0
     report = run.report
     row = "passage" if run.manifest.identity.get("overflow") == "passages" else "document"
     lines = [
@@ -90,6 +98,34 @@ def encode(
     if report.skipped:
         click.echo(f"Bad documents that were skipped: {report.skipped:,} (listed in {run.path / 'skipped'}).", err=True)
     return 3 if report.skipped else 0
+
+
+def _print_step(run: Run, options: EncodeOptions, as_json: bool) -> None:
+    """Print what a step of a shared run planned or made."""
+    from sparse_ingest.encoding.planner import part_of, stored_starts
+
+    starts = stored_starts(run)
+    shards = part_of(options.part, starts) if options.part else range(len(starts.positions))
+    done = len(run.done_shards())
+    state = {
+        "run": str(run.path),
+        "run_id": run.manifest.run_id,
+        "rows": starts.rows,
+        "shards": len(starts.positions),
+        "done": done,
+        "first": shards.start,
+        "end": shards.stop,
+    }
+    what = f"{starts.rows:,} rows in {counted(len(starts.positions), 'shard')} are planned"
+    then = "make them with --part 1/N to N/N, then run --finish"
+    if options.part:
+        what = f"part {options.part} has no shard"
+        if shards:
+            what = (
+                f"part {options.part}: shards {shards.start} to {shards.stop - 1} of {len(starts.positions)} are made"
+            )
+        then = f"{done} are done in all; when all are, run --finish"
+    print_result(as_json, state, [f"{run.path}: {what}; {then}."])
 
 
 def _surveyed(found: CorpusSurvey) -> Iterator[str]:

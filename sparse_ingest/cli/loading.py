@@ -88,7 +88,7 @@ def load(
     if run is None:
         raise click.UsageError("Missing argument 'RUN'.")
     how: dict[str, Any] = {"connection": connection, "pipeline": pipeline, "options": options}
-    with TerminalReporter(stoppable=True) as reporter:
+    with TerminalReporter(stops_after="shard") as reporter:
         if alias:
             published = publish(run, alias=alias, progress=reporter, **how)
         else:

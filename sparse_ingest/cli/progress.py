@@ -35,12 +35,14 @@ def handling(handler: Callable[..., object]) -> Iterator[None]:
 class TerminalReporter(TqdmReporter):
     """Progress of a stage, and its notes and warnings as log records (verbosity.py). Use it in a `with` block.
 
-    With `stoppable`, SIGTERM and SIGHUP set `stop_requested` in the block instead of ending the process.
+    With `stops_after`, such as "shard", SIGTERM and SIGHUP set `stop_requested` in the block instead of ending the
+    process.
     """
 
-    def __init__(self, *, stoppable: bool = False) -> None:
+    def __init__(self, *, stops_after: str | None = None) -> None:
         super().__init__()
-        self._handling = handling(self._stop) if stoppable else contextlib.nullcontext()
+        self._handling = handling(self._stop) if stops_after else contextlib.nullcontext()
+        self._stops_after = stops_after
         self._stopping = False
         self._last_line = time.monotonic()
 
@@ -58,7 +60,7 @@ class TerminalReporter(TqdmReporter):
         self._stopping = True
         stopping.set()
         with contextlib.suppress(RuntimeError):  # a line was being written
-            click.echo("Stopping after the current shard.", err=True)
+            click.echo(f"Stopping after the current {self._stops_after}.", err=True)
 
     def stop_requested(self) -> bool:
         """Return whether SIGTERM or SIGHUP was received."""

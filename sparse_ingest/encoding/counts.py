@@ -58,6 +58,13 @@ class RowHash:
             self._hashing = self._worker.submit(self._digest.update, self._lines)
             self._lines = bytearray()
 
+    def so_far(self) -> Future[str]:
+        """Return the hash of the rows added so far, computed in the thread after them."""
+        self._hashing.result()
+        self._hashing = self._worker.submit(self._digest.update, self._lines)
+        self._lines = bytearray()
+        return self._worker.submit(self._digest.hexdigest)
+
     def close(self) -> None:
         """End the thread that hashes; add no row afterwards."""
         self._worker.shutdown()
@@ -68,6 +75,14 @@ class RowHash:
         self._digest.update(self._lines)
         self._lines = bytearray()
         return self._digest.hexdigest()
+
+
+@dataclass
+class WindowCounts:
+    """What a window adds to the counts of its shard, in addition to what each row adds."""
+
+    without_token: int = 0
+    skipped: list[SkippedRow] = field(default_factory=list)
 
 
 @dataclass
@@ -92,6 +107,11 @@ class Counts:
     def of_rows(self, rows: npt.NDArray[np.uint64], counts: OfRows) -> None:
         """Add what some source rows add to the counts; a row may be repeated."""
         self._of_rows.append((rows.astype(np.int64) - self.first_row, counts))
+
+    def add(self, window: WindowCounts) -> None:
+        """Add the counts of a window."""
+        self.without_token += window.without_token
+        self.skipped += window.skipped
 
     def part(self, part: ShardPart) -> ShardPart:
         """Count the rows of a part, and return it."""

@@ -7,19 +7,17 @@ document (corpora/sources.py).
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 
 from sparse_ingest.corpora.sources import Cursor, Position, bad_document, repeated_id, skipped_duplicate
 from sparse_ingest.encoding.counts import counts_of
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SourceRow, document_id
-from sparse_ingest.runs.files import SkippedRow, part_name
+from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
 from sparse_ingest.runs.run import Run
 
 AT_ONCE = 100_000  # duplicates whose places are in memory, about 100 MB; for more of them all ids are read again
-WAIT_S = 1.0  # between checks of a shard that another process has locked
 
 
 class Duplicates:
@@ -51,13 +49,7 @@ class Duplicates:
             reason = skipped_duplicate(duplicate.doc_id, first.file, first.line, first.unit)
             leaving.setdefault(shard, {})[row] = SkippedRow(row, again.file, again.line, reason)
         for shard, rows in sorted(leaving.items()):
-            # Locked, so that a process that starts now waits for the shard instead of encoding it again.
-            while True:
-                with self._run.lock(part_name(shard)) as held:
-                    if held:
-                        remove_rows(self._run, shard, rows, less=counts_of(self._run.need_done(shard), rows))
-                        break
-                time.sleep(WAIT_S)
+            remove_rows(self._run, shard, rows, less=counts_of(self._run.need_done(shard), rows))
 
     def _found(self) -> Iterator[Duplicate]:
         for one in find_duplicates(self._run):

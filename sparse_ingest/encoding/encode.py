@@ -1,23 +1,25 @@
 """`encode`: a corpus and a checkpoint in, a run folder out.
 
-Each shard is a fixed range of source rows. A process walks the shards in order, skips those that are done (after
-hashing their rows again) or locked by another process, and encodes the rest (job.py); any number of processes may work
-on one run folder, and each may be killed at any time. executors/local.py starts one process per device.
+Each shard is a fixed range of source rows. The start of every shard is found once (planner.py); then the shards are
+made in any order by one process (job.py), by one per device (executors/local.py), or by any number of machines that
+were each given a part (`--part`). Each may be killed at any time. At the end one process checks the ids of all shards.
 """
 
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.checkpoints.card import lost_weights
 from sparse_ingest.corpora.sources import Corpus, Cursor
-from sparse_ingest.encoding.job import encode_alone
+from sparse_ingest.encoding.job import Job
 from sparse_ingest.encoding.options import EncodeOptions, with_options
+from sparse_ingest.encoding.planner import part_of
 from sparse_ingest.encoding.settings import resolve
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import UsageError, counted
 from sparse_ingest.executors.local import Worker, run_on_devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.records import field_path, is_within
@@ -54,30 +56,81 @@ def encode(
         **settings: Fields of `EncodeOptions`, such as `top_k=200` or `shard_rows=8192`.
 
     Returns:
-        The complete run; `.report` has its counts.
+        The run; `.report` has its counts. It is complete, unless `plan_only` or `part` is given.
 
     Raises:
         UsageError: options that exclude each other, or neither `model` nor `pipeline`.
-        RunError: the folder has a run with other settings, or the corpus has changed.
+        RunError: the folder has a run with other settings, or another process works on it, or the corpus has changed.
         CorpusError: a bad document (unless bad documents are skipped), or a duplicate id.
-        Interrupted: the reporter requested a stop; finished shards are kept.
+        Interrupted: the reporter requested a stop; finished shards and windows are kept.
     """
     chosen = options_from(EncodeOptions, options, settings, "encode")
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
     source = _opened(corpus, full, chosen, reporter)
+    alone = _refuse_clashing_steps(chosen, source)
     devices = _devices(chosen.device, source, place, reporter)
+    arguments = source, place, full, chosen
     with naming(place, Path(tempfile.gettempdir())):
-        if len(devices) == 1:
-            encode_alone(Worker(devices[0]), source, place, full, chosen, reporter)
+        if alone:
+            _one_step(Job(Worker(devices[0]), *arguments, reporter), chosen)
+        elif len(devices) == 1:
+            job = Job(Worker(devices[0]), *arguments, reporter)
+            with job.alone():
+                job.make_all()
+                job.finish()
         else:
-            if has_manifest(place):
-                reporter.begin("documents")
-                reporter.earlier(open_run(place).rows_done())
-            run_on_devices(devices, encode_alone, (source, place, full, chosen), out=place, reporter=reporter)
+            _on_devices(devices, arguments, reporter)
     run = open_run(place)
+    if alone and not chosen.finish:
+        return run
     if dropped := run.report.without_token:
         reporter.warn(lost_weights(dropped, run.vocabulary()))
     return run
+
+
+def _refuse_clashing_steps(options: EncodeOptions, corpus: Corpus) -> bool:
+    """Return whether one step of a shared run is requested. Raise `UsageError` for two, or for standard input."""
+    flags = {"--plan-only": options.plan_only, "--part": options.part, "--finish": options.finish}
+    given = [flag for flag, value in flags.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are different steps. Run one after the other.")
+    if given and not corpus.rereadable:
+        raise UsageError(f"{given[0]}: standard input has no parts. Pass the corpus as a file.")
+    return bool(given)
+
+
+def _one_step(job: Job, options: EncodeOptions) -> None:
+    """Plan a shared run, make one part of its shards, or finish it."""
+    if options.part:
+        shards = part_of(options.part, job.starts)
+        if not shards:
+            job.reporter.note(f"--part {options.part} has no shard: the run has {counted(job.shards, 'shard')}.")
+        job.make(shards)
+    elif options.finish:
+        with job.alone():
+            job.check_all()
+            job.finish()
+    else:
+        job.starts  # noqa: B018 - found and stored
+        job.warn_of_merged_rows()
+
+
+def _on_devices(
+    devices: list[str], arguments: tuple[Corpus, Place, Pipeline, EncodeOptions], reporter: Reporter
+) -> None:
+    """Complete a run with one process per device; this one has no model."""
+    with ExitStack() as stack:
+        opened: list[Job] = []
+
+        def groups() -> list[range]:
+            # The first process has created the run.
+            opened.append(job := Job(Worker(devices[0]), *arguments, reporter))
+            stack.enter_context(job.alone())
+            reporter.begin("documents", job.starts.rows)
+            return job.starts.groups
+
+        run_on_devices(devices, Job, arguments, groups, out=arguments[1], reporter=reporter)
+        opened[0].finish()
 
 
 def dry_run(

@@ -6,13 +6,12 @@ cluster/index_size.py predicts the size of the index.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from sparse_ingest.cluster.index_size import IndexSize
-from sparse_ingest.corpora.sources import Cursor
 from sparse_ingest.reporting import Reporter, size_text
 from sparse_ingest.runs.shards import ShardPart, take_rows
 
@@ -23,8 +22,9 @@ _SAMPLE_BYTES = 4 << 20  # of the fields of a part whose words are counted, whic
 class Estimate:
     """Watches the parts of one process, and reports its estimate once."""
 
-    def __init__(self, cursor: Cursor, reporter: Reporter) -> None:
-        self._cursor, self._reporter = cursor, reporter
+    def __init__(self, rows: Callable[[], int | None], reporter: Reporter) -> None:
+        """`rows` returns the number of rows of the corpus, if it is known."""
+        self._rows, self._reporter = rows, reporter
         self._documents = self._terms = 0
         self._index = IndexSize()  # of a sample of the documents
         self._read = self._run_bytes = 0
@@ -57,12 +57,12 @@ class Estimate:
         averages = (
             f"After {self._documents:,} documents: {terms:.1f} terms and {size:,.0f} bytes of the run per document"
         )
-        if (rows := self._cursor.expected_rows) is None:
+        if (rows := self._rows()) is None:
             each = self._index_bytes(1.0) / self._documents
             return f"{averages}, about {each:,.0f} of a merged index. The size of the corpus is unknown."
         scale = rows / max(1, self._read)
         run, index = size_text(self._run_bytes * scale), size_text(self._index_bytes(scale))
-        return f"{averages}. About {rows:,} rows in all: a run of {run}, a merged index of about {index}."
+        return f"{averages}. {rows:,} rows in all: a run of about {run}, a merged index of about {index}."
 
     def _index_bytes(self, scale: float) -> float:
         """Return about how many bytes an index of `scale` times these documents has, without replicas."""

@@ -1,7 +1,7 @@
-"""One process's work on a run: open it, encode its shards in order, check ids, and mark it as complete.
+"""One process's work on a run: open or create it, make shards, check ids, and mark it as complete.
 
-In: a corpus, the run folder, a pipeline, options. Out: a complete run; other processes may work on it at the same time.
-shard_maker.py computes the content of a shard.
+In: a corpus, the run folder, a pipeline, options. A shard is made by whoever is asked to (encode.py, executors/); two
+processes that make the same one do no harm, since the first file stays. shard_maker.py computes the content of a shard.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import platform
-import time
-from collections import deque
-from contextlib import closing, suppress
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -20,24 +20,27 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.checkpoints.settings import model_record
 from sparse_ingest.corpora.sources import Corpus, Cursor, Position
+from sparse_ingest.corpora.starts import Starts
 from sparse_ingest.encoding.counts import Counts, RowHash
-from sparse_ingest.encoding.duplicates import WAIT_S, Duplicates
+from sparse_ingest.encoding.duplicates import Duplicates
 from sparse_ingest.encoding.estimate import Estimate
 from sparse_ingest.encoding.options import EncodeOptions
+from sparse_ingest.encoding.planner import planned, rows_of
 from sparse_ingest.encoding.settings import refuse_clashes, resolve, run_identity
-from sparse_ingest.encoding.shard_maker import ShardMaker
+from sparse_ingest.encoding.shard_maker import ShardMaker, stop_if_requested
+from sparse_ingest.encoding.spool import Spool
 from sparse_ingest.encoding.stages import WALL, Stages
-from sparse_ingest.errors import CorpusError, Interrupted, RunError
+from sparse_ingest.errors import CorpusError, RunError, counted
 from sparse_ingest.executors.local import Worker
 from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.reporting import SILENT, Reporter
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.checking import checked_shard
 from sparse_ingest.runs.files import part_name
 from sparse_ingest.runs.manifest import FORMAT, Manifest
 from sparse_ingest.runs.reuse import OldVectors, refuse_other_settings
 from sparse_ingest.runs.run import Run, create_or_open_run, existing_run, open_run, refuse_differences
-from sparse_ingest.runs.shards import shard_schema, write_shard
+from sparse_ingest.runs.shards import shard_schema, write_parts
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 
 if TYPE_CHECKING:
@@ -45,15 +48,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-
-def encode_alone(
-    worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
-) -> None:
-    """Complete a run with one device of this process; see `encode` for what it raises."""
-    job = Job(worker, corpus, out, pipeline, options, reporter)
-    job.first_pass()
-    job.finish()
 
 
 class Job:
@@ -71,9 +65,8 @@ class Job:
     ) -> None:
         self.worker, self.corpus, self.options, self.reporter = worker, corpus, options, reporter
         self.cursor = Cursor(corpus, options.limit)
-        self.starts: list[Position] = []  # of each shard, filled by the first pass
+        self._walked: list[Position] = []  # where each shard of standard input started
         self.stages = Stages()
-        self.encoded = 0  # shards encoded by this process
         self.requested_model = pipeline.model
         self.checkpoint, self.pipeline = resolve(pipeline)
         self.model, self.settings = self.pipeline.model, self.pipeline.encode
@@ -86,8 +79,11 @@ class Job:
             self.settings = replace(self.settings, dtype=like.run.manifest.identity["dtype"])
         self.run: Run = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
-        self.estimate = Estimate(self.cursor, reporter if worker.number == 0 else SILENT)
-        reporter.begin("documents")
+        self.estimate = Estimate(self._rows, reporter)
+
+    def _rows(self) -> int | None:
+        """Return the number of rows of the corpus, if it is known."""
+        return self.starts.rows if self.corpus.rereadable else self.options.limit
 
     def _open(self, out: Place) -> Run:
         """Create the run, or open the existing one; one with other settings is refused before a model is built."""
@@ -99,6 +95,9 @@ class Job:
             refuse_differences(existing, self._identity(dtype)[1])
         elif dtype == "auto":
             dtype, auto = self._choose_dtype()
+            if existing := existing_run(out):  # another process has created it, and may have chosen another dtype
+                dtype = existing.manifest.identity["dtype"]
+                refuse_differences(existing, self._identity(dtype)[1])
         if self.old:
             refuse_other_settings(self.old, self._identity(dtype)[1])
         if existing and existing.has_vocabulary():
@@ -168,65 +167,120 @@ class Job:
         copies = self.run.scratch_path("copies").parent if self.options.dedup_text == "encode-once" else None
         return ShardMaker(encoder, settings, self.options, self.reporter, self.stages, old, copies)
 
-    def first_pass(self) -> None:
-        """Read the complete corpus once: check finished shards, and encode those that no other process has locked."""
-        while self.cursor.peek(1):
-            shard = len(self.starts)
-            self.starts.append(self.cursor.position)
-            if done := self.run.done(shard):
-                self._check_done(shard, done)
-            elif not self._try_shard(shard):
-                deque(self.cursor.take(self.options.shard_rows), maxlen=0)  # skip its rows
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        """The versions of Python and of the packages that the bytes of a shard may depend on."""
+        packages = ["sparse-ingest", "torch", "transformers", "tokenizers", "numpy", "pyarrow"]
+        packages += [package for package in ("llvmlite", "nanotoken") if find_spec(package)]
+        return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+    @property
+    def shards(self) -> int:
+        """The number of shards of the complete run."""
+        return len(self.starts.positions if self.corpus.rereadable else self._walked)
+
+    @cached_property
+    def starts(self) -> Starts:
+        """Where the shards start: read from the run, or found now and stored there."""
+        return planned(self.run, self.corpus, self.options.limit, self.reporter)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Lock out other processes that finish the run, and other `encode` commands that make all of its shards."""
+        with self.run.lock("complete", self.reporter) as held:
+            if not held:
+                raise RunError(
+                    f"Another process is encoding {self.run.path}. Wait until it has finished. Several processes share "
+                    "a run with --plan-only, then --part I/N for each, then --finish."
+                )
+            yield
+
+    def __call__(self, shards: range) -> None:
+        """Make consecutive shards, in one pass over their rows; those that are done are checked."""
+        for shard in shards:
             self._stop_if_requested()
-        for message in self.corpus.merged() if self.worker.number == 0 else ():
-            self.reporter.warn(message)
-        if (done_shards := len(self.run.done_shards())) > len(self.starts):
-            raise RunError(
-                f"The corpus changed: it ends after {self.cursor.position.row} rows, but {self.run.path} has "
-                f"{done_shards} shards of {self.options.shard_rows}. Encode into a new folder."
-            )
+            if self.cursor.position != self.starts.positions[shard]:
+                self.cursor.jump(self.starts.begins[shard])
+            self._make(shard)
+            if shard + 1 < len(self.starts.positions) and self.cursor.position != self.starts.positions[shard + 1]:
+                raise RunError(
+                    f"The corpus changed: {part_name(shard)} of {self.run.path} ends at row {self.cursor.position.row} "
+                    f"at another place than when the shards were planned. Encode into a new folder."
+                )
+
+    def make(self, shards: range) -> None:
+        """Make some shards, with progress."""
+        self.reporter.begin("documents", rows_of(self.starts, shards))
+        for group in self.starts.groups:
+            if own := range(max(group.start, shards.start), min(group.stop, shards.stop)):
+                self(own)
+
+    def make_all(self) -> None:
+        """Make every shard that is not done, and check the others."""
+        if self.corpus.rereadable:
+            self.make(range(self.shards))
+            return
+        # Standard input is read once, so nothing is known of the next shard.
+        self.reporter.begin("documents", self.options.limit)
+        while self.cursor.peek(1):
+            self._stop_if_requested()
+            self._walked.append(self.cursor.position)
+            self._make(len(self._walked) - 1)
+
+    def _make(self, shard: int) -> None:
+        """Make the shard at the cursor, or check it if it is done; the cursor is after it at the end."""
+        if done := self.run.done(shard):
+            self._check_done(shard, done)
+            return
+        # A complete run that lost a shard is checked for duplicates again.
+        self.run.unmark_complete()
+        self._encode_shard(shard)
 
     def finish(self) -> None:
-        """Check ids over all shards and mark the run as complete; other processes wait for the one that does it."""
-        if self._missing() and not self.encoded:
-            self.reporter.note(
-                "A process found no shard left to encode and waits for other processes. Smaller shards (--shard-rows, "
-                "in a new run) would keep it busy."
-            )
-        self._encode_missing()
+        """Check ids over all shards, and mark the run as complete. Hold `alone`."""
+        positions = self.starts.positions if self.corpus.rereadable else self._walked
+        self.warn_of_merged_rows()
+        self._refuse_missing()
         if not (self.options.allow_empty or self.run.has_documents()):
-            rows = self.cursor.position.row
+            rows = self._row_count()
             found = f"all {rows:,} rows were skipped; {self.run.path / 'skipped'} lists them" if rows else "no rows"
             raise CorpusError(
                 f"The corpus has no documents ({found}). Fix --corpus or the command that writes it, then run the "
                 "same command again; or pass --allow-empty to finish a run without documents."
             )
-        while not self.run.complete():
-            with self.run.lock("complete") as held:
-                # Checked again under the lock: its last holder may have died while it replaced a shard.
-                if held and not self._missing() and not self.run.complete():
-                    self._refuse_or_drop_duplicates()
-                    self.run.sweep()
-                    sums = {"terms" if name == "nnz" else name: count for name, count in self.run.totals().items()}
-                    self.run.mark_complete({**sums, "duplicates_checked": True})
-                elif not held:
-                    time.sleep(WAIT_S)
-                    self._stop_if_requested()
-            self._encode_missing()
+        if self.run.complete():
+            return
+        self._refuse_or_drop_duplicates(positions)
+        self.run.sweep()
+        sums = {"terms" if name == "nnz" else name: count for name, count in self.run.totals().items()}
+        self.run.mark_complete({**sums, "duplicates_checked": True})
 
-    def _missing(self) -> list[int]:
-        return sorted(set(range(len(self.starts))).difference(self.run.done_shards()))
+    def warn_of_merged_rows(self) -> None:
+        """Warn where quotes may have merged rows that this process has read."""
+        for message in self.corpus.merged():
+            self.reporter.warn(message)
 
-    def _encode_missing(self) -> None:
-        """Wait for the shards of other processes, and encode those whose process died."""
-        while missing := self._missing():
-            for shard in missing:
-                self.cursor.jump(self.starts[shard])
-                if self._try_shard(shard):
-                    break
-            else:
-                time.sleep(WAIT_S)
-            self._stop_if_requested()
+    def check_all(self) -> None:
+        """Check every shard of a shared run. Raise `RunError` if one is missing."""
+        self._refuse_missing()
+        self.make_all()
+
+    def _refuse_missing(self) -> None:
+        """Raise `RunError` if a shard is missing, or the corpus has fewer shards than the run."""
+        done = self.run.done_shards()
+        if len(done) > self.shards:
+            raise RunError(
+                f"The corpus changed: it ends after {self._row_count()} rows, but {self.run.path} has {len(done)} "
+                f"shards of {self.options.shard_rows}. Encode into a new folder."
+            )
+        if missing := [shard for shard in range(self.shards) if not self.run.done(shard)]:
+            raise RunError(
+                f"{counted(len(missing), 'shard')} of {self.run.path} {'is' if len(missing) == 1 else 'are'} missing, "
+                f"the first is {part_name(missing[0])}. Run the --part that has it again, then --finish."
+            )
+
+    def _row_count(self) -> int:
+        return self.starts.rows if self.corpus.rereadable else self.cursor.position.row
 
     def _check_done(self, shard: int, done: dict[str, Any]) -> None:
         """Skip a finished shard; unless the corpus is trusted, check the hashes of its file and of its source rows."""
@@ -234,12 +288,7 @@ class Job:
             self.cursor.jump(Position(*done["next"]))
         else:
             if not isinstance(self.run.path, RemotePath):
-                try:
-                    checked_shard(self.run, shard)
-                except RunError:
-                    # Another process that finishes the run may have replaced the shard, to remove duplicates.
-                    if self.run.done(shard) == done:
-                        raise
+                checked_shard(self.run, shard)
             with closing(RowHash()) as hashed:
                 for row in self.cursor.take(self.options.shard_rows):
                     hashed.add(row)
@@ -248,28 +297,14 @@ class Job:
                     f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} differ from those "
                     f"of {part_name(shard)} in {self.run.path}. Encode into a new folder."
                 )
-        if self.worker.processes == 1:  # otherwise another process may have reported it
-            self.reporter.earlier(self.cursor.position.row - done["first_row"])
-        if rows := self.cursor.expected_rows:
-            self.reporter.expect(rows)
-
-    def _try_shard(self, shard: int) -> bool:
-        """Encode the shard at the cursor. Return False if another process has locked or finished it."""
-        with self.run.lock(part_name(shard)) as held:
-            if not held or self.run.done(shard):
-                return False
-            # A complete run that lost a shard is checked for duplicates again.
-            self.run.unmark_complete()
-            self._encode_shard(shard)
-            self.encoded += 1
-            return True
+        self.reporter.earlier(self.cursor.position.row - done["first_row"])
 
     def _encode_shard(self, shard: int) -> None:
         encoder, start = self.maker.encoder, self.cursor.position  # built before the clock starts
         while True:
-            before, counts = self.stages.seconds(), Counts(start.row)
+            before, counts, spool = self.stages.seconds(), Counts(start.row), Spool(self.run, shard, self._versions)
             try:
-                sha256 = self._write_shard(shard, counts)
+                sha256 = self._write_shard(shard, counts, spool)
                 break
             except BudgetLowered as lowered:
                 # Restarted from its first row: all batches of a shard have one budget.
@@ -280,6 +315,9 @@ class Job:
                         f"--batch-tokens {lowered.batch_tokens}, or with a file."
                     ) from lowered
                 self.cursor.jump(start)
+        if self.run.done(shard):  # another process was faster; it has the same bytes
+            spool.remove()
+            return
         self.run.write_skipped(shard, sorted(counts.skipped))
         counts.seconds.update(self.stages.since(before))
         self.run.mark_done(shard, {
@@ -287,51 +325,41 @@ class Job:
             **counts.record(),
             "sha256": sha256,
             "next": list(self.cursor.position),
-            "versions": _versions(),
+            "versions": self._versions,
             "device": str(encoder.device),
             "host": platform.node(),
             "batch_tokens": encoder.batch_tokens,
-        })  # fmt: skip
+        }, exclusive=True)  # fmt: skip
+        spool.remove()
         _return_memory()
 
-    def _write_shard(self, shard: int, counts: Counts) -> str:
+    def _write_shard(self, shard: int, counts: Counts, spool: Spool) -> str:
         """Write the rows at the cursor as a shard, and return its SHA-256."""
-        scratch = self.run.scratch_path(f"{part_name(shard)}.parquet")
+        scratch = self.run.scratch_path(f"{part_name(shard)}.{uuid.uuid4().hex}.parquet")
         with (
             self.stages.busy(WALL),
             self.stages.busy("write"),
             closing(counts.input_rows),
-            closing(self.maker.parts(self.cursor, self.options.shard_rows, counts)) as parts,
+            closing(spool),
+            closing(self.maker.parts(self.cursor, self.options.shard_rows, counts, spool)) as parts,
         ):
-            return write_shard(
-                self.estimate.watch(parts, scratch, first_row=counts.first_row),
-                scratch=scratch,
-                target=self.run.shard_path(shard),
-                schema=self.schema,
-                before=self.run.refuse_lost,
+            sha256 = write_parts(
+                self.estimate.watch(parts, scratch, first_row=counts.first_row), scratch=scratch, schema=self.schema
             )
+            self.run.add_shard(shard, scratch, sha256)
+        return sha256
 
     def _stop_if_requested(self) -> None:
-        if self.reporter.stop_requested():
-            raise Interrupted(
-                f"Stopped on request after a complete shard; {self.run.path} keeps the finished shards. Run the same "
-                "command again to continue."
-            )
+        stop_if_requested(self.reporter, self.run.path)
 
-    def _refuse_or_drop_duplicates(self) -> None:
+    def _refuse_or_drop_duplicates(self, starts: Sequence[Position]) -> None:
         """Raise `CorpusError` for an id in two shards, or with `skip` remove the later row."""
         passages = self.settings.overflow == "passages"
-        duplicates = Duplicates(self.run, self.cursor, self.starts, passages=passages)
+        duplicates = Duplicates(self.run, self.cursor, starts, passages=passages)
         if self.options.on_bad_document == "fail":
             duplicates.refuse()
         else:
             duplicates.skip()
-
-
-def _versions() -> dict[str, str]:
-    packages = ["sparse-ingest", "torch", "transformers", "tokenizers", "numpy", "pyarrow"]
-    packages += [package for package in ("llvmlite", "nanotoken") if find_spec(package)]
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def _return_memory() -> None:

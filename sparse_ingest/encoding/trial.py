@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.cluster.index_size import IndexSize
 from sparse_ingest.corpora.sources import START, Corpus, Position
+from sparse_ingest.corpora.starts import Starts
 from sparse_ingest.encoding.job import Job
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.executors.local import Worker
@@ -78,7 +79,8 @@ def predict(
         def encoded(some: Sequence[Document], meter: _Meter, like: Job | None = None) -> Job:
             sample = _Sampled((), corpus.fields, documents=tuple(some))
             job = Job(Worker(devices[0]), sample, Path(folder) / str(len(some)), pipeline, options, meter, like)
-            job.first_pass()
+            job.starts = Starts(len(some), [START], [START], [range(1)])
+            job.make_all()
             return job
 
         meter = _Meter(reporter)

@@ -1,11 +1,11 @@
-"""Run one task in several processes of this machine, one per device.
+"""Make the shards of a run in several processes of this machine, one per device.
 
-In: devices, a task and its arguments. The processes share the work by the locks of the run. The first one creates the
-run, then the other ones start. Progress of all goes to one reporter. If a process dies, it is reported and the
-remaining ones encode its shards; an error that a user can fix ends all of them.
+In: devices, a function that builds a `Maker` in a process, and groups of shards. The first process builds its maker
+alone, since it creates the run; then each one makes the next group as soon as it is free. Progress of all goes to one
+reporter. If a process dies, it is reported and another one makes its group; an error that a user can fix ends all.
 
 Processes are spawned, because CUDA does not survive a fork, and have their own session, so that Ctrl-C reaches this
-process only. Each has a pipe: a message asks it to stop after its shard, and when the pipe closes it ends immediately.
+process only. Each has a pipe: a message asks it to stop after its window, and when the pipe closes it ends immediately.
 """
 
 from __future__ import annotations
@@ -18,24 +18,28 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial, partialmethod
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, NamedTuple
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeAlias
 
 from sparse_ingest import errors
-from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, first_line
+from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, counted, first_line
 from sparse_ingest.reporting import Reporter, SilentReporter
-from sparse_ingest.runs.run import RunLike, is_started
+from sparse_ingest.runs.run import RunLike
 
-LOOK_S = 0.2  # between checks for stop requests, and for the start of the run
+LOOK_S = 0.2  # between checks for stop requests
 REPORT_S = 0.1  # between two messages about batches
 BEAT_S = 2.0  # between two heartbeats of a process
 SILENT_S = 10.0  # without a heartbeat until it is reported, and between reports
 END_S = 20.0  # for a process to end before it is killed
 _WORK = "import sys; from sparse_ingest.executors.local import work; work(int(sys.argv[1]))"
 _LOGGER = "sparse_ingest"
-Task = Callable[..., None]  # a function of a module, called with a Worker, the arguments, and a Reporter
+Maker: TypeAlias = Callable[[range], None]  # makes consecutive shards
+Build: TypeAlias = Callable[..., Maker]  # a function of a module, called with a Worker, the arguments, and a Reporter
 
 
 class Worker(NamedTuple):
@@ -47,17 +51,25 @@ class Worker(NamedTuple):
 
 
 def run_on_devices(
-    devices: Sequence[str], task: Task, arguments: Sequence[Any], *, out: RunLike, reporter: Reporter
+    devices: Sequence[str],
+    build: Build,
+    arguments: Sequence[Any],
+    groups: Callable[[], Sequence[range]],
+    *,
+    out: RunLike,
+    reporter: Reporter,
 ) -> None:
-    """Run a task that completes the run `out` in one process per device.
+    """Make all groups of shards of the run `out` in one process per device.
+
+    `groups` is called once, after the first process has built its maker and so created the run.
 
     Raises:
         SparseIngestError: the error of a process, with its message; or all processes died.
         Interrupted: `reporter` requested a stop.
     """
-    team = _Team(task, arguments, out, reporter)
+    team = _Team(build, arguments, out, reporter)
     try:
-        team.finish(devices)
+        team.finish(devices, groups)
     finally:
         team.end()
 
@@ -65,22 +77,24 @@ def run_on_devices(
 class _Team:
     """The processes of one run."""
 
-    def __init__(self, task: Task, arguments: Sequence[Any], out: RunLike, reporter: Reporter) -> None:
-        self._task, self._arguments, self._out, self._reporter = task, arguments, out, reporter
+    def __init__(self, build: Build, arguments: Sequence[Any], out: RunLike, reporter: Reporter) -> None:
+        # Pickled before `groups` opens files of the corpus.
+        self._work = ForkingPickler.dumps((build, arguments))
+        self._out, self._reporter = out, reporter
         self._children: list[_Child] = []  # running processes
         self._shown: list[Sequence[Any]] = []  # notes, which all processes send
         self._reasons: list[str] = []  # of the processes that died
-        self._stopped = self._complete = False
+        self._stopped = False
+        self._waiting: deque[range] | None = None  # groups that no process makes yet; None before the run is created
 
-    def finish(self, devices: Sequence[str]) -> None:
-        """Start a process on each device, and receive their messages until all have ended."""
-        cores = sorted(os.sched_getaffinity(0))
-        workers = [Worker(device, number, len(devices)) for number, device in enumerate(devices)]
-        while workers or self._children:
-            if workers and (not self._children or is_started(self._out)):
-                worker = workers.pop(0)
-                share = cores[worker.number :: len(devices)] or cores
-                self._children.append(_Child(worker, share, self._task, self._arguments))
+    def finish(self, devices: Sequence[str], groups: Callable[[], Sequence[range]]) -> None:
+        """Start a process on each device, and give them groups until all are made."""
+        workers = deque(Worker(device, number, len(devices)) for number, device in enumerate(devices))
+        while (workers or self._children) and not self._made_all():
+            if self._waiting is None and any(child.built for child in self._children):
+                self._waiting = deque(groups())
+                self._note_idle(len(devices))
+            self._give(workers)
             for ready in wait([child.connection for child in self._children], LOOK_S):
                 self._hear(next(child for child in self._children if child.connection is ready))
             for child in self._children:
@@ -88,14 +102,34 @@ class _Team:
                     self._reporter.warn(silence)
             if self._stopped or self._reporter.stop_requested():
                 self._stop()
-            if self._stopped or self._complete:
                 workers.clear()
-        if self._complete:
+        if self._made_all():
             return
-        kept = f"{self._out} keeps the finished shards. Run the same command again to continue."
+        kept = f"{self._out} keeps the finished shards and windows. Run the same command again to continue."
         if self._stopped:
-            raise Interrupted(f"Stopped on request after a complete shard; {kept}")
+            raise Interrupted(f"Stopped on request; {kept}")
         raise RunError(f"No process is left: {'; '.join(self._reasons)}; {kept}")
+
+    def _give(self, workers: deque[Worker]) -> None:
+        """Give groups to the processes that have none; start the next process if groups are left for it."""
+        if workers and (not self._children or len(self._waiting or ()) > len(self._children)):
+            worker = workers.popleft()
+            cores = sorted(os.sched_getaffinity(0))
+            share = cores[worker.number :: worker.processes] or cores
+            self._children.append(_Child(worker, share, self._work))
+        for child in self._children:
+            if self._waiting and child.built and child.group is None and not self._stopped:
+                child.make(self._waiting.popleft())
+
+    def _made_all(self) -> bool:
+        return self._waiting is not None and not self._waiting and all(one.group is None for one in self._children)
+
+    def _note_idle(self, devices: int) -> None:
+        if self._waiting is not None and len(self._waiting) < devices:
+            self._reporter.note(
+                f"Only {counted(len(self._waiting), 'shard')} for {devices} devices: some have nothing to do. Smaller "
+                "shards (--shard-rows, in a new run) would keep them busy."
+            )
 
     def end(self) -> None:
         """End the remaining processes immediately."""
@@ -106,7 +140,7 @@ class _Team:
         self._children.clear()
 
     def _stop(self) -> None:
-        """Ask each to stop after its shard."""
+        """Ask each to stop after its window (encoding/spool.py)."""
         for child in self._children:
             if not child.stop_sent:
                 child.stop_sent = True
@@ -120,14 +154,14 @@ class _Team:
         try:
             name, *given = child.connection.recv()
         except (EOFError, OSError):
-            self._children.remove(child)
-            child.connection.close()
-            child.wait(END_S)
-            if not child.finished:
-                self._report_death(child)
+            self._ended(child)
             return
-        if name == "ended":  # the run is complete
-            child.finished = self._complete = True
+        if name == "built":
+            child.built = True
+        elif name == "made":
+            child.group = None
+        elif name == "stopped":
+            child.finished = True
         elif name == "failed":
             child.finished = True
             kind, arguments = given
@@ -139,6 +173,16 @@ class _Team:
             child.reason = given[0]
         elif name != "alive":
             self._show(child, name, given)
+
+    def _ended(self, child: _Child) -> None:
+        """Clean up after a process; another one makes what it had in hand."""
+        self._children.remove(child)
+        child.connection.close()
+        child.wait(END_S)
+        if child.group is not None and self._waiting is not None:
+            self._waiting.appendleft(child.group)
+        if not child.finished:
+            self._report_death(child)
 
     def _show(self, child: _Child, name: str, given: Sequence[Any]) -> None:
         """Forward the progress of a process; a message that all processes send is shown once."""
@@ -155,16 +199,18 @@ class _Team:
     def _report_death(self, child: _Child) -> None:
         reason = f"the process on {child.device} died: {child.reason or child.signal()}"
         self._reasons.append(reason)
-        remaining = " The remaining processes encode its shards." if self._children else ""
+        remaining = " The remaining processes make its shards." if self._children else ""
         self._reporter.warn(f"{reason[0].upper()}{reason[1:]}.{remaining}")
 
 
 class _Child:
     """A process on a device, and the state of its messages."""
 
-    def __init__(self, worker: Worker, cores: Sequence[int], task: Task, arguments: Sequence[Any]) -> None:
+    def __init__(self, worker: Worker, cores: Sequence[int], work: memoryview) -> None:
+        """`work` has the function that builds a maker, and its arguments, pickled."""
         self.device = worker.device
-        self.stop_sent = self.finished = False
+        self.stop_sent = self.finished = self.built = False
+        self.group: range | None = None  # which it makes
         self.reason = ""
         self.heard = self.reported = time.monotonic()
         self.connection, theirs = Pipe()
@@ -177,7 +223,13 @@ class _Child:
             )
         with contextlib.suppress(OSError):  # it has died, and its pipe is closed
             self.connection.send((worker, cores, logging.getLogger(_LOGGER).getEffectiveLevel()))
-            self.connection.send((task, arguments))
+            self.connection.send_bytes(work)
+
+    def make(self, group: range) -> None:
+        """Let it make a group."""
+        self.group = group
+        with contextlib.suppress(OSError):  # it has died; its pipe reports that
+            self.connection.send(group)
 
     def silence(self) -> str | None:
         """Return a message about missing heartbeats, if it is time for one."""
@@ -208,7 +260,7 @@ class _Child:
 
 
 def work(descriptor: int) -> None:
-    """Run the task received through a pipe: the main function of a process."""
+    """Make the groups received through a pipe: the main function of a process."""
     connection: Connection[Any, Any] = Connection(descriptor)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
@@ -227,18 +279,23 @@ def work(descriptor: int) -> None:
 
 
 def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence[Any]:
-    """Run the task received through the pipe, and return the last message to send."""
+    """Build a maker, and make groups until there is no other one; return the last message to send."""
     try:
         worker, cores, level = connection.recv()
         logging.getLogger(_LOGGER).addHandler(_PipeHandler(reporter))
         logging.getLogger(_LOGGER).setLevel(level)
         if worker.device == "cpu":
             os.sched_setaffinity(0, cores)  # before a library counts them
-        task, arguments = connection.recv()
-        threading.Thread(target=_listen, args=(connection, reporter.stopping), daemon=True).start()
-        task(worker, *arguments, reporter)
-        reporter.flush()
-        return ("ended",)
+        build, arguments = connection.recv()
+        groups: SimpleQueue[range | None] = SimpleQueue()  # None: stop
+        threading.Thread(target=_listen, args=(connection, reporter.stopping, groups), daemon=True).start()
+        maker = build(worker, *arguments, reporter)
+        reporter.send("built")
+        while (group := groups.get()) is not None:
+            maker(group)
+            reporter.flush()
+            reporter.send("made")
+        return ("stopped",)
     except SparseIngestError as error:
         # The base class in errors.py: the attributes of subclasses are not needed.
         kind = next(one for one in type(error).__mro__ if one.__module__ == errors.__name__)
@@ -259,11 +316,15 @@ def _beat(reporter: _PipeReporter) -> None:
         time.sleep(BEAT_S)
 
 
-def _listen(connection: Connection[Any, Any], stopping: threading.Event) -> None:
-    """Receive stop requests; end this process when the other end of the pipe is closed."""
+def _listen(connection: Connection[Any, Any], stopping: threading.Event, groups: SimpleQueue[range | None]) -> None:
+    """Receive groups and stop requests; end this process when the other end of the pipe is closed."""
     try:
-        while connection.recv() == "stop":
-            stopping.set()
+        while True:
+            if (received := connection.recv()) == "stop":
+                stopping.set()
+                groups.put(None)
+            else:
+                groups.put(received)
     except (EOFError, OSError):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(END_S)  # a call that never returns, as into a GPU that hangs, does not see the signal

@@ -123,7 +123,7 @@ def load(
         # Refuse settings that no search of the index could use.
         check_hybrid(full.query, choose_engine(full.query, table.kind, client.dialect.product))
         body = mappings.index_body(table, stamp, client.dialect)
-        with _alone(client, folder, index):
+        with _alone(client, folder, index, reporter):
             plan = make_plan(client, folder, index, stamp, body, chosen, older, full.query)
             _note_applied(full, plan, reporter)
             report = _Load(client, folder, plan, older, chosen, reporter, retries).finish()
@@ -296,12 +296,12 @@ def _connected(connection: ConnectionLike, reporter: Reporter) -> Iterator[Clien
 
 
 @contextlib.contextmanager
-def _alone(client: Client, run: Run, index: str) -> Iterator[None]:
+def _alone(client: Client, run: Run, index: str, reporter: Reporter) -> Iterator[None]:
     """Lock out other loads of this run into this index."""
     there = indexes.find_index(client, index)
     name = there.name if there else index
     key = hashlib.sha256(f"{client.cluster_uuid} {name}".encode()).hexdigest()[:16]
-    with run.lock(f"load-{key}") as held:
+    with run.lock(f"load-{key}", reporter) as held:
         if not held:
             raise RunError(f"Another process is loading {run.path} into {name!r}. Wait until it has finished.")
         yield

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import RunError, StorageError
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.storage.durable import open_own
 from sparse_ingest.storage.foreign_json import checked, parse_json
 from sparse_ingest.storage.places import RemotePath
@@ -58,6 +59,18 @@ class Leases:
         self._held[name] = lease
         lease.renewal.start()
         return True
+
+    def wait(self, name: str, reporter: Reporter) -> bool:
+        """Acquire a lease after a failed `take` if its holder has died. Return False once the holder renews it."""
+        found = self._seen[name][0]
+        reporter.note(
+            f"{self._folder / name}.lock is held. Waiting up to {EXPIRES_S:.0f} s to see whether its process has died."
+        )
+        while self._seen[name][0] == found and not reporter.stop_requested():
+            time.sleep(min(1.0, RENEWED_S))
+            if self.take(name):
+                return True
+        return False
 
     def release(self, name: str) -> None:
         """Release a lease."""

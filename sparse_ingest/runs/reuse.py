@@ -50,7 +50,7 @@ class OldVectors:
     """
 
     def __init__(self, run: Run, scratch: Path) -> None:
-        self._run = run
+        self._run, self.run_id = run, run.manifest.run_id
         self._hashes, self._addresses = _sorted_table(run, scratch)
         self._group = lru_cache(CACHED_GROUPS)(self._read_group)
 

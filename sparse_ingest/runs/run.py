@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sparse_ingest.errors import RunError, first_line
+from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.runs.files import (
     CompleteRecord,
     DoneRecord,
@@ -36,7 +37,7 @@ from sparse_ingest.runs.files import (
 )
 from sparse_ingest.runs.leases import Leases, file_lock
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
-from sparse_ingest.storage.durable import sync_folder, write_atomic
+from sparse_ingest.storage.durable import add_whole, remove_folder, sync_folder, write_atomic
 from sparse_ingest.storage.foreign_json import checked, parse_json, read_bytes
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 from sparse_ingest.storage.scratch import ScratchFolder, user_folder
@@ -98,6 +99,10 @@ class Run:
         folder = self.path / "tmp"
         folder.mkdir(exist_ok=True)
         return folder / name
+
+    def spool_path(self, shard: int) -> Place:
+        """Return the folder of the finished windows of an unfinished shard (encoding/spool.py)."""
+        return self.path / "tmp" / part_name(shard)
 
     def skipped_path(self, shard: int) -> Place:
         """Return the path of the list of rows that a shard skipped."""
@@ -196,12 +201,27 @@ class Run:
         if self._leases:
             self._leases.refuse_lost()
 
-    def mark_done(self, shard: int, record: dict[str, Any]) -> None:
-        """Mark a shard as finished. Its file, and the one in skipped/, must exist."""
+    def add_shard(self, shard: int, scratch: Path, sha256: str) -> None:
+        """Move a new shard to its final name; if another process has finished this shard, its file stays."""
+        record = self._record_path(shard)
+        if record.exists() and not self.shard_path(shard).exists():  # the shard was lost after it was done
+            record.unlink(missing_ok=True)
+
+        def kept() -> bool:
+            self.refuse_lost()
+            return record.exists()
+
         self.refuse_lost()
-        # In a store the first record stays: a process that has just lost its lock may have encoded other bytes.
-        exclusive = isinstance(self.path, RemotePath)
-        write_json(self._record_path(shard), {**record, "run_id": self.manifest.run_id}, exclusive=exclusive)
+        add_whole(scratch, self.shard_path(shard), sha256, kept)
+
+    def mark_done(self, shard: int, record: dict[str, Any], *, exclusive: bool = False) -> None:
+        """Mark a shard as finished; with `exclusive` an existing record is kept.
+
+        Its file, and the one in skipped/, must exist.
+        """
+        self.refuse_lost()
+        content = {**record, "run_id": self.manifest.run_id}
+        write_json(self._record_path(shard), content, exclusive=exclusive)
 
     def unmark_done(self, shard: int) -> None:
         """Mark a shard as unfinished, before it is replaced."""
@@ -252,12 +272,15 @@ class Run:
 
     def sweep(self) -> None:
         """Remove unfinished files of killed processes. Every shard must be done, so that no process writes one."""
+        if (tmp := self.path / "tmp").exists():
+            for folder in tmp.glob("part-*"):
+                if folder.is_dir():
+                    remove_folder(folder)
         if isinstance(self.path, RemotePath):
-            # A process that died after it wrote its record has left its lock.
-            for lock in (self.path / "locks").glob("part-*.lock"):
-                lock.unlink(missing_ok=True)
             return
-        for folder in (self.path, self.path / "done", self.path / "skipped"):
+        for left in (self.path / "tmp").glob("part-*.parquet"):
+            left.unlink(missing_ok=True)
+        for folder in (self.path, self.path / "shards", self.path / "done", self.path / "skipped"):
             for path in folder.glob(".new-*"):
                 path.unlink(missing_ok=True)
 
@@ -266,10 +289,13 @@ class Run:
         (self.path / "complete.json").unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[bool]:
-        """Hold the lock `name` for the block. Yield False if another process holds it."""
+    def lock(self, name: str, reporter: Reporter = SILENT) -> Iterator[bool]:
+        """Hold the lock `name` for the block. Yield False if another process holds it.
+
+        The lock of a process that died on another machine is acquired after up to a minute.
+        """
         if self._leases:
-            held = self._leases.take(name)
+            held = self._leases.take(name) or self._leases.wait(name, reporter)
             try:
                 yield held
             finally:
@@ -309,11 +335,6 @@ def open_run(run: RunLike) -> Run:
         except ValueError as error:
             advice = "Copy the run again, or encode into a new folder."
             raise RunError(f"{manifest} is not the manifest of a run: {first_line(error)}. {advice}") from error
-
-
-def is_started(run: RunLike) -> bool:
-    """Return whether a run has its manifest and vocabulary, so that other processes can work on it."""
-    return isinstance(run, Run) or (has_manifest(place_of(run)) and open_run(run).has_vocabulary())
 
 
 def existing_run(path: Place) -> Run | None:

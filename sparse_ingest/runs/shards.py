@@ -91,18 +91,8 @@ def parse_fields(carried: str, doc_id: str) -> dict[str, Any]:
         ) from error
 
 
-def write_shard(
-    parts: Iterable[ShardPart],
-    *,
-    scratch: Path,
-    target: Place,
-    schema: pa.Schema,
-    before: Callable[[], None] = lambda: None,
-) -> str:
-    """Write a shard to `scratch` part by part, move it to `target`, and return its SHA-256 in hexadecimal.
-
-    `before` is called before each change of `target`, and may raise to prevent it.
-    """
+def write_parts(parts: Iterable[ShardPart], *, scratch: Path, schema: pa.Schema) -> str:
+    """Write a shard to `scratch` part by part, synced, and return its SHA-256 in hexadecimal."""
     with (
         open_file(scratch, "w") as file,
         pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["token_ids.list.element"]) as writer,
@@ -112,6 +102,22 @@ def write_shard(
     with scratch.open("rb+") as written:
         sha256 = hashlib.file_digest(written, "sha256").hexdigest()
         os.fsync(written.fileno())
+    return sha256
+
+
+def write_shard(
+    parts: Iterable[ShardPart],
+    *,
+    scratch: Path,
+    target: Place,
+    schema: pa.Schema,
+    before: Callable[[], None] = lambda: None,
+) -> str:
+    """Write a shard to `scratch`, move it to `target`, which is replaced, and return its SHA-256 in hexadecimal.
+
+    `before` is called before each change of `target`, and may raise to prevent it.
+    """
+    sha256 = write_parts(parts, scratch=scratch, schema=schema)
     move_whole(scratch, target, before)
     return sha256
 

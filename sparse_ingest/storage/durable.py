@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import Place, RemotePath
@@ -38,25 +40,29 @@ def _room(folder: str) -> int:
     return about.f_bavail * about.f_frsize
 
 
-def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> None:
-    """Write a file atomically. With `exclusive`, an existing file is kept."""
+def write_atomic(path: Place, content: bytes, *, exclusive: bool = False, sync: bool = True) -> None:
+    """Write a file atomically. With `exclusive`, an existing file is kept; for `sync` see `atomic_file`."""
     if isinstance(path, RemotePath):
         with contextlib.suppress(FileExistsError):
             path.write_whole(content, exclusive=exclusive)
         return
-    with atomic_file(path, exclusive=exclusive) as file:
+    with atomic_file(path, exclusive=exclusive, sync=sync) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
-    """Open a local file that is renamed to `path` after the block. With `exclusive`, an existing file is kept."""
+def atomic_file(path: Path, *, exclusive: bool = False, sync: bool = True) -> Iterator[IO[bytes]]:
+    """Open a local file that is renamed to `path` after the block. With `exclusive`, an existing file is kept.
+
+    Without `sync` it survives a kill, but after a power cut it may be missing or have other bytes.
+    """
     handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with naming(path), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         if exclusive:
             # A hard link fails if the name exists, so one of two processes wins, with a complete file.
@@ -66,7 +72,17 @@ def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
             Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
+
+
+def remove_folder(folder: Place) -> None:
+    """Delete a folder and the files in it, unless another process does."""
+    if isinstance(folder, RemotePath):
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -100,6 +116,33 @@ def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None
             scratch.unlink()
             return
     raise StorageError(f"Another process keeps writing {target}. Stop it, then run the command again.")
+
+
+def add_whole(scratch: Path, target: Place, sha256: str, kept: Callable[[], bool]) -> None:
+    """Move a complete, synced file to its final name, unless another process has written that file.
+
+    A file there with this SHA-256 stays, and one that is `kept`; another one, left by a killed process, is replaced.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            if isinstance(target, RemotePath):
+                target.upload(scratch, exclusive=True)
+            else:
+                os.link(scratch, target)
+        except FileExistsError:
+            if not kept() and _sha256_of(target) != sha256:
+                target.unlink(missing_ok=True)
+                continue
+        scratch.unlink()
+        sync_folder(target.parent)
+        return
+    raise StorageError(f"Another process keeps writing {target}. Stop it, then run the command again.")
+
+
+def _sha256_of(path: Place) -> str | None:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") if isinstance(path, Path) else path.open() as file:
+        return hashlib.file_digest(cast(IO[bytes], file), "sha256").hexdigest()
+    return None
 
 
 def sync_folder(folder: Place) -> None:

@@ -1,6 +1,7 @@
 """Kill `encode` at any instant and start it again: the run has the same bytes as an undisturbed one.
 
-The corpus has bad rows, and duplicate ids in different shards, so that shards are also rewritten at the end.
+The corpus has bad rows, and duplicate ids in different shards, so that shards are also rewritten at the end. A shard
+has several windows, of which the finished ones are used again (encoding/spool.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,19 @@ from support.checkpoints import make_masked_lm
 from support.forked import command, start
 from support.run_contents import contents, lasting
 
+from sparse_ingest.encoding import shard_maker
 from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import read_doc_ids
 
-SHARD_ROWS = 20
+SHARD_ROWS, WINDOW_ROWS = 20, 6
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_windows() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_maker, "PART_ROWS", WINDOW_ROWS)
+        yield
 
 
 class Undisturbed:
@@ -46,7 +55,7 @@ class Undisturbed:
 
     def kill(self, out: Path, log: Path, when: Callable[[float], bool]) -> bool:
         """Start the command, and kill it when `when` is true for the elapsed seconds. Return whether it was alive."""
-        process = start(*self.arguments, "--out", out, log=log)
+        process = start(*self.arguments, "--out", out, log=log, window_rows=WINDOW_ROWS)
         began = time.monotonic()
         while process.is_alive() and not when(time.monotonic() - began):
             time.sleep(0.0005)
@@ -121,9 +130,22 @@ def test_killed_with_long_documents_and_with_vectors_of_an_old_run(name: str, tm
     assert killed > 1, log.read_text()
     undisturbed.compare(out)
     both = tmp_path / "both"
-    workers = [start(*undisturbed.arguments, "--out", both, log=tmp_path / f"log-{number}") for number in range(2)]
+    assert command(*undisturbed.arguments, "--out", both, "--plan-only").code == 0
+    workers = [
+        start(
+            *undisturbed.arguments,
+            "--out",
+            both,
+            "--part",
+            f"{part}/2",
+            log=tmp_path / f"log-{part}",
+            window_rows=WINDOW_ROWS,
+        )
+        for part in (1, 2)
+    ]
     for worker in workers:
         worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
     undisturbed.compare(both)
 
 
@@ -148,15 +170,15 @@ def after_shards(out: Path, shards: int, delay_s: float) -> Callable[[float], bo
 @pytest.mark.parametrize(
     "name",
     [
-        "manifest.json", "vocab.json", "locks/part-00000.lock", "tmp/part-00001.parquet", "shards/part-00001.parquet",
-        "skipped/part-00001.jsonl", "done/part-00001.json", "locks/complete.lock",
-        "complete.json",
+        "manifest.json", "vocab.json", "starts.json", "tmp/part-00001.*", "tmp/part-00001/.new-*",
+        "tmp/part-00001/*.window", "shards/part-00001.parquet", "skipped/part-00001.jsonl", "done/part-00001.json",
+        "locks/complete.lock", "complete.json",
     ],
 )  # fmt: skip
 def test_killed_as_soon_as_a_file_exists(undisturbed: Undisturbed, tmp_path: Path, name: str) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    undisturbed.kill(out, log, lambda _: (out / name).exists())
-    assert (out / name).exists(), log.read_text()
+    undisturbed.kill(out, log, lambda _: any(out.glob(name)))
+    assert any(out.glob(name)), log.read_text()
     undisturbed.compare(out)
 
 
@@ -177,17 +199,23 @@ def test_killed_while_duplicates_are_removed_from_shards(undisturbed: Undisturbe
     undisturbed.compare(out)
 
 
-def test_a_waiting_process_encodes_the_shards_of_a_killed_one(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_a_killed_part_is_made_again_by_another_process(undisturbed: Undisturbed, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    first = start(*undisturbed.arguments, "--out", out, log=log)
+    assert command(*undisturbed.arguments, "--out", out, "--plan-only").code == 0
+    first = start(*undisturbed.arguments, "--out", out, "--part", "1/2", log=log, window_rows=WINDOW_ROWS)
     while not (out / "shards" / "part-00001.parquet").exists():
         assert first.is_alive(), log.read_text()
         time.sleep(0.0005)
-    second = start(*undisturbed.arguments, "--out", out, log=tmp_path / "second")
-    while not (out / "shards" / "part-00004.parquet").exists():
-        time.sleep(0.0005)
+    second = start(
+        *undisturbed.arguments, "--out", out, "--part", "2/2", log=tmp_path / "second", window_rows=WINDOW_ROWS
+    )
     first.kill()
     first.join(60)
-    second.join(60)
-    assert second.exitcode == 3, (tmp_path / "second").read_text()
+    again = start(
+        *undisturbed.arguments, "--out", out, "--part", "1/2", log=tmp_path / "again", window_rows=WINDOW_ROWS
+    )
+    for process in (second, again):
+        process.join(60)
+        assert process.exitcode == 0, (tmp_path / "second").read_text() + (tmp_path / "again").read_text()
+    assert command(*undisturbed.arguments, "--out", out, "--finish").code == 3
     undisturbed.compare(out)

@@ -20,7 +20,7 @@ from support.run_contents import ROWS, VOLATILE, contents, documents, lasting, w
 
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.files import SkippedRow
-from sparse_ingest.runs.run import Run, open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import read_shard, store_weights, text_hash
 
 
@@ -91,7 +91,17 @@ def test_the_complete_contents_of_a_run(encode, tmp_path: Path, model: Path) -> 
         "empty": 0, "truncated": 0, "skipped": 0, "underflow": 0, "windows": 20, "reused": 0, "deduplicated": 0,
     }  # fmt: skip
     top = {path.name for path in run.path.iterdir()}
-    assert top == {"manifest.json", "vocab.json", "shards", "done", "skipped", "complete.json", "locks", "tmp"}
+    assert top == {
+        "manifest.json",
+        "vocab.json",
+        "shards",
+        "done",
+        "skipped",
+        "complete.json",
+        "locks",
+        "starts.json",
+        "tmp",
+    }
     assert contents(run.path / "skipped") == {}
     assert {path.name for path in (run.path / "shards").iterdir()} == {f"part-0000{n}.parquet" for n in range(3)}
     assert [path for path in (run.path / "tmp").rglob("*") if path.is_file()] == []
@@ -503,78 +513,95 @@ def many(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[list[ob
     return arguments, folder / "run"
 
 
-def test_two_processes_write_the_same_run_as_one(many, tmp_path: Path) -> None:
-    arguments, expected = many
-    out = tmp_path / "run"
-    workers = [start(*arguments, "--out", out, log=tmp_path / f"log-{number}") for number in range(2)]
-    for worker in workers:
-        worker.join(120)
-    logs = [(tmp_path / f"log-{number}").read_text() for number in range(2)]
-    assert [worker.exitcode for worker in workers] == [3, 3], logs
+def same_run(out: Path, expected: Path) -> None:
     for folder in ("shards", "skipped"):
         assert contents(out / folder) == contents(expected / folder)
     assert lasting(open_run(out)) == lasting(open_run(expected))
-    assert (out / "complete.json").read_bytes() == (expected / "complete.json").read_bytes()
+    for name in ("manifest.json", "vocab.json", "starts.json", "complete.json"):
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
 
 
-def test_a_shard_unmarked_by_a_dying_process_is_encoded_by_another(encode, tmp_path, monkeypatch) -> None:
-    """A process unmarks a shard to replace it, and dies. Another, which had found all shards done, encodes it."""
-    duplicated = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3]])
-    assert encode("--on-bad-document", "skip", specs=(duplicated,)).code == 3
-    run = open_run(tmp_path / "run")
-    before = {**contents(run.path / "shards"), **contents(run.path / "skipped")}
-    totals, lock, locked = run.complete(), Run.lock, []
-    mark_complete, marked = Run.mark_complete, []
+def test_parts_in_any_order_and_at_once_give_the_run_of_one_process(many, tmp_path: Path) -> None:
+    arguments, expected = many
+    out = tmp_path / "run"
+    planned = command(*arguments, "--out", out, "--plan-only", "--json")
+    assert planned.code == 0, planned.err
+    assert json.loads(planned.out) == {
+        "run": str(out), "run_id": open_run(out).manifest.run_id, "rows": 403, "shards": 41, "done": 0,
+        "first": 0, "end": 41,
+    }  # fmt: skip
+    parts = ["3/3", "2/3", "2/3", "3/3"]  # two processes at once make the same part
+    workers = [
+        start(*arguments, "--out", out, "--part", part, log=tmp_path / f"log-{number}")
+        for number, part in enumerate(parts)
+    ]
+    for worker in workers:
+        worker.join(120)
+    logs = [(tmp_path / f"log-{number}").read_text() for number in range(len(parts))]
+    assert [worker.exitcode for worker in workers] == [0] * len(parts), logs
+    early = command(*arguments, "--out", out, "--finish")
+    assert early.code == 1 and "14 shards of " in early.err and "the first is part-00000. Run the --part" in early.err
+    assert not (out / "complete.json").exists()
+    assert (
+        "part 1/3: shards 0 to 13 of 41 are made; 41 are done in all"
+        in command(*arguments, "--out", out, "--part", "1/3").out
+    )
+    assert command(*arguments, "--out", out, "--finish").code == 3
+    same_run(out, expected)
+    assert command(*arguments, "--out", out, "--part", "1/3").code == 0, "of a complete run"
+    same_run(out, expected)
 
-    def lock_late(self: Run, name: str):
-        if name == "complete" and not locked:
-            run.unmark_done(2)
-        locked.append(name)
-        return lock(self, name)
 
-    run.unmark_complete()
-    monkeypatch.setattr(Run, "lock", lock_late)
-    monkeypatch.setattr(Run, "mark_complete", lambda *given: marked.append(given) or mark_complete(*given))
-    assert encode("--on-bad-document", "skip", specs=(duplicated,)).code == 3
-    assert len(marked) == 1, "a run that lacks a shard was marked complete"
-    assert locked == ["complete", "part-00002", "complete", "part-00002"]
-    assert run.complete() == totals
-    assert {**contents(run.path / "shards"), **contents(run.path / "skipped")} == before
+@pytest.mark.parametrize(("given", "message"), [
+    (("--part", "0/3"), "--part 0/3: expected I/N with I from 1 to N, such as 3/8"),
+    (("--part", "3"), "--part 3: expected I/N"),
+    (("--part", "4/3"), "--part 4/3: expected I/N"),
+    (("--part", "1/2", "--finish"), "--part and --finish are different steps"),
+    (("--plan-only", "--corpus", "-"), "--plan-only: standard input has no parts"),
+])  # fmt: skip
+def test_steps_of_a_shared_run_are_checked(encode, given: tuple[str, ...], message: str) -> None:
+    answer = encode(*given)
+    assert answer.code == 2 and message in answer.err
 
 
-def test_a_process_waits_while_another_checks_the_ids(encode, tmp_path, monkeypatch) -> None:
+def test_a_part_without_a_shard_ends_with_a_note(encode) -> None:
+    answer = encode("--part", "2/9")
+    assert answer.code == 0 and "--part 2/9 has no shard: the run has 3 shards" in answer.err
+
+
+def test_a_second_encode_of_a_run_is_refused(encode, tmp_path: Path) -> None:
     assert encode().code == 0
-    run = open_run(tmp_path / "run")
-    totals = run.complete()
-    run.unmark_complete()
-    other = run.lock("complete")
-    assert other.__enter__()
-    waited = []
-
-    def wait(seconds: float) -> None:
-        waited.append(seconds)
-        other.__exit__(None, None, None)
-
-    monkeypatch.setattr("sparse_ingest.encoding.job.time.sleep", wait)
+    with open_run(tmp_path / "run").lock("complete") as held:
+        assert held
+        answer = encode()
+        assert answer.code == 1 and "Another process is encoding " in answer.err and "--part I/N" in answer.err
     assert encode().code == 0
-    assert waited == [1.0] and run.complete() == totals
 
 
-def test_a_shard_is_locked_while_duplicates_are_removed(encode, tmp_path, monkeypatch) -> None:
-    """Otherwise another process finds the shard missing, and both write the same file."""
-    from sparse_ingest.encoding import duplicates
+def test_a_plan_that_does_not_fit_the_corpus_is_refused(encode, tmp_path: Path) -> None:
+    assert encode().code == 0
+    path = tmp_path / "run" / "starts.json"
+    planned = json.loads(path.read_text())
+    for name, value in (("rows", 30), ("positions", planned["positions"][:-1]), ("groups", [0, 2, 1, 3])):
+        path.write_text(json.dumps({**planned, name: value}))
+        answer = encode()
+        assert answer.code == 1 and "starts.json does not match the corpus, or is damaged. Delete it" in answer.err
+    path.write_text("{")
+    assert "starts.json cannot be read" in encode().err
+    path.unlink()
+    assert encode().code == 0
 
-    replaced, remove = [], duplicates.remove_rows  # type: ignore[attr-defined]
 
-    def remove_watched(run: Run, shard: int, rows: dict, **less: dict) -> None:
-        with open_run(run.path).lock(f"part-{shard:05d}") as free:
-            replaced.append((shard, free))
-        remove(run, shard, rows, **less)
-
-    monkeypatch.setattr(duplicates, "remove_rows", remove_watched)
-    duplicated = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3], ROWS[19]])
-    assert encode("--on-bad-document", "skip", specs=(duplicated,)).code == 3
-    assert replaced == [(2, False)]
+def test_a_corpus_with_other_rows_of_the_same_size_is_refused_by_a_part(encode, tmp_path: Path) -> None:
+    """The plan is that of the old rows, so a part would begin within a line."""
+    changing = write(tmp_path / "changing.jsonl", [{"_id": f"{place:02}", "text": "river " * 9} for place in range(20)])
+    assert encode("--plan-only", specs=(changing,)).code == 0
+    lines = changing.read_text().splitlines(keepends=True)
+    first, second = lines[0].replace("river river", "river"), lines[1].replace("river river", "river river river")
+    changing.write_text("".join([first, *lines[2:11], second, *lines[11:], lines[1]])[: changing.stat().st_size])
+    answer = encode("--part", "1/1", specs=(changing,))
+    assert answer.code == 1, answer.out
+    assert "The corpus changed" in answer.err or "changing.jsonl" in answer.err
 
 
 def test_many_duplicates_are_removed_in_batches(encode, tmp_path, monkeypatch) -> None:
@@ -589,7 +616,7 @@ def test_many_duplicates_are_removed_in_batches(encode, tmp_path, monkeypatch) -
         assert contents(tmp_path / "run" / folder) == contents(tmp_path / "at-once" / folder)
 
 
-def test_sigterm_stops_after_the_current_shard(many, tmp_path: Path) -> None:
+def test_sigterm_stops_after_the_current_window(many, tmp_path: Path) -> None:
     arguments, expected = many
     out, log = tmp_path / "run", tmp_path / "log"
     process = start(*arguments, "--out", out, log=log)
@@ -600,8 +627,8 @@ def test_sigterm_stops_after_the_current_shard(many, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 130, log.read_text()
-    assert "Stopping after the current shard." in log.read_text()
-    assert f"{out} keeps the finished shards. Run the same command again to continue." in log.read_text()
+    assert "Stopping after the current window." in log.read_text()
+    assert f"{out} keeps the finished shards and windows. Run the same command again to continue." in log.read_text()
     run = open_run(out)
     assert 3 <= len(run.done_shards()) < 41 and run.complete() is None
     assert len(contents(out / "shards")) == len(run.done_shards()) and not contents(out / "tmp")

@@ -257,7 +257,7 @@ def test_the_estimate_is_printed_once(encode, tmp_path: Path, monkeypatch) -> No
     estimates = [line for line in answer.err.splitlines() if line.startswith("After")]
     report = json.loads(answer.out)
     assert len(estimates) == 1 and estimates[0].startswith("After 32 documents: "), answer.err
-    assert "About 41 rows in all: " in estimates[0] and " of the run per document" in estimates[0]
+    assert ". 40 rows in all: a run of about " in estimates[0] and " of the run per document" in estimates[0]
     terms = sum(len(terms) for row, _, terms in documents(open_run(tmp_path / "run")).values() if row < 32)
     assert f" {terms / 32:.1f} terms and " in estimates[0] and report["rows"] == 40
 

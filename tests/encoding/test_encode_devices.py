@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sparse_ingest.corpora import sources as corpora
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.encoding.encode import encode
+from sparse_ingest.encoding.job import Job
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.executors import local as devices
@@ -102,7 +104,7 @@ def test_two_processes_give_the_bytes_of_one(corpus: Corpus, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_killed_process_is_reported_and_the_other_encodes_its_shards(corpus: Corpus, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    # The process is stopped within a shard, so it is killed while it has the lock.
+    # The process is stopped within a shard, which the other one makes again.
     parent = start(*corpus.arguments(out, "cpu,cpu"), log=log)
     first = wait_until(lambda: children_of(parent.pid), parent, log)[0]
     wait_until(lambda: any(out.glob("done/part-*")), parent, log)
@@ -134,7 +136,7 @@ def test_a_run_whose_processes_all_died_is_an_error_and_can_be_resumed(corpus: C
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "message"), [
-    (signal.SIGTERM, 130, "Stopped on request after a complete shard"), (signal.SIGINT, 130, "Interrupted"),
+    (signal.SIGTERM, 130, "Stopped on request; "), (signal.SIGINT, 130, "Interrupted"),
     (signal.SIGKILL, -9, ""),
 ])  # fmt: skip
 def test_device_processes_end_with_their_parent(
@@ -176,10 +178,12 @@ class Slow(corpora.Corpus):
 def test_a_device_process_ends_with_its_parent_even_if_sigint_is_ignored(corpus: Corpus, tmp_path: Path) -> None:
     found = open_corpus([str(corpus.file)], fields=FieldNames())
     pipeline = Pipeline(model=ModelSettings(document=str(corpus.model)))
-    work = Slow(found.sources, found.fields), pipeline, EncodeOptions(), tmp_path / "run"
+    work = Slow(found.sources, found.fields), tmp_path / "run", pipeline, EncodeOptions()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        child = devices._Child("cpu", sorted(os.sched_getaffinity(0)), 1, work)
+        child = devices._Child(
+            devices.Worker("cpu"), sorted(os.sched_getaffinity(0)), ForkingPickler.dumps((Job, work))
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     assert child.connection.recv()[0] == "note"
@@ -208,18 +212,11 @@ def test_an_unexpected_error_is_reported_with_its_device(corpus: Corpus, tmp_pat
 
 @pytest.mark.slow
 def test_a_process_without_a_shard_is_reported(corpus: Corpus, tmp_path: Path) -> None:
-    """The first process is stopped in the only shard until the second has reported."""
-    out, log = tmp_path / "run", tmp_path / "log"
-    arguments = corpus.arguments(out, "cpu,cpu")
+    arguments = corpus.arguments(tmp_path / "run", "cpu,cpu")
     arguments[arguments.index("--shard-rows") + 1] = 1000
-    parent = start(*arguments, log=log)
-    wait_until(lambda: any(out.glob("tmp/part-*")), parent, log)
-    first = children_of(parent.pid)[0]
-    os.kill(first, signal.SIGSTOP)
-    wait_until(lambda: "A process found no shard left to encode" in log.read_text(), parent, log)
-    os.kill(first, signal.SIGCONT)
-    parent.join(90)
-    assert parent.exitcode == 3, log.read_text()
+    answer = command(*arguments)
+    assert answer.code == 3
+    assert "Only 1 shard for 2 devices: some have nothing to do. Smaller shards (--shard-rows" in answer.err
 
 
 @pytest.mark.slow  # 20 s of waiting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,11 +17,12 @@ from support.forked import Answer, command, start
 from support.run_contents import contents, lasting, write
 from support.stores import FaultyStore, stored
 
+from sparse_ingest.runs import leases
 from sparse_ingest.runs.run import open_run
 from sparse_ingest.storage.places import RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
-KEPT = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
+KEPT = ("manifest.json", "vocab.json", "starts.json", "complete.json", "shards/", "skipped/")
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
 
 
@@ -112,7 +114,9 @@ def test_an_encode_stopped_by_store_faults_can_be_resumed(
     check(stored(out))
     faulty.inject("nothing")
     # As if the process had been killed before it released its lock.
-    (out / "locks" / "part-00000.lock").write_whole(b"{}")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (out / "locks" / "complete.lock").write_whole(json.dumps({"host": leases._here(), "process": dead.pid}).encode())
     short.compare(out)
 
 
@@ -126,7 +130,7 @@ def test_a_late_upload_after_another_process_acquired_the_lock_changes_nothing(
     def late(place: RemotePath, source: Path, *, exclusive: bool = False) -> None:
         if place.name == "part-00001.parquet" and not taken_over:
             taken_over.append(Answer(0, "", ""))
-            (out / "locks" / "part-00001.lock").unlink()
+            (out / "locks" / "complete.lock").unlink()
             taken_over.append(command(*short.arguments, "--out", out))
             source.write_bytes(source.read_bytes() + b"other bytes")
         upload(place, source, exclusive=exclusive)
@@ -134,7 +138,7 @@ def test_a_late_upload_after_another_process_acquired_the_lock_changes_nothing(
     monkeypatch.setattr(RemotePath, "upload", late)
     answer = command(*short.arguments, "--out", out)
     assert taken_over[1].code == 3, taken_over[1].err
-    assert answer.code == 1 and "has acquired the lock of part-00001" in answer.err
+    assert answer.code == 1 and "has acquired the lock of complete" in answer.err
     check(stored(out))
     short.compare(out)
 

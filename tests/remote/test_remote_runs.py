@@ -15,14 +15,16 @@ from support.run_contents import ROWS, contents, lasting, write
 from support.runs import make_run
 from support.stores import FaultyStore, put_folder, stored, web_server
 
+from sparse_ingest.encoding import shard_maker
 from sparse_ingest.errors import RunError
+from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.runs.checking import checked_parts
 from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_vectors
 from sparse_ingest.searching.run_search import search_run
 from sparse_ingest.storage.places import RemotePath
 
-KEPT = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
+KEPT = ("manifest.json", "vocab.json", "starts.json", "complete.json", "shards/", "skipped/")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,31 @@ def test_a_run_in_a_store_is_resumed(encode_arguments: list[object], bucket: str
     assert kept(stored(run)) == kept(before)
     refused = command(*encode_arguments, "--out", f"{bucket}/run", "--shard-rows", 9)
     assert refused.code == 1 and "shard_rows: the run has 8, requested: 9" in refused.err
+
+
+def test_an_interrupted_shard_in_a_store_continues_after_its_finished_windows(
+    encode_arguments: list[object], tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_maker, "PART_ROWS", 2)
+    assert command(*encode_arguments, "--out", tmp_path / "run").code == 3
+    original, calls = DocumentEncoder.encode_tokens, []
+
+    def counted(self, *arguments):
+        calls.append(self)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(DocumentEncoder, "encode_tokens", counted)
+    assert command(*encode_arguments, "--out", f"{bucket}/run").code == 130
+    run = RemotePath.at(f"{bucket}/run")
+    assert [name.split("/")[1] for name in stored(run) if name.endswith(".window")] == ["part-00000"] * 2
+    (run / "tmp" / "part-00001" / "of a killed process.window").write_whole(b"")
+    assert command(*encode_arguments, "--out", f"{bucket}/run").code == 3
+    assert len(calls) == 3 + 11 - 2  # windows of all shards
+    assert kept(stored(run)) == kept(contents(tmp_path / "run"))
+    assert lasting(open_run(run)) == lasting(open_run(tmp_path / "run"))
+    assert not [name for name in stored(run) if not name.startswith((*KEPT, "done/"))]
 
 
 @pytest.mark.slow

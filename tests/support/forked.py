@@ -41,18 +41,25 @@ def command(*arguments: object) -> Answer:
             return Answer(_main(), out.getvalue(), err.getvalue())
 
 
-def start(*arguments: object, log: Path) -> BaseProcess:
-    """Start `sparse-ingest ARGUMENTS` in its own process; append its output to `log`."""
+def start(*arguments: object, log: Path, window_rows: int | None = None) -> BaseProcess:
+    """Start `sparse-ingest ARGUMENTS` in its own process; append its output to `log`.
+
+    `window_rows` is the size of a window of `encode`, otherwise 8192.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     # The server keeps the environment of its first use, so pass the current one.
-    given = ([str(argument) for argument in arguments], str(log), dict(os.environ))
+    given = ([str(argument) for argument in arguments], str(log), dict(os.environ), window_rows)
     process = context.Process(target=_child, args=given)
     process.start()
     return process
 
 
-def _child(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+def _child(arguments: list[str], log: str, environment: dict[str, str], window_rows: int | None) -> None:
+    if window_rows:
+        from sparse_ingest.encoding import shard_maker
+
+        shard_maker.PART_ROWS = window_rows
     os.environ.clear()
     os.environ.update(environment)
     # A shell ignores SIGINT for background jobs, and the tests and their children inherit that.
