@@ -84,17 +84,20 @@ def elasticsearch_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster_url(request: pytest.FixtureRequest) -> str:
-    """The address of a cluster: OpenSearch, and in modules marked `both_products` Elasticsearch too."""
+    """The address of a cluster: OpenSearch, unless the test is marked `both_products` or `elasticsearch_only`."""
     return str(request.getfixturevalue(f"{getattr(request, 'param', 'opensearch')}_url"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of modules marked `both_products` on both products."""
-    if (both := metafunc.definition.get_closest_marker("both_products")) and "cluster_url" in metafunc.fixturenames:
-        only = metafunc.definition.get_closest_marker("opensearch_only")
-        slow = () if both.kwargs.get("quick", True) else (pytest.mark.slow,)
-        other = [] if only else [pytest.param("elasticsearch", marks=slow)]
-        metafunc.parametrize("cluster_url", ["opensearch", *other], indirect=True, scope="session")
+    """Run tests on the products of their marks; without any, only on OpenSearch."""
+    of = metafunc.definition.get_closest_marker
+    both, only = of("both_products"), of("elasticsearch_only")
+    if "cluster_url" not in metafunc.fixturenames or not (both or only):
+        return
+    slow = (pytest.mark.slow,) if both and not both.kwargs.get("quick", True) else ()
+    products = [] if only else [pytest.param("opensearch")]
+    products += [] if of("opensearch_only") else [pytest.param("elasticsearch", marks=slow)]
+    metafunc.parametrize("cluster_url", products, indirect=True, scope="session")
 
 
 def _docker_answers() -> bool:

@@ -52,7 +52,7 @@ class UnreachableError(ClusterError):
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
-    """Return type and reason of an error that OpenSearch reports, including the deepest cause."""
+    """Return type and reason of an error that a cluster reports, including the deepest cause."""
     error = answer.get("error", answer)
     if not isinstance(error, dict):
         return "error", str(error or fallback)
@@ -60,12 +60,20 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
         # The proxy of AWS sends back the request with its session token.
         return "error", error["message"].partition("\n")[0]
     kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
-    cause = error.get("caused_by")
+    cause = error.get("caused_by") or _of_shard(error)
     while isinstance(cause, dict):
         if cause.get("reason") and str(cause["reason"]) not in reason:
             reason = f"{reason}: {cause['reason']}"
         cause = cause.get("caused_by")
     return kind, reason
+
+
+def _of_shard(error: Mapping[str, Any]) -> Any:
+    """Return the error of the first failed shard of a search, which Elasticsearch does not repeat as its cause."""
+    match error.get("failed_shards"):
+        case [{"reason": dict(reason)}, *_]:
+            return reason
+    return None
 
 
 def missing_part(path: str, answer: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.client import Client, ConnectionLike, PartialAnswerError, ResponseError, connect, path_of
+from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.installed import MADE_KEY
 from sparse_ingest.cluster.stamps import META_KEY
 from sparse_ingest.errors import ClusterError, UsageError
@@ -87,7 +88,7 @@ def _listed(client: Client, name: str) -> ListedIndex | None:
         documents=_unless_refused(lambda: indexes.count_documents(client, there)),
         bytes=_unless_refused(lambda: _size(client, there)),
         field=field,
-        kind=entry.get("type"),
+        kind=kind_of(entry),
         model=stamp.model.get("document") if stamp else None,
         run_id=stamp.run_id if stamp else None,
         load=stamp.load if stamp else None,

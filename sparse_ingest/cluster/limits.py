@@ -17,6 +17,7 @@ from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.pipeline import HybridSettings, changed
 
+CLAUSE_SETTING = "(on OpenSearch indices.query.bool.max_clause_count; on Elasticsearch its heap decides)"
 MAX_WEIGHT = 64.0  # Lucene's FeatureField takes weights in (0, 64]
 
 # The defaults of neural_sparse_two_phase_processor.
@@ -69,7 +70,7 @@ def check_clauses(tokens: int, others: int, *, max_clauses: int = MAX_CLAUSES) -
         more, top_k = f" and {others} other clauses" if others else "", max(1, max_clauses - others)
         raise UsageError(
             f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses "
-            f"(indices.query.bool.max_clause_count). Prune it, for example with --set query.top_k={top_k}."
+            f"{CLAUSE_SETTING}. Prune it, for example with --set query.top_k={top_k}."
         )
 
 

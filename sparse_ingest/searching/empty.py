@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.indexes import count_matching
 from sparse_ingest.cluster.mappings import leaves
@@ -20,6 +21,11 @@ from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.searching.index_search import Asker, without_source
 from sparse_ingest.searching.query import named, not_in_vocabulary
+
+_FINDS_LESS = {
+    "two-phase": "Two-phase search finds documents by the heavy tokens of the query only",
+    "pruned": "Pruned search finds no document by frequent tokens with a low weight in the query",
+}
 
 
 def why_empty_index(
@@ -46,10 +52,8 @@ def why_empty_index(
                 "without the filter it finds others."
             ]
     found = _without_tokens(client, index, engine, weights)
-    if engine.name == "two-phase" and _finds(client, index, replace(engine, name="exact"), weights, text):
-        found.append(
-            "Two-phase search finds documents by the heavy tokens of the query only; --engine exact finds some."
-        )
+    if (why := _FINDS_LESS.get(engine.name)) and _finds(client, index, replace(engine, name="exact"), weights, text):
+        found.append(f"{why}; --engine exact finds some.")
     if engine.hybrid and not count_matching(client, path, bm25_body(text, field=engine.field, size=1)["query"]):
         found.append("BM25 finds no word of the query in titles and texts.")
     return found
@@ -72,7 +76,7 @@ def _without_tokens(client: Client, index: str, engine: Engine, weights: QueryWe
     what = f"No document of index {index!r} has any token of the query in field {engine.field!r}: {named(known)}."
     others = (
         name for name, entry in leaves(engine.mappings or {})
-        if entry.get("type") == engine.kind and name != engine.field
+        if kind_of(entry) == engine.kind and name != engine.field
     )  # fmt: skip
     elsewhere = [name for name in others if _holds(client, index, name, list(known.values()))]
     if elsewhere:

@@ -49,8 +49,8 @@ def explain_in_index(
     if doc_id not in fields:
         return Explanation(doc_id, "not found", size)
     ids = {"ids": {"values": [doc_id]}}
-    # Two-phase finds no document that has only light tokens of the query.
-    asker = Asker(client, index, replace(engine, name="exact") if engine.name == "two-phase" else engine)
+    # Two-phase and pruned search find no document that has only light tokens of the query.
+    asker = Asker(client, index, replace(engine, name="exact") if engine.kind == "rank_features" else engine)
     terms, score, scale = _own(asker, weights, ids)
     asker.warn_of_omitted()
     common = {share.token for share in terms}

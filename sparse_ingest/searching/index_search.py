@@ -21,7 +21,7 @@ from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.cluster.engines import engine_body
 from sparse_ingest.cluster.hybrid_bodies import bm25_body, hybrid_body, sub_scores_body
-from sparse_ingest.cluster.limits import count_clauses, fit_weights
+from sparse_ingest.cluster.limits import CLAUSE_SETTING, count_clauses, fit_weights
 from sparse_ingest.cluster.query_fields import refuse_unmapped
 from sparse_ingest.cluster.reading import explained_terms
 from sparse_ingest.cluster.search_bodies import BodyOptions, Engine, SearchBody, rank_feature_body
@@ -45,7 +45,7 @@ _UNDERSTOOD = {
     ),
     "maxClauseCount is set to": (
         "The query, with its filters and words, has more clauses than the cluster allows "
-        "(indices.query.bool.max_clause_count). Prune it, such as with --set query.top_k=500."
+        f"{CLAUSE_SETTING}. Prune it, such as with --set query.top_k=500."
     ),
     "Result window is too large": (
         "The requested number of hits is above index.max_result_window of index {index!r} (default 10,000). Request "

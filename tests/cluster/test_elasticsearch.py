@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,32 +16,23 @@ from support.secure_proxy import secure_proxy
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.dialects import ElasticsearchDialect
 from sparse_ingest.cluster.index_admin import create_index, show_index
+from sparse_ingest.cluster.index_list import list_indexes
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline, QuerySettings
 from sparse_ingest.runs.run import Run
-from sparse_ingest.searching.index_search import rank_index, search_hybrid
+from sparse_ingest.searching.empty import why_empty_index
+from sparse_ingest.searching.explaining import explain_in_index
+from sparse_ingest.searching.index_search import rank_index, search_hybrid, search_index
 from sparse_ingest.searching.run_search import search_run
 from sparse_ingest.verification.verify import verify
+
+pytestmark = pytest.mark.elasticsearch_only
 
 TOKEN = "a.common token"  # with a dot, which OpenSearch's rank_feature query and Elasticsearch 8.15 refuse
 DOCUMENTS = {f"d{number}": {TOKEN: 1.0, f"rare{number}": 2.0} for number in range(60)}
 QUERY = {TOKEN: 0.25, "rare1": 1.0}
-
-
-@pytest.fixture(scope="module")
-def client(elasticsearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(elasticsearch_url))) as client:
-        yield client
-
-
-@pytest.fixture
-def index_name(client: Client) -> Iterator[str]:
-    name = f"sparse-ingest-test-{secrets.token_hex(6)}"
-    yield name
-    for found in client.call("GET", f"/{name}*"):
-        client.call("DELETE", f"/{found}")
 
 
 @pytest.fixture
@@ -79,8 +68,16 @@ def test_the_default_query_loses_hits_unless_the_mapping_or_the_query_prevents_i
     assert (
         hits(client, plain, ours) == hits(client, index_name, default) == hits(client, index_name, ours) == {*DOCUMENTS}
     )
-    [ranked] = rank_index(client, index_name, [("q", QUERY)], Engine("pruned"), size=100)
+    pruned = Engine("pruned")
+    [ranked] = rank_index(client, index_name, [("q", QUERY)], pruned, size=100)
     assert ranked.doc_ids == ["d1"]
+    missed = explain_in_index(client, index_name, QUERY, "d2", size=100, engine=pruned)
+    assert (missed.reason, [term.token for term in missed.terms]) == ("missed", [TOKEN])
+    light = {TOKEN: 0.25, "unknown": 1.0}
+    assert search_index(client, index_name, light, size=1, engine=pruned) == []
+    assert why_empty_index(client, index_name, light, pruned, "", None) == [
+        "Pruned search finds no document by frequent tokens with a low weight in the query; --engine exact finds some."
+    ]
 
 
 def test_one_run_has_the_same_scores_on_both_products_and_in_its_folder(
@@ -112,6 +109,7 @@ def test_a_partial_update_keeps_a_vector_unless_source_excludes_it(
     client.call("POST", f"/{index_name}/_update/d1", change, params={"refresh": "true"})
     assert ("d1" in hits(client, index_name, client.dialect.tokens_clause("sparse", QUERY))) == (source == "keep")
     assert show_index(index_name, url=client.address).kind == "rank_features"
+    assert [one.kind for one in list_indexes(index_name, url=client.address)] == ["rank_features"]
 
 
 def test_what_elasticsearch_lacks_is_refused_with_one_message(client: Client, index_name: str, run: Run) -> None:

@@ -6,8 +6,6 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from support.json_page import check
 from support.plans import DOCUMENTS, made_plan
 from support.runs import make_run
 
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
@@ -38,7 +36,7 @@ from sparse_ingest.searching.query import many_query_weights
 from sparse_ingest.searching.run_search import rank_run
 from sparse_ingest.searching.search import open_index
 
-pytestmark = pytest.mark.usefixtures("hasty_merges")
+pytestmark = [pytest.mark.usefixtures("hasty_merges"), pytest.mark.both_products]
 
 Made = tuple[Any, Any, Any]
 
@@ -66,12 +64,6 @@ def files(judged: PlanReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = outputs.write_outputs(judged, folder)
     assert written == [folder / name for name in ("plan.json", "plan.png", "plan.html", "pipeline.toml")]
     return folder
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 def into(client: Client, index: str, run: Any, rule: dict[str, Any], kind: Any = "rank_features") -> None:

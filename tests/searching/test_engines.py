@@ -13,7 +13,7 @@ from support.indexes import assert_same_hits, bits, filled, random_documents, ra
 from support.runs import make_run
 from support.server_scores import two_phase_score, two_phase_split
 
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.engines import engine_body
 from sparse_ingest.cluster.hybrid_bodies import bm25_body, hybrid_body, packaged_search_pipeline
 from sparse_ingest.cluster.limits import two_phase_window
@@ -44,11 +44,6 @@ class Searched(NamedTuple):
     run: Run
     index: str  # type: ignore[assignment]
     tags: dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Client:
-    return connect(Connection(url=opensearch_url))
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +142,7 @@ def test_a_filter_changes_no_score_of_any_engine(client: Client, searched: Searc
         assert_same_hits(ask(client, searched.index, body), expected, 500)
 
 
+@pytest.mark.both_products
 def test_a_filter_finds_no_document_without_a_token_of_the_query(client: Client, searched: Searched) -> None:
     """A `should` clause beside the filter would return such documents with score 0."""
     [only] = [doc_id for doc_id, _ in exact(searched, {"word7": 1.0})][:1]
@@ -157,12 +153,31 @@ def test_a_filter_finds_no_document_without_a_token_of_the_query(client: Client,
     assert search_index(client, searched.index, {}, size=500, filter=everything) == []
 
 
+@pytest.mark.both_products
 def test_a_body_can_be_part_of_a_larger_query(client: Client, searched: Searched) -> None:
     weights = random_queries(2)[1]
-    clause = neural_sparse_body(weights, field="sparse", size=1)["query"]
+    clause = engine_body(weights, Engine(product=client.dialect.product), size=1)["query"]
     body = {"query": {"bool": {"should": [clause], "must_not": [{"term": {"tag": "odd"}}]}}, "size": 500}
     expected = [(doc_id, score) for doc_id, score in exact(searched, weights) if searched.tags[doc_id] == "even"]
     assert_same_hits([hit for hit in ask(client, searched.index, body) if hit[1] > 0], expected, 500)
+
+
+@pytest.mark.both_products
+def test_a_filter_changes_no_score_of_an_exact_search(client: Client, searched: Searched) -> None:
+    for weights in random_queries(3):
+        found = search_index(client, searched.index, weights, size=500, filter=EVEN)
+        expected = [(doc_id, score) for doc_id, score in exact(searched, weights) if searched.tags[doc_id] == "even"]
+        assert_same_hits([(hit.id, hit.score) for hit in found], expected, 500)
+
+
+@pytest.mark.both_products
+def test_hits_are_collapsed_to_the_best_of_each_value(client: Client, searched: Searched) -> None:
+    weights = random_queries(1)[0]
+    best: dict[str, float] = {}
+    for doc_id, score in exact(searched, weights):
+        best.setdefault(searched.tags[doc_id], score)
+    found = search_index(client, searched.index, weights, size=500, collapse="tag")
+    assert {hit.fields["tag"]: hit.score for hit in found} == best and len(found) == len(best) == 2
 
 
 def min_max(scores: dict[str, float]) -> dict[str, float]:
@@ -395,12 +410,13 @@ def test_settings_without_effect_on_an_engine_are_refused() -> None:
         two_phase_body({"a": 1.0}, field="f", size=1, settings={"prune_type": "alpha_mass", "prune_ratio": 0.5})
 
 
+@pytest.mark.both_products
 def test_the_server_also_refuses_the_wrong_field_type(client: Client, searched: Searched) -> None:
-    for field in ("nowhere", "title"):
-        with pytest.raises(ClusterError, match=rf"of index '{searched.index}' is not a sparse field.*index\.field"):
-            search_index(client, searched.index, {"word1": 1.0}, size=1, engine=Engine(field=field))
+    with pytest.raises(ClusterError, match=rf"of index '{searched.index}' is not a sparse field.*index\.field"):
+        search_index(client, searched.index, {"word1": 1.0}, size=1, engine=Engine(field="title"))
 
 
+@pytest.mark.both_products
 def test_more_hits_than_max_result_window_give_one_message(client: Client, searched: Searched) -> None:
     with pytest.raises(ClusterError, match=r"requested number of hits is above index.max_result_window.*-k"):
         search_words(client, searched.index, "word1", size=10_001)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 from support.indexes import bits, filled, random_documents, random_queries
 from support.runs import make_run
 
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.document_terms import readable_by
@@ -17,14 +16,10 @@ from sparse_ingest.searching.explaining import explain_in_index
 from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.searching.run_search import explain_in_run, search_run
 
+pytestmark = pytest.mark.both_products
+
 # "doc-0" and every ninth have weights of 0.5 and 1 only, so one token gives equal scores.
 TIES = {"word3": 1.0, "word7": 0.5}
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +69,7 @@ def test_a_filter_changes_the_rank_and_a_window_hides_the_order_of_equal_scores(
     assert (last.rank, last.reason) == (1, "low score")
 
 
+@pytest.mark.opensearch_only
 def test_two_phase_ranks_its_hits_and_names_what_it_misses(client: Client, index: str) -> None:
     engine = Engine("two-phase", two_phase={"prune_type": "max_ratio", "prune_ratio": 0.9})
     weights = {"word3": 1.0, "word7": 0.5}

@@ -11,8 +11,9 @@ import pytest
 from support.indexes import assert_same_hits, filled, random_documents, random_queries
 from support.runs import make_run
 
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.dialects import newest
+from sparse_ingest.cluster.engines import engines_of
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.records import Query
@@ -20,10 +21,7 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.index_search import rank_index, rank_words, search_index, search_words
 from sparse_ingest.searching.run_search import search_run
 
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Client:
-    return connect(Connection(url=opensearch_url))
+pytestmark = pytest.mark.both_products
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +46,9 @@ def test_rankings_come_in_the_order_of_the_queries_with_exact_scores(
         assert one.took_ms is not None and one.took_ms <= one.latency_s * 1000
 
 
-def test_ranking_scores_match_search_above_64_and_in_two_phases(client: Client, searched: tuple[Run, str]) -> None:
+def test_ranking_scores_match_search_above_64_with_every_engine(client: Client, searched: tuple[Run, str]) -> None:
     weights = {"word1": 300.0, "word2": 2.0}
-    for engine in (Engine(), Engine("two-phase")):
+    for engine in map(Engine, engines_of("rank_features", client.dialect.product)):
         [ranked] = rank_index(client, searched[1], [("a", weights)], engine, size=9)
         hits = search_index(client, searched[1], weights, size=9, engine=engine)
         assert (ranked.doc_ids, ranked.scores) == ([hit.doc_id for hit in hits], [hit.score for hit in hits])
@@ -153,9 +151,10 @@ def test_concurrency_limits_requests_in_flight_and_few_queries_are_read_ahead(
 
 
 def test_the_first_refusal_ends_the_ranking_with_its_message(client: Client, searched: tuple[Run, str]) -> None:
-    queries = [("a", {"word1": 1.0}), ("b", {str(number): 1.0 for number in range(1025)})]
+    tokens = client.dialect.max_clauses(client.find) + 1
+    queries = [("a", {"word1": 1.0}), ("b", {str(number): 1.0 for number in range(tokens)})]
     ranked = rank_index(client, searched[1], queries, Engine(), size=1, concurrency=2)
-    with pytest.raises(UsageError, match="1025 tokens"):
+    with pytest.raises(UsageError, match=f"{tokens} tokens"):
         list(ranked)
     with pytest.raises(ClusterError, match="No index or alias"):
         list(rank_index(client, f"{searched[1]}-gone", queries[:1], Engine(), size=1))

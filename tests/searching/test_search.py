@@ -13,7 +13,7 @@ import pytest
 from support.indexes import assert_same_hits, bits, fill, filled, random_documents, random_queries
 from support.runs import DOCUMENTS, NASTY_TOKENS, make_run
 
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.hybrid_bodies import bm25_body
 from sparse_ingest.cluster.reading import explained_terms
 from sparse_ingest.cluster.search_bodies import rank_feature_body
@@ -27,10 +27,7 @@ from sparse_ingest.searching.hits import Hit
 from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.searching.run_search import search_run
 
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Client:
-    return connect(Connection(url=opensearch_url))
+pytestmark = pytest.mark.both_products
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +40,15 @@ def searched(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.mark.parametrize(("kind", "half"), [("float16", slice(25)), ("float32", slice(25, 50))])
 def test_fifty_queries_score_the_same_in_index_and_run_bit_for_bit(
-    tmp_path: Path, client: Client, opensearch_url: str, index_name: str, kind: Any, half: slice
+    tmp_path: Path, client: Client, cluster_url: str, index_name: str, kind: Any, half: slice
 ) -> None:
     run = make_run(tmp_path / "run", random_documents(300), shard_rows=64, weights=kind)
-    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=cluster_url))
     for number, weights in enumerate(random_queries(50)[half]):
         size = (10, 400)[number % 2]
         exact = [(hit.doc_id, hit.score) for hit in search_run(run, weights, size=size, stored=True)]
         asked = search_index(client, index_name, weights, size=size)
         assert_same_hits([(hit.doc_id, hit.score) for hit in asked], exact, size)
-        undotted = {token: weight for token, weight in weights.items() if "." not in token}
-        body = rank_feature_body(undotted, field="sparse", size=size)
-        answer = client.call("POST", f"/{index_name}/_search", body)
-        found = [(hit["_id"], hit["_score"]) for hit in answer["hits"]["hits"]]
-        exact = [(hit.doc_id, hit.score) for hit in search_run(run, undotted, size=size, stored=True)]
-        assert_same_hits(found, exact, size)
 
 
 def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
@@ -73,6 +64,21 @@ def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
             assert [term.contribution for term in hit.terms] == sorted(
                 (term.contribution for term in hit.terms), reverse=True
             )
+
+
+@pytest.mark.opensearch_only
+def test_rank_feature_queries_score_the_same_in_index_and_run_bit_for_bit(
+    tmp_path: Path, client: Client, index_name: str
+) -> None:
+    run = make_run(tmp_path / "run", random_documents(300), weights="float32", shard_rows=400)
+    fill(client, index_name, run)
+    for weights in random_queries(50):
+        undotted = {token: weight for token, weight in weights.items() if "." not in token}
+        body = rank_feature_body(undotted, field="sparse", size=400)
+        answer = client.call("POST", f"/{index_name}/_search", body)
+        found = [(hit["_id"], hit["_score"]) for hit in answer["hits"]["hits"]]
+        exact = [(hit.doc_id, hit.score) for hit in search_run(run, undotted, size=400, stored=True)]
+        assert_same_hits(found, exact, 400)
 
 
 def test_weights_above_64_give_exact_scores(client: Client, searched: tuple[Run, str]) -> None:
@@ -102,6 +108,7 @@ def test_the_bm25_body_finds_words_of_the_text(client: Client, searched: tuple[R
     assert "sparse" not in answer["hits"]["hits"][0]["_source"]
 
 
+@pytest.mark.opensearch_only
 def test_a_rank_feature_query_cannot_find_a_token_with_a_dot(client: Client, searched: tuple[Run, str]) -> None:
     """Why rank_feature_body refuses such tokens: the server would ignore them in the score."""
     for token in ("a.b", ".", "b."):
@@ -122,6 +129,7 @@ class WithoutNeuralSearch(Client):
         return super().call(method, path, body, **named)
 
 
+@pytest.mark.opensearch_only
 def test_without_the_plugin_scores_are_the_same_and_lost_tokens_are_reported(
     client: Client, searched: tuple[Run, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,10 +190,10 @@ def test_an_explanation_shows_every_nasty_token(client: Client, searched: tuple[
     assert list(explained_terms({"description": "sum of:", "details": []}, "sparse")) == []
 
 
-def test_more_tokens_than_max_clause_count_are_refused_before_sending(
+def test_more_tokens_than_the_cluster_allows_are_refused_before_sending(
     client: Client, searched: tuple[Run, str]
 ) -> None:
-    index = searched[1]
-    with pytest.raises(UsageError, match="query.top_k=1024"):
-        search_index(client, index, {str(number): 1.0 for number in range(1025)}, size=1)
-    assert search_index(client, index, {"river": 1.0, **{str(n): 1.0 for n in range(1023)}}, size=1)
+    index, most = searched[1], client.dialect.max_clauses(client.find)
+    with pytest.raises(UsageError, match=f"query.top_k={most}"):
+        search_index(client, index, {str(number): 1.0 for number in range(most + 1)}, size=1)
+    assert search_index(client, index, {"river": 1.0, **{str(n): 1.0 for n in range(most - 1)}}, size=1)
