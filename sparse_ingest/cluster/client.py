@@ -205,7 +205,8 @@ class Client:
 
     def _asked_product(self) -> tuple[Dialect, str]:
         """Return the dialect and the UUID of the cluster, or defaults where it does not report them."""
-        allowed, root = partial(self.find, absent=range(400, 500)), None
+        # A busy cluster (429) is no cluster without an answer: its journals would be those of another UUID.
+        allowed, root = partial(self.find, absent=set(range(400, 500)) - BUSY), None
         try:
             root = self.call("GET", "/", timeout_s=_CONNECT_S)
         except ResponseError as error:

@@ -82,6 +82,17 @@ def test_elasticsearch_7_10_2_is_refused(flavor: dict[str, str]) -> None:
             connect(Connection(url))
 
 
+BUSY = (429, {"error": {"type": "circuit_breaking_exception", "reason": "Data too large"}})
+STATE = "/_cluster/state/version"
+
+
+@pytest.mark.parametrize("more", [{STATE: BUSY}, {STATE: (200, {"cluster_uuid": "C"}), NODES: BUSY}])
+def test_a_busy_cluster_is_not_one_that_lacks_a_uuid_or_a_version(more: Any) -> None:
+    """Without `GET /`, as in a distribution of Elasticsearch: journals would be those of a cluster without UUID."""
+    with answering({"/": (405, {}), **more}) as url, pytest.raises(ClusterError, match="429 circuit_breaking"):
+        connect(Connection(url))
+
+
 def test_load_and_verify_work_in_compatibility_mode(opensearch_url: str, index_name: str, tmp_path: Path) -> None:
     with closing(connect(Connection(opensearch_url))) as client:
         version, cluster_uuid = client.version, client.cluster_uuid

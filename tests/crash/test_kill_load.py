@@ -29,6 +29,8 @@ from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
 
+pytestmark = pytest.mark.both_products
+
 PROGRAM = Path(__file__).parents[1] / "support" / "killed_load.py"
 SHARD_ROWS = 20
 DOCUMENTS = {f"d{number}": {"river": 1 + number / 512, "stone": 2 / (number + 1)} for number in range(240)}

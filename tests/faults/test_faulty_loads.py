@@ -19,7 +19,8 @@ import pytest
 from support.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from support.runs import NASTY_TOKENS, WORDS, make_run
 
-from sparse_ingest.cluster.client import Connection
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.dialects import Product
 from sparse_ingest.cluster.journal import Journal
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError
@@ -27,6 +28,8 @@ from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
 from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
+
+pytestmark = pytest.mark.both_products
 
 Kind = Literal["rank_features", "sparse_vector"]
 DOCUMENTS = 300
@@ -52,6 +55,7 @@ BULK: tuple[Fault, ...] = (
 STORMS: tuple[Fault, ...] = (429, 503, "reject some", "drop", "lost answer")
 # These seeds have every fault and every limit, and a load that fails between a dead letter and the end of its shard.
 QUICK_SEEDS = range(22, 31)
+QUICK_ON_BOTH = (27, 30)
 SLOW_SEEDS = (*range(22), *range(31, 200))
 CHANGE_SEEDS = range(200, 230)
 
@@ -110,9 +114,10 @@ def write_run(folder: Path, plan: Plan, seed: int, *, later: bool = False) -> Ru
     return make_run(folder, documents, shard_rows=plan.shard_rows, fields=fields)
 
 
-def pipeline(folder: Path, kind: Kind) -> Pipeline:
-    """Return a pipeline with the packaged body and an integer field `title`."""
-    body = json.loads((packaged_folder() / "opensearch" / f"{kind}.json").read_bytes())
+def pipeline(folder: Path, kind: Kind, product: Product) -> Pipeline:
+    """Return a pipeline with the packaged body and an integer field `title`. Only OpenSearch has sparse_vector."""
+    kind = kind if product == "opensearch" else "rank_features"
+    body = json.loads((packaged_folder() / product / f"{kind}.json").read_bytes())
     body["mappings"]["properties"] |= {"title": {"type": "integer"}, "text": {"type": "text", "index": False}}
     changed = folder / "body.json"
     changed.write_text(json.dumps(body))
@@ -141,13 +146,13 @@ def ids_in(url: str, index: str) -> list[str]:
         return [hit["_id"] for hit in json.load(answer)["hits"]["hits"]]
 
 
-def check_seed(seed: int, url: str, index: str, folder: Path) -> None:
-    plan = draw(seed)
+def check_seed(seed: int, client: Client, index: str, folder: Path) -> None:
+    plan, url = draw(seed), client.address
     run = write_run(folder / "run", plan, seed)
     with faulty_proxy(url, plan.faults, max_bytes=plan.max_bytes) as proxy:
         proxy.other_faults, proxy.patience_s = list(plan.other_faults), TIMEOUT_S
         proxy.random.seed(seed)
-        report = load_until_done(proxy, run, index, pipeline(folder, plan.kind))
+        report = load_until_done(proxy, run, index, pipeline(folder, plan.kind, client.dialect.product))
     happened = sum(count for fault, count in proxy.done.items() if fault is not None)
     assert happened, proxy.done
 
@@ -163,11 +168,11 @@ def check_seed(seed: int, url: str, index: str, folder: Path) -> None:
     assert sorted(ids_in(url, index)) == accepted
 
 
-def check_differences(seed: int, url: str, index: str, folder: Path) -> None:
+def check_differences(seed: int, client: Client, index: str, folder: Path) -> None:
     """Load the difference between two runs over a faulty connection."""
-    plan = replace(draw(seed), refused=frozenset())
+    plan, url = replace(draw(seed), refused=frozenset()), client.address
     old, new = (write_run(folder / name, plan, seed, later=name == "new") for name in ("old", "new"))
-    settings = pipeline(folder, plan.kind)
+    settings = pipeline(folder, plan.kind, client.dialect.product)
     load(old.path, index=index, pipeline=settings, connection=Connection(url))
     with faulty_proxy(url, plan.faults, max_bytes=plan.max_bytes) as proxy:
         proxy.other_faults, proxy.patience_s = list(plan.other_faults), TIMEOUT_S
@@ -178,27 +183,35 @@ def check_differences(seed: int, url: str, index: str, folder: Path) -> None:
     assert sorted(ids_in(url, index)) == sorted(f"d{number}" for number in range(DOCUMENTS) if number % 10)
 
 
-@pytest.mark.parametrize("seed", QUICK_SEEDS, ids="seed-{}".format)
-def test_a_load_over_a_faulty_connection_is_complete(
-    seed: int, opensearch_url: str, index_name: str, tmp_path: Path
+@pytest.mark.parametrize("seed", QUICK_ON_BOTH, ids="seed-{}".format)
+def test_a_load_into_each_product_over_a_faulty_connection_is_complete(
+    seed: int, client: Client, index_name: str, tmp_path: Path
 ) -> None:
-    check_seed(seed, opensearch_url, index_name, tmp_path)
+    check_seed(seed, client, index_name, tmp_path)
+
+
+@pytest.mark.both_products(quick=False)
+@pytest.mark.parametrize("seed", sorted({*QUICK_SEEDS} - {*QUICK_ON_BOTH}), ids="seed-{}".format)
+def test_a_load_over_a_faulty_connection_is_complete(
+    seed: int, client: Client, index_name: str, tmp_path: Path
+) -> None:
+    check_seed(seed, client, index_name, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SLOW_SEEDS, ids="seed-{}".format)
 def test_many_loads_over_a_faulty_connection_are_complete(
-    seed: int, opensearch_url: str, index_name: str, tmp_path: Path
+    seed: int, client: Client, index_name: str, tmp_path: Path
 ) -> None:
-    check_seed(seed, opensearch_url, index_name, tmp_path)
+    check_seed(seed, client, index_name, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", CHANGE_SEEDS, ids="seed-{}".format)
 def test_loading_differences_over_a_faulty_connection_is_complete(
-    seed: int, opensearch_url: str, index_name: str, tmp_path: Path
+    seed: int, client: Client, index_name: str, tmp_path: Path
 ) -> None:
-    check_differences(seed, opensearch_url, index_name, tmp_path)
+    check_differences(seed, client, index_name, tmp_path)
 
 
 def test_the_quick_seeds_have_every_fault() -> None:

@@ -22,7 +22,7 @@ _CHANGING = ("_aliases", "_bulk", "_refresh", "_forcemerge", "_flush")
 
 
 def changes_something(method: str, path: str) -> bool:
-    return (method in ("PUT", "DELETE") or path.endswith(_CHANGING)) and "point_in_time" not in path
+    return (method in ("PUT", "DELETE") or path.endswith(_CHANGING)) and not path.endswith(("/point_in_time", "/_pit"))
 
 
 def _die() -> None:
