@@ -119,7 +119,7 @@ def _is_above(limit: str, total: int, free: int) -> bool:
 def _rights(client: Client, index: str | None) -> Iterator[Check]:
     """Ask the security plugin which rights on an index a load lacks."""
     if client.find("/_plugins/_security/authinfo", absent=range(400, 500)) is None:
-        yield Check("rights", "unknown", "cannot be checked: no answer from the security plugin")
+        yield Check("rights", "unknown", "cannot be checked: no answer from the security plugin of OpenSearch")
         return
     if _missing(client, "GET", "/_cluster/health") is None:
         oldest = f"needs OpenSearch 3.2 or newer (tested: {'.'.join(map(str, OpenSearchDialect.newest_tried))})"

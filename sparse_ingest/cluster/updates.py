@@ -73,7 +73,7 @@ def notice(index: Index, field: str, dialect: Dialect) -> str:
     """Return what later updates do to the vectors of this index."""
     if _in_source(index.mappings.get("_source", {}), field):
         return (
-            f"Index {index.name!r} keeps the vectors in _source and grows by them, because the excludes of an existing "
+            f"Index {index.name!r} stores the vectors twice and grows by them, because the excludes of an existing "
             "index cannot be changed. Later updates keep the vectors."
         )
     if keeps_vectors(index, field, dialect):

@@ -27,7 +27,7 @@ _NUMBERS = (
 )  # fmt: skip
 
 _COLORS = {"all": "black", "top_k": "tab:blue", "max_ratio": "tab:orange", "alpha_mass": "tab:green",
-            "exact": "black", "two-phase": "tab:red", "seismic": "tab:purple"}  # fmt: skip
+            "exact": "black", "two-phase": "tab:red", "seismic": "tab:purple", "pruned": "tab:brown"}  # fmt: skip
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>

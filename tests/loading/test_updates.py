@@ -56,7 +56,7 @@ def test_update_adds_vectors_to_existing_documents_and_changes_nothing_else(
     assert titles_in(client, index_name) == {doc_id: f"Their {doc_id}" for doc_id in OLD}
     found = verify_all(client, index_name, new)
     assert found.ok and found.refused_documents == 2 and found.expected_documents is None
-    assert "keeps the vectors in _source" in " ".join(recorder.notes)
+    assert "stores the vectors twice" in " ".join(recorder.notes)
     if client.dialect.product == "opensearch":  # Elasticsearch returns no vectors in _source
         assert source_of(client, index_name, "d3")["sparse"] == {"river": 9.0}
 

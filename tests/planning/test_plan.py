@@ -19,6 +19,7 @@ from support.plans import DOCUMENTS, made_plan
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.engines import ENGINES, engines_of
 from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
@@ -36,7 +37,7 @@ from sparse_ingest.searching.query import many_query_weights
 from sparse_ingest.searching.run_search import rank_run
 from sparse_ingest.searching.search import open_index
 
-pytestmark = [pytest.mark.usefixtures("hasty_merges"), pytest.mark.both_products]
+pytestmark = pytest.mark.usefixtures("hasty_merges")
 
 Made = tuple[Any, Any, Any]
 
@@ -80,6 +81,7 @@ def posting_file_bytes(client: Client, index: str) -> int:
     return int(files["doc"]["size_in_bytes"])
 
 
+@pytest.mark.both_products(quick=False)
 def test_predictions_of_the_chosen_point_match_the_index(
     plan_inputs: Made, judged: PlanReport, client: Client, index_name: str
 ) -> None:
@@ -128,8 +130,7 @@ def check_like_predicted(found: dict[str, float], point: Any, order: list[str]) 
 
 
 def _count(client: Client, index: str, token: str) -> int:
-    query = {"neural_sparse": {"sparse": {"query_tokens": {token: 1.0}}}}
-    body = {"size": 0, "track_total_hits": True, "query": query}
+    body = {"size": 0, "track_total_hits": True, "query": client.dialect.tokens_clause("sparse", {token: 1.0})}
     return int(client.call("POST", f"/{index}/_search", body)["hits"]["total"]["value"])
 
 
@@ -176,10 +177,8 @@ def test_without_judgments_quality_is_recall_of_the_ground_truth(plan_inputs: Ma
     assert np.mean(shares) == pytest.approx(point.overlap_10)
 
 
-@pytest.mark.parametrize("kind", ["rank_features", "sparse_vector"])
-def test_an_index_is_planned_with_the_engines_of_its_field(
-    plan_inputs: Made, client: Client, index_name: str, kind: Any
-) -> None:
+def plan_of_index(plan_inputs: Made, client: Client, index_name: str, kind: Any) -> PlanReport:
+    """Plan an index, and check what holds for every kind of field: its engines are measured, and one is chosen."""
     run, queries, qrels = plan_inputs
     rule = {"max_ratio": 0.03, "top_k": 40}
     into(client, index_name, run, rule, kind)
@@ -187,8 +186,6 @@ def test_an_index_is_planned_with_the_engines_of_its_field(
         run.path, queries[:10], pipeline=Pipeline(), qrels=qrels, index=index_name,
         connection=Connection(client.address), loss=0.3,
     )  # fmt: skip
-    engines = {point.engine for point in report.settings}
-    assert engines == ({"exact", "two-phase"} if kind == "rank_features" else {"seismic", "exact"})
     # A sparse_vector field offers no exact search, so the baseline is exact search of the run.
     measured = [point for point in report.settings if kind == "rank_features" or point.engine != "exact"]
     assert len(report.settings) - len(measured) == (kind == "sparse_vector")
@@ -203,16 +200,37 @@ def test_an_index_is_planned_with_the_engines_of_its_field(
     assert report.choice.point.latency_p50_ms == min(
         point.latency_p50_ms for point in report.settings if point == report.choice.point
     )
-    if kind == "rank_features":
-        offline = next(point for point in report.points if point.documents == rule and not point.query)
-        exact = next(point for point in report.settings if point.engine == "exact" and not point.query)
-        assert exact.tied == offline.tied
-        differs = np.flatnonzero(exact.per_query != offline.per_query)
-        assert len(differs) <= offline.tied
-        assert abs(exact.overlap_10 - offline.overlap_10) <= 0.1 * offline.tied / 10
-    else:
-        chosen = report.pipeline.query
-        assert chosen.engine == "seismic" and chosen.seismic.keys() == {"top_n", "heap_factor", "k"}
+    return report
+
+
+@pytest.mark.both_products(quick=False)
+def test_an_index_is_planned_with_the_engines_of_its_product(
+    plan_inputs: Made, client: Client, index_name: str
+) -> None:
+    report = plan_of_index(plan_inputs, client, index_name, "rank_features")
+    assert {point.engine for point in report.settings} == {*engines_of("rank_features", client.dialect.product)}
+    exact = next(point for point in report.settings if point.engine == "exact" and not point.query)
+    offline = next(point for point in report.points if point.documents == exact.documents and not point.query)
+    assert exact.tied == offline.tied
+    differs = np.flatnonzero(exact.per_query != offline.per_query)
+    assert len(differs) <= offline.tied
+    assert abs(exact.overlap_10 - offline.overlap_10) <= 0.1 * offline.tied / 10
+
+
+def test_an_index_of_a_sparse_vector_field_is_planned_with_seismic(
+    plan_inputs: Made, client: Client, index_name: str
+) -> None:
+    report = plan_of_index(plan_inputs, client, index_name, "sparse_vector")
+    assert {point.engine for point in report.settings} == {"seismic", "exact"}
+    chosen = report.pipeline.query
+    assert chosen.engine == "seismic" and chosen.seismic.keys() == {"top_n", "heap_factor", "k"}
+
+
+def test_a_plan_of_every_engine_is_drawn(judged: PlanReport) -> None:
+    first = judged.points[0]
+    measured = [replace(first, engine=name, latency_p50_ms=1.0 + place) for place, name in enumerate(ENGINES)]
+    drawn = drawing.as_png(replace(judged, settings=measured, settings_frontier=[0], choice=None))
+    assert drawn.startswith(b"\x89PNG")
 
 
 def test_a_hybrid_plan_measures_query_pruning_within_hybrid_search(
