@@ -45,7 +45,7 @@ class RunError(SparseIngestError):
 
 
 class ClusterError(SparseIngestError):
-    """OpenSearch cannot be reached, refuses a request, or has an index that does not match."""
+    """The cluster cannot be reached, refuses a request, or has an index that does not match."""
 
 
 class StorageError(SparseIngestError):

@@ -103,7 +103,7 @@ class SparseRows(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A document that OpenSearch refused. `status` is the HTTP status of its item."""
+    """A document that the cluster refused. `status` is the HTTP status of its item."""
 
     doc_id: str
     shard: int

@@ -49,7 +49,7 @@ _OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"} - {"al
 def load(
     run: Place | None, pipeline: Pipeline, options: PublishOptions, connection: Connection, as_json: bool, **target: Any
 ) -> int:
-    """Load a run folder into an OpenSearch index; rerun the command to continue.
+    """Load a run folder into an index; rerun the command to continue.
 
     \b
     load RUN --index NAME                     into an index
@@ -65,7 +65,7 @@ def load(
     --update needs all other fields in the index's _source. If _source excludes the vector (fixed when the index is
     created), a client that changes the document with _update removes its vector.
 
-    Exit code 3: finished, but OpenSearch refused documents, listed in dead.jsonl next to the journal.
+    Exit code 3: finished, but the cluster refused documents, listed in dead.jsonl next to the journal.
     """
     index, alias, to, restore = (target[name] for name in ("index", "alias", "to", "restore"))
     _refuse_conflicts(index, alias, to, restore, options)
@@ -133,7 +133,7 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
     print_result(as_json, content, (*lines, *also))
     if report.refused and not as_json:
         click.echo(
-            f"OpenSearch refused {report.refused:,} documents; {report.dead} lists them with the reasons. Fix the "
+            f"The cluster refused {report.refused:,} documents; {report.dead} lists them with the reasons. Fix the "
             "cause, then rerun with --retry-dead.",
             err=True,
         )

@@ -54,7 +54,7 @@ _ADVICE = {
 @click.group(cls=help.Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": help.WIDTH})
 @click.version_option(version("sparse-ingest"), "-V", "--version", prog_name="sparse-ingest")
 def cli() -> None:
-    """Encode text with SPLADE models, load the vectors into OpenSearch, and search them.
+    """Encode text with SPLADE models, load the vectors into OpenSearch or Elasticsearch, and search them.
 
     \b
     sparse-ingest encode --model MODEL --corpus corpus.jsonl --out RUN

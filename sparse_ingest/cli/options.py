@@ -223,7 +223,7 @@ def _query_of(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{place} is not JSON: {first_line(error)}. Example: '{_FILTER}'.") from error
     if not isinstance(query, dict) or len(query) != 1:
-        raise UsageError(f"{place} must be one OpenSearch query, an object with one key. Example: '{_FILTER}'.")
+        raise UsageError(f"{place} must be one query, an object with one key. Example: '{_FILTER}'.")
     return query
 
 

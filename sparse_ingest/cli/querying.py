@@ -231,7 +231,7 @@ def _bodies(
     warn_of_omitted(lost)
     if scaled:
         what = f"those of {scaled} queries are divided by up to" if scaled > 1 else "all are divided by"
-        click.echo(f"OpenSearch accepts weights up to 64: {what} {scale:g}, and so are the scores.", err=True)
+        click.echo(f"A query has weights up to 64: {what} {scale:g}, and so are the scores.", err=True)
 
 
 def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOptions) -> SearchBody:

@@ -1,1 +1,1 @@
-"""The only package that talks to OpenSearch: connections, indexes, mappings, bulk loads and search requests."""
+"""The only package that talks to clusters: connections, indexes, mappings, bulk loads and search requests."""

@@ -79,7 +79,7 @@ class BoundedPool:
                 answer.close()
                 raise ClusterError(
                     f"{self._address} sent an answer of more than {limit >> 20} MiB to {method} {path}, the limit for "
-                    "such answers. Check that --url names OpenSearch itself; if it does, request less."
+                    "such answers. Check that --url names the cluster itself; if it does, request less."
                 )
             if time.monotonic() > end:
                 answer.close()

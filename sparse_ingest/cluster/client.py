@@ -55,7 +55,7 @@ ConnectionLike: TypeAlias = Connection | OpenSearch
 
 
 class ResponseError(ClusterError):
-    """An error of OpenSearch: `status`, `kind` (the exception's type), `reason`, and Retry-After in seconds."""
+    """An error of a cluster: `status`, `kind` (the exception's type), `reason`, and Retry-After in seconds."""
 
     def __init__(
         self, message: str, *, status: int, kind: str, reason: str, retry_after_s: float | None = None
@@ -124,7 +124,7 @@ class Client:
             expected: the type of the answer, see foreign_json.
 
         Raises:
-            ResponseError: OpenSearch answered with an error.
+            ResponseError: the cluster answered with an error.
             PartialAnswerError: shards failed or time ran out, unless partial answers are allowed.
             UnreachableError: no usable answer arrived.
         """

@@ -8,7 +8,6 @@ error reasons, which may contain user names.
 from __future__ import annotations
 
 import json
-from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any
 
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, connect
 from sparse_ingest.cluster.connection import Connection
-from sparse_ingest.cluster.dialects import OpenSearchDialect
+from sparse_ingest.cluster.dialects import OpenSearchDialect, cluster_settings
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.reporting import Check, checks_of, size_text
 
@@ -82,7 +81,8 @@ def _disks(client: Client) -> Iterator[Check]:
     """Yield a finding for each node with data, compared with the watermarks."""
     params = {"filter_path": "nodes.*.name,nodes.*.fs.total"}
     nodes = client.call("GET", "/_nodes/stats/fs", params=params).get("nodes", {})
-    settings = _settings(client)
+    every = cluster_settings(client.find).items()
+    settings = {name.removeprefix(_WATERMARKS): value for name, value in every if name.startswith(_WATERMARKS)}
     is_on = settings.get("threshold_enabled", "true") != "false"
     marks = {name: str(settings.get(f"watermark.{name}", "")) for name in _EFFECTS}
     for node in nodes.values():
@@ -97,14 +97,6 @@ def _disks(client: Client) -> Iterator[Check]:
         else:
             limits = ", ".join(f"{mark} {limit}" for mark, limit in marks.items() if limit)
             yield Check("disk", "ok", f"{found}; watermarks: {limits or 'not readable'}")
-
-
-def _settings(client: Client) -> dict[str, Any]:
-    """Return the settings on disk space without their common prefix; {} if the user may not read them."""
-    params = {"include_defaults": "true", "flat_settings": "true"}
-    answer = client.find("/_cluster/settings", params=params, absent=range(400, 500)) or {}
-    found = ChainMap(*(answer.get(level, {}) for level in ("transient", "persistent", "defaults"))).items()
-    return {name.removeprefix(_WATERMARKS): value for name, value in found if name.startswith(_WATERMARKS)}
 
 
 def _is_above(limit: str, total: int, free: int) -> bool:

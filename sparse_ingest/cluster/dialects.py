@@ -6,6 +6,7 @@ OpenSearch calls its type rank_features, Elasticsearch sparse_vector, which is S
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -20,6 +21,8 @@ Find = Callable[..., Any]  # Client.find
 
 MAX_CLAUSES = 1024  # the default of indices.query.bool.max_clause_count, and the least that Elasticsearch allows
 SEISMIC_SINCE = (3, 3)
+# index.version.created of Elasticsearch 8.0, and IndexVersions.NEW_SPARSE_VECTOR of 8.11.
+_NO_FIELD_FROM, _FIELD_SINCE = 8_000_000, 8_500_001
 PIPELINE_IN_BODY_SINCE = (2, 18)
 _ELASTICSEARCH_LACKS: dict[Feature, str] = {
     "hybrid": "Elasticsearch combines searches only with the retrievers rrf and linear, which need a paid license. "
@@ -72,6 +75,10 @@ class OpenSearchDialect:
         return {"type": "rank_features"}
 
     @staticmethod
+    def refuse_created(name: str, version: str | None) -> None:
+        """Raise `ClusterError` for an existing index that cannot have the field: none here."""
+
+    @staticmethod
     def stores_vectors_beside_source(setting: str | None) -> bool:
         """Return whether an update keeps a vector that `_source` excludes: never."""
         return False
@@ -98,11 +105,7 @@ class OpenSearchDialect:
     @staticmethod
     def max_clauses(find: Find) -> int:
         """Return `indices.query.bool.max_clause_count`, or its default for a role that may not read it."""
-        name = "indices.query.bool.max_clause_count"
-        params = {"include_defaults": "true", "flat_settings": "true"}
-        answer = find("/_cluster/settings", params=params, absent=(403, 404)) or {}
-        levels = (answer.get(level, {}) for level in ("transient", "persistent", "defaults"))
-        return next((int(level[name]) for level in levels if name in level), MAX_CLAUSES)
+        return int(cluster_settings(find).get("indices.query.bool.max_clause_count", MAX_CLAUSES))
 
 
 class ElasticsearchDialect:
@@ -146,6 +149,15 @@ class ElasticsearchDialect:
         """
         can_prune = self.version[:2] >= (9, 1) or (8, 19) <= self.version[:2] < (9, 0)
         return {"type": "sparse_vector"} | ({"index_options": {"prune": False}} if can_prune else {})
+
+    @staticmethod
+    def refuse_created(name: str, version: str | None) -> None:
+        """Raise `ClusterError` for an existing index that cannot have the field, by its index.version.created."""
+        if version and version.isdecimal() and _NO_FIELD_FROM <= int(version) < _FIELD_SINCE:
+            raise ClusterError(
+                f"Index {name!r} was created by Elasticsearch 8.0 to 8.10 and cannot have a sparse_vector field. Load "
+                "into a new index, or copy it into one with _reindex and load into that with --update."
+            )
 
     def stores_vectors_beside_source(self, setting: str | None) -> bool:
         """Return whether an update keeps a vector that `_source` excludes, from its term vectors.
@@ -195,6 +207,13 @@ class ElasticsearchDialect:
             if "jvm" in node and "thread_pool" in node
         ]
         return max(MAX_CLAUSES, min(limits, default=MAX_CLAUSES))
+
+
+def cluster_settings(find: Find) -> Mapping[str, Any]:
+    """Return the settings of a cluster with their defaults, by their full names; {} if the user may not read them."""
+    params = {"include_defaults": "true", "flat_settings": "true"}
+    answer = find("/_cluster/settings", params=params, absent=(400, 401, 403, 404, 405)) or {}
+    return ChainMap(*(answer.get(level, {}) for level in ("transient", "persistent", "defaults")))
 
 
 Dialect: TypeAlias = OpenSearchDialect | ElasticsearchDialect

@@ -15,7 +15,7 @@ from sparse_ingest.storage.places import without_secrets
 
 BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with Retry-After
 BLOCKED = "cluster_block_exception"
-GARBAGE = "{} did not answer with the JSON of OpenSearch. Check that --url names OpenSearch itself."
+GARBAGE = "{} did not answer with the JSON of OpenSearch or Elasticsearch. Check that --url names the cluster itself."
 # Patterns of OpenSSL's messages, and ours; {0} is OpenSSL's message, {1} advice about an unknown CA.
 _TLS_FAILURES = (
     ("certificate is not valid for", "{0}. Write the name that its certificate is for in --url."),
@@ -35,8 +35,8 @@ _TLS_FAILURES = (
 _NO_ANSWER = (
     (
         "refused",
-        "Nothing listens at {0} (connection refused). Start OpenSearch, for a local one `sparse-ingest server start`, "
-        "or pass its address with --url.",
+        "Nothing listens at {0} (connection refused). Start the cluster, for a local OpenSearch `sparse-ingest server "
+        "start`, or pass its address with --url.",
     ),
     ("resolve|getaddrinfo", "{0}: the host name is unknown. Check --url."),
     ("Failed to establish", "{0} cannot be reached ({1}). Check --url and the network."),
@@ -127,10 +127,10 @@ def unreachable_message(
 
 
 def blocked_message(address: str, reason: str) -> str:
-    """Return the message for a block. OpenSearch answers some with 403, as for a missing right."""
+    """Return the message for a block. Clusters answer some with 403, as for a missing right."""
     if "/10/" in reason:
         return (
-            f"{address} creates no indexes now: {reason} This is not a permission problem: OpenSearch sets this block "
+            f"{address} creates no indexes now: {reason} This is not a permission problem: the cluster sets this block "
             "when every node is above the high disk watermark, or an administrator set it. Free disk space, or remove "
             'the block: PUT /_cluster/settings {"persistent": {"cluster.blocks.create_index": null}}. Then start the '
             "same command again."
@@ -147,7 +147,7 @@ def redirect_message(status: int, address: str, path: str, location: str | None)
         return f"{address} sent a redirect ({status}) without a target. Check --url."
     target = without_secrets(urljoin(f"{address}/", location))
     base = target.removesuffix(path).rstrip("/")
-    return f"{address} redirects to {target} ({status}). If that is OpenSearch, write --url {base}."
+    return f"{address} redirects to {target} ({status}). If that is the cluster, write --url {base}."
 
 
 def _tls_failure(cause: str, ca: str | None) -> str:

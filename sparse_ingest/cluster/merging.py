@@ -69,7 +69,7 @@ def _wait_for_leases(client: Client, index: Index, last: Mapping[str, int], repo
     if _keeping(client, index, last):
         reporter.note(
             f"Index {index.name!r}: waiting up to {_LEASES_S:g} s before the merge, until it may drop the copies of "
-            "documents that OpenSearch keeps for recoveries."
+            "documents that the cluster keeps for recoveries."
         )
     while lease := _keeping(client, index, last):
         if time.monotonic() - began > _LEASES_S:
@@ -100,7 +100,7 @@ def _add_segments(client: Client, index: Index) -> str | None:
         for result in (item["delete"] for item in answer["items"]):
             if result["status"] not in (200, 404):
                 return (
-                    f"Index {index.name!r} may be larger than necessary: OpenSearch merges a shard of one segment "
+                    f"Index {index.name!r} may be larger than necessary: the cluster merges a shard of one segment "
                     "only after another operation, and refused to delete an id that does not exist "
                     f"({': '.join(error_of(result))}). Fix that, then run the same command with --merge again."
                 )

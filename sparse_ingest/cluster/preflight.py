@@ -1,4 +1,4 @@
-"""Preflight: find every document that OpenSearch would refuse, before the first request is sent.
+"""Preflight: find every document that a cluster would refuse, before the first request is sent.
 
 In: the parts of the shards to load, whose arrays were checked when they were read (runs/shards.py). Out: a
 `PreflightReport`, or one error that counts each broken rule and names its first documents. One pass, constant memory.
@@ -113,7 +113,7 @@ class _DocumentChecker:
             more = self._counts[rule] - len(examples)
             lines.append(f"\n  {rule}: {', '.join(examples)}{f', and {more} more' if more else ''}")
         raise RunError(
-            f"OpenSearch would refuse documents of this run, so nothing was sent.{''.join(lines)}\n"
+            f"The cluster would refuse documents of this run, so nothing was sent.{''.join(lines)}\n"
             "Change the settings named above, or fix the corpus and encode it again."
         )
 
@@ -139,7 +139,7 @@ class _DocumentChecker:
             sums = before[vectors.indptr[1:]] - before[vectors.indptr[:-1]]
             for row in np.flatnonzero(sums > MAX_CODE_SUM).tolist():
                 example = f"{short_repr(vectors.doc_ids[row])} ({lengths[row]} terms)"
-                self._note("documents with more terms than OpenSearch can add up", example)
+                self._note("documents with more terms than Lucene can add up", example)
         if self._any_unusable:
             self._note_terms("token ids without a token in vocab.json", vectors, self._no_token[token_ids])
             self._note_terms(f"tokens longer than {MAX_TOKEN_BYTES} bytes", vectors, self._too_long[token_ids])

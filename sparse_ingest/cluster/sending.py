@@ -196,7 +196,7 @@ class _Sender:
             timeout_s = min(self._retries.timeout_s, max(10.0, end - time.monotonic()))
             waiting = self._sort_out(request, self._ask(request.body, timeout_s), refused)
         except ResponseError as error:
-            # 400 for the complete request: OpenSearch cannot parse one document in it; halves find which.
+            # 400 for the complete request: the cluster cannot parse one document in it; halves find which.
             if error.status in (400, 413):
                 if error.status == 413:
                     self._pace.too_large(attempt)
@@ -243,7 +243,7 @@ class _Sender:
         return self._client.call("POST", self._path, body, params=params, timeout_s=timeout_s)
 
     def _answers_small(self) -> bool:
-        """Return whether a bulk request without documents is answered; OpenSearch answers it with 400."""
+        """Return whether a bulk request without documents is answered; clusters answer it with 400."""
         try:
             self._ask(b"\n", min(self._retries.timeout_s, SAY_S))
         except UnreachableError:
@@ -292,7 +292,7 @@ class _Sender:
         return waiting
 
     def _mark_dropped(self, request: BulkRequest, results: list[dict[str, Any]]) -> None:
-        """Add an error to the results of documents that the final pipeline dropped; OpenSearch reports none."""
+        """Add an error to the results of documents that the final pipeline dropped; clusters report none."""
         for result in results if self._final_pipeline and request.operation == "index" else ():
             if result.get("result") == "noop":
                 why = f"the final pipeline {self._final_pipeline!r} of the index (index.final_pipeline) dropped it"
@@ -326,7 +326,7 @@ def _breaks(request: BulkRequest) -> int:
 
 
 def _fits(doc_id: str, result: Mapping[str, Any], of_success: tuple[str, ...]) -> bool:
-    """Return whether a result belongs to this document and is a success or an error of OpenSearch."""
+    """Return whether a result belongs to this document and is a success or an error of the cluster."""
     status = result["status"]
     if result["_id"] != doc_id or type(status) is not int:
         return False
@@ -344,4 +344,4 @@ def _stopping(kind: str, reason: str) -> str:
         return f"The index was deleted or its alias removed during the load ({reason}). Start the load again."
     fixes = {"security_exception": "Grant the right", "index_closed_exception": "Open the index"}
     fix = fixes.get(kind, "Remove the cause (a full disk, or a block that an administrator set)")
-    return f"OpenSearch accepts no documents: {reason} {fix}, then start the same command again."
+    return f"The cluster accepts no documents: {reason} {fix}, then start the same command again."

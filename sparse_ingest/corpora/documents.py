@@ -154,9 +154,7 @@ def _kept(name: str, value: object) -> str:
     if not kept.isascii():
         _check_unicode(kept, f"the kept field {shown(name)}")
     if levels > MAX_LEVELS:
-        raise BadRow(
-            f"the kept field {shown(name)} has lists in more than {MAX_LEVELS} levels, which OpenSearch refuses"
-        )
+        raise BadRow(f"the kept field {shown(name)} has lists in more than {MAX_LEVELS} levels, which clusters refuse")
     return kept
 
 
@@ -227,11 +225,11 @@ def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]
 
 
 def without_carried(fields: FieldNames) -> FieldNames:
-    """Return the names without kept columns that are carried anyway. Raise UsageError if OpenSearch refuses one."""
+    """Return the names without kept columns that are carried anyway. Raise UsageError if clusters refuse one."""
     kept = dict.fromkeys(fields.keep)
     if refused := [f"{shown(name)} ({reason})" for name in kept if (reason := refused_name(name)) is not None]:
         raise UsageError(
-            f"--keep: OpenSearch refuses documents with a field {', '.join(refused)}. Omit it, or rename the column."
+            f"--keep: clusters refuse documents with a field {', '.join(refused)}. Omit it, or rename the column."
         )
     sources = {"title": fields.title or "title", "text": fields.text or "text"} if fields.carry_text else {}
     for name, source in sources.items():

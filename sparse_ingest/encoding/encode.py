@@ -181,7 +181,7 @@ def dry_run(
 
 
 def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter) -> Corpus:
-    """Open the corpus. Refuse a kept field that clashes with the sparse field, as OpenSearch would refuse documents."""
+    """Open the corpus. Refuse a kept field that clashes with the sparse field, as clusters would refuse documents."""
     found, sparse = options.open(corpus), pipeline.index.field
     for name in found.fields.keep:
         if is_within(field_path(name), sparse):

@@ -1,1 +1,1 @@
-"""The stages `load` and `publish`, which read a run folder and write into OpenSearch."""
+"""The stages `load` and `publish`, which read a run folder and write into an index."""

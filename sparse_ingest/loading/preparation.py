@@ -78,6 +78,8 @@ def make_plan(
         since.check(client, name, there)
     elif there is not None:
         refuse_unfinished_since(there, run)
+    if there is not None:
+        client.dialect.refuse_created(there.name, there.setting("version.created"))
     if update:
         there = updates.with_field(there, name, stamp.field, kind, client.dialect)
     if there is not None:

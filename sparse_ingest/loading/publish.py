@@ -98,7 +98,7 @@ def publish(
         done = PublishReport(report, alias, before, None, moved=False, verified=0, dropped=None)
         if report.refused and before != name:
             reporter.note(
-                f"Alias {alias!r} still serves {before or 'nothing'}: OpenSearch refused {report.refused} documents "
+                f"Alias {alias!r} still serves {before or 'nothing'}: the cluster refused {report.refused} documents "
                 f"({report.dead}). Fix the cause and pass --retry-dead, or serve the index without them: "
                 f"sparse-ingest load --alias {alias} --to {name}"
             )

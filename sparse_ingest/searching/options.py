@@ -21,7 +21,7 @@ class SearchOptions(HybridSettings):
     """
 
     k: int = option(10, "Number of documents to find", flags="-k --size")
-    filter: Mapping[str, Any] | None = option(None, "OpenSearch query that hits must match, or @FILE", metavar="JSON")
+    filter: Mapping[str, Any] | None = option(None, "Query that hits must match, or @FILE", metavar="JSON")
     collapse: str | None = option(
         None, "Return only the best document for each value of FIELD, such as parent of passages", metavar="FIELD"
     )

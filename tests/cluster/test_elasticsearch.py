@@ -147,3 +147,18 @@ def test_an_api_key_is_sent_and_never_printed(client: Client) -> None:
     assert set(seen) == {"ApiKey c2VjcmV0"}
     with pytest.raises(UsageError, match="--api-key and user 'me' exclude each other"):
         connect(Connection(client.address, api_key="c2VjcmV0", user="me", password="p"))
+
+
+def test_an_index_of_a_release_without_the_field_is_refused(client: Client, index_name: str, run: Run) -> None:
+    """The server does not create such an index, so a proxy changes the version in its answers."""
+    client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"title": {"type": "text"}}}})
+    [entry] = client.call("GET", f"/{index_name}").values()
+    entry["settings"]["index"]["version"]["created"] = "8100099"
+
+    def old(request: Any) -> tuple[int, Any] | None:
+        return (200, {index_name: entry}) if request.path.partition("?")[0] == f"/{index_name}" else None
+
+    with secure_proxy(client.address, check=old) as proxy:
+        with pytest.raises(ClusterError, match="was created by Elasticsearch 8.0 to 8.10 and cannot have"):
+            load(run, index=index_name, url=proxy.url, update=True)
+    assert load(run, index=index_name, url=client.address, update=True).refused == len(DOCUMENTS)

@@ -49,7 +49,7 @@ def refusal(*parts: ShardPart, limits: IndexLimits = LIMITS) -> list[str]:
     with pytest.raises(RunError) as caught:
         check_documents(parts, limits)
     lines = str(caught.value).split("\n")
-    assert lines[0] == "OpenSearch would refuse documents of this run, so nothing was sent."
+    assert lines[0] == "The cluster would refuse documents of this run, so nothing was sent."
     return [line.strip() for line in lines[1:-1]]
 
 
@@ -110,7 +110,7 @@ def test_more_terms_than_lucene_can_sum_are_refused() -> None:
     most = (2**31 - 1) // code
     check_documents([part({"a": [(token, 1.0) for token in range(most)]})], limits)
     [line] = refusal(part({"a": [(token, 1.0) for token in range(most + 1)]}), limits=limits)
-    assert line == f"documents with more terms than OpenSearch can add up: 'a' ({most + 1} terms)"
+    assert line == f"documents with more terms than Lucene can add up: 'a' ({most + 1} terms)"
 
 
 @pytest.mark.parametrize(

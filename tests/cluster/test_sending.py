@@ -239,7 +239,7 @@ def test_a_write_block_is_not_retried(index, block: str) -> None:
     url, created, alias = index
     with through(url) as (client, proxy):
         client.call("PUT", f"/{created.name}/_settings", {block: True})
-        with pytest.raises(ClusterError, match="OpenSearch accepts no documents: index .* blocked by"):
+        with pytest.raises(ClusterError, match="The cluster accepts no documents: index .* blocked by"):
             list(send(client, requests(5), target=alias, retries=FAST))
         client.call("PUT", f"/{created.name}/_settings", {block: None})
         assert len(proxy.bulk_sizes) == 1

@@ -111,7 +111,7 @@ def test_keeping_text_if_another_column_is_the_text_is_a_usage_error(tmp_path):
 def test_a_kept_name_that_opensearch_refuses_is_a_usage_error(tmp_path, name):
     fields = FieldNames(keep=("fine", name))
     for corpus in ([str(write(tmp_path / "c.jsonl", doc()))], [{"id": "1", "text": "a", name: 1}]):
-        with pytest.raises(UsageError, match="OpenSearch refuses documents with a field"):
+        with pytest.raises(UsageError, match="clusters refuse documents with a field"):
             corpus_of(corpus, fields=fields)
     for allowed in ("y.", " ", "_foo", "a b", "a.b", "sparse"):
         assert documents(tmp_path / "c.jsonl", keep=(allowed,))

@@ -168,7 +168,7 @@ def test_truncated_texts_are_counted(encode, tmp_path: Path) -> None:
         (["--shard-rows", 0], 2, "Invalid value for '--shard-rows'"),
         (["--format", "xml"], 2, 'format "xml" is unknown'),
         (["--keep", "text", "--text-field", "body"], 2, "--keep text"),
-        (["--keep", "_id"], 2, 'OpenSearch refuses documents with a field "_id" (a metadata field)'),
+        (["--keep", "_id"], 2, 'clusters refuse documents with a field "_id" (a metadata field)'),
         (["--keep", "a..b,_routing", "--keep", ""], 2, '"a..b" (nothing between or before its dots), "_routing" (a'),
         (["--keep", "sparse"], 2, "--keep sparse: 'sparse' is the sparse field of the index"),
         (["--text-field", "body"], 1, 'corpus.jsonl:1: no column "body" for the text'),

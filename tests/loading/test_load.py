@@ -218,7 +218,7 @@ def test_refused_documents_become_dead_letters_and_exit_code_3(
     assert ids_in(client, index_name) == {*DOCUMENTS} - {"words", "empty"}
     arguments = [str(run.path), "--index", index_name, "--url", client.address]
     assert loading.load.main(arguments, standalone_mode=False) == 3
-    assert "OpenSearch refused 2 documents" in capsys.readouterr().err
+    assert "The cluster refused 2 documents" in capsys.readouterr().err
     checked = verify(run.path, index=index_name, connection=Connection(client.address))
     assert checked.ok
     assert (checked.checked_documents, checked.refused_documents, checked.expected_documents) == (3, 2, 3)

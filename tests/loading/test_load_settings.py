@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_stops_the_load_and_it_can_be_resumed(
             client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": True}})
 
     recorder = Recorder(fill)
-    with pytest.raises(ClusterError, match=r"OpenSearch accepts no documents: .*Remove the cause \(a full disk"):
+    with pytest.raises(ClusterError, match=r"The cluster accepts no documents: .*Remove the cause \(a full disk"):
         into(client, index_name, run, progress=recorder)
     assert any("keeps its settings for loading" in note for note in recorder.notes)
     client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": None}})
