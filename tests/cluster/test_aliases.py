@@ -10,6 +10,8 @@ from sparse_ingest.cluster import aliases, indexes
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.errors import ClusterError, UsageError
 
+pytestmark = pytest.mark.both_products(quick=False)
+
 
 @pytest.fixture
 def two(client: Client, index_name: str) -> tuple[indexes.Index, indexes.Index]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from support.runs import DOCUMENTS, VOCABULARY, make_run
 
 from sparse_ingest.cluster import postings
@@ -12,13 +13,15 @@ from sparse_ingest.cluster.postings import count_known, document_frequencies
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 
+pytestmark = pytest.mark.both_products(quick=False)
 
-def test_every_token_and_document_is_counted(tmp_path, opensearch_url, index_name, monkeypatch):
+
+def test_every_token_and_document_is_counted(tmp_path, cluster_url, index_name, monkeypatch):
     monkeypatch.setattr(postings, "_SEARCHES", 7)
     monkeypatch.setattr(postings, "_IDS", 2)
     run = make_run(tmp_path / "run")
-    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
-    client = connect(Connection(url=opensearch_url))
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=cluster_url))
+    client = connect(Connection(url=cluster_url))
     tokens = [token for token in VOCABULARY if token is not None]
     expected = Counter(token for terms in DOCUMENTS.values() for token in terms)
     assert document_frequencies(client, index_name, "sparse", tokens) == {token: expected[token] for token in tokens}

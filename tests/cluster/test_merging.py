@@ -16,6 +16,8 @@ from sparse_ingest.cluster.client import Client
 from sparse_ingest.errors import Interrupted
 from sparse_ingest.reporting import SILENT
 
+pytestmark = pytest.mark.both_products(quick=False)
+
 
 def vector(number: int) -> dict[str, float]:
     return {f"word{(31 * number + 7 * place) % 499}": 1 + number * place % 97 / 64 for place in range(80)}

@@ -152,11 +152,12 @@ def test_unjudged_queries_and_judgments_without_query_are_reported(run_path, col
     assert answer.out.splitlines()[:2] == complete.out.splitlines()[:2]
 
 
-def test_an_index_has_the_figures_of_its_run_with_nine_bits(run_path, collection, opensearch_url, index_name):
-    load(run_path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+@pytest.mark.both_products(quick=False)
+def test_an_index_has_the_figures_of_its_run_with_nine_bits(run_path, collection, cluster_url, index_name):
+    load(run_path, index=index_name, pipeline=Pipeline(), connection=Connection(url=cluster_url))
     options = ("--queries", collection, "--per-query")
     exact = evaluate_json(*options, "--run", run_path, "--stored")
-    found = evaluate_json(*options, "--index", index_name, "--url", opensearch_url, "--concurrency", 3)
+    found = evaluate_json(*options, "--index", index_name, "--url", cluster_url, "--concurrency", 3)
     for key in (*DEFAULT_MEASURES, "per_query", "queries", "documents", "flops"):
         assert found[key] == exact[key], key
     assert (found["engine"], exact["engine"]) == ("exact", "exact, 9 bits")
@@ -164,7 +165,7 @@ def test_an_index_has_the_figures_of_its_run_with_nine_bits(run_path, collection
     assert found["bm25"]["per_query"]["RR"] == {"1": 1.0, "2": 0.0, "3": 0.0}
     assert 0 < found["latency"]["p50_ms"] <= found["latency"]["p95_ms"] <= found["latency"]["p99_ms"]
     assert found["latency"]["took_ms"] is not None
-    assert evaluate_json(*options, "--index", index_name, "--url", opensearch_url, "--no-bm25")["bm25"] is None
+    assert evaluate_json(*options, "--index", index_name, "--url", cluster_url, "--no-bm25")["bm25"] is None
 
 
 def test_hybrid_is_evaluated_on_an_index(run_path, collection, opensearch_url, index_name):
