@@ -86,6 +86,7 @@ def test_killed_at_random_requests(client: Client, index_name: str, tmp_path: Pa
 
 
 # The fast tests kill while settings are half changed; the slow ones after every other change.
+@pytest.mark.both_products(quick=False)
 @pytest.mark.parametrize("numbers", [(3, 7), pytest.param((1, 2, 4, 5, 6, 8, 9), marks=pytest.mark.slow)])
 def test_killed_after_a_change_the_next_load_finishes_and_restores_the_settings(
     client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]

@@ -266,6 +266,7 @@ def start_loading(run: Run, index: str, url: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", LOAD, str(run.path), index, url], stderr=subprocess.PIPE)
 
 
+@pytest.mark.both_products(quick=False)
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_stops_promptly_while_the_cluster_does_not_answer(client: Client, index_name: str, run: Run) -> None:
     with faulty_proxy(client.address, [503] * 1000) as proxy:
@@ -301,6 +302,7 @@ def test_the_longest_name_is_loaded(client: Client, index_name: str, run: Run) -
     assert into(client, name, run).acknowledged == 5
 
 
+@pytest.mark.both_products(quick=False)
 def test_the_error_of_a_failed_write_names_the_file(client: Client, index_name: str, run: Run) -> None:
     """A full disk and a file size limit give an error without a file name; the limit needs no root."""
     command = [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()"]
