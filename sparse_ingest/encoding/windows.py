@@ -127,7 +127,7 @@ def passage_part(group: list[Passage]) -> ShardPart:
 
 
 def too_long_id(doc_id: str, last: int) -> str | None:
-    """Return a reason if the id of a document's last passage is longer than OpenSearch accepts, otherwise None."""
+    """Return a reason if the id of a document's last passage is longer than clusters accept, otherwise None."""
     size = len(passage_id(doc_id, last).encode())
     if size <= MAX_ID_BYTES:
         return None
