@@ -14,16 +14,28 @@ import secrets
 import signal
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from functools import partial
 
+import hypothesis
 import pytest
 from support import elasticsearch
-from support.servers import Running, environment, random_free_port, server_home, start_program
+from support.servers import Running, data_folder, environment, random_free_port, server_home, start_program
+from support.sharing import session_folder, shared
 
 from sparse_ingest.cluster import merging
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.local_server import download, process
 from sparse_ingest.storage import waiting
+
+# Several processes share the cores: threads of torch that spin while they wait take the time of those that work. torch
+# reads this when it is imported, also in the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A slow machine is no error. Fixtures may be shared by all examples of a test.
+_CHECKS = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=_CHECKS)
+hypothesis.settings.load_profile("tests")
 
 # Under nohup SIGHUP is ignored, and the processes of the tests would inherit that.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -33,10 +45,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def local_server() -> Iterator[Running]:
     """A local OpenSearch for the session, started with `sparse-ingest server start` and one more JVM option."""
-    with server_home() as home:
-        data = home / "chosen"
-        data.mkdir()
-        data.chmod(0o755)
+    with server_home() as home, data_folder() as data:
         port = random_free_port()
         try:
             # communicate() returns when both pipes are closed, so the server must not inherit them.
@@ -65,21 +74,28 @@ def opensearch_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def elasticsearch_url() -> Iterator[str]:
+def elasticsearch_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an Elasticsearch for the tests. One that was started here ends with the session."""
+    folder = session_folder(tmp_path_factory.getbasetemp()) / "elasticsearch"
     if named := os.environ.get("SPARSE_INGEST_TEST_ES_URL"):
         yield named.rstrip("/")
     elif _docker_answers():
-        from testcontainers.elasticsearch import ElasticSearchContainer
-
-        with ElasticSearchContainer(f"elasticsearch:{elasticsearch.RELEASES[0].version}") as container:
-            yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9200)}"
+        with shared(folder, _elasticsearch_container) as url:
+            yield url
     elif found := elasticsearch.find_jdk():
-        with elasticsearch.running(*found) as url:
+        with shared(folder, partial(elasticsearch.running, *found)) as url:
             yield url
     else:
         why = "Elasticsearch needs SPARSE_INGEST_TEST_ES_URL, Docker, or a full JDK, 17 or newer"
         pytest.fail(why) if os.environ.get("SPARSE_INGEST_TEST_ES_REQUIRED") else pytest.skip(why)
+
+
+@contextmanager
+def _elasticsearch_container() -> Iterator[str]:
+    from testcontainers.elasticsearch import ElasticSearchContainer
+
+    with ElasticSearchContainer(f"elasticsearch:{elasticsearch.RELEASES[0].version}") as container:
+        yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9200)}"
 
 
 @pytest.fixture(scope="session")

@@ -233,9 +233,9 @@ def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: 
     deadline = time.monotonic() + timeout_s
     recovering = time.monotonic()
     while True:
-        ended = _process(instance) is None  # before poll, which then has the exit code
+        # A child that is ending has no command line before it has an exit code, so of a child only the code counts.
         code = child.poll() if child is not None else None
-        if ended or code is not None:
+        if code is not None or (child is None and _process(instance) is None):
             reason = "it ended" if code is None else f"it ended with exit code {code}"
             break
         answer = _ask(instance, "/_cluster/health?level=indices") or {}

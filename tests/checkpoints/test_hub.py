@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import re
 import socket
 import termios
 from collections.abc import Iterator
@@ -316,47 +317,67 @@ def test_a_token_in_an_error_of_the_library_is_not_printed(monkeypatch: pytest.M
     assert without_token(f"Illegal header value b'Bearer {TOKEN}'") == "Illegal header value b'Bearer (token)'"
 
 
-class HostileHub(AnsweringHandler):
-    """A hub with one file, which sends the given names."""
+OUTSIDE = ("../../../../outside", "..", "/tmp/outside-of-the-cache", "..\\outside")
+INSPECT = """
+import sys
+from click.testing import CliRunner
+from sparse_ingest.cli.main import cli
+from sparse_ingest.errors import SparseIngestError
+for model in sys.argv[1:]:
+    answer = CliRunner().invoke(cli, ["inspect", model])
+    print(isinstance(answer.exception, SparseIngestError), ascii(str(answer.exception)))
+"""
 
-    names: dict[str, str]
+
+class HostileHub(AnsweringHandler):
+    """A hub of models with one file. The model made/card-N sends OUTSIDE[N] as its `what`."""
+
+    what: str
 
     def do_GET(self) -> None:
-        commit = self.names.get("commit", "c" * 40)
+        found = re.search(r"made/card-(\d)", self.path)
+        assert found is not None
+        names = {self.what: OUTSIDE[int(found[1])]}
+        commit = names.get("commit", "c" * 40)
         if "/tree/" in self.path:
-            lfs = {"lfs": {"oid": self.names["hash"], "size": 2}} if "hash" in self.names else {}
-            name = f"{self.names['file']}/x.json" if "file" in self.names else "config.json"
+            lfs = {"lfs": {"oid": names["hash"], "size": 2}} if "hash" in names else {}
+            name = f"{names['file']}/x.json" if "file" in names else "config.json"
             self.answer(200, [{"type": "file", "path": name, "size": 2, "oid": "a" * 40, **lfs}])
         elif self.path.startswith("/api/"):
-            self.answer(200, {"id": "made/card", "sha": self.names.get("listed commit", commit), "siblings": []})
+            self.answer(200, {"id": found[0], "sha": names.get("listed commit", commit), "siblings": []})
         else:
-            etag = {"ETag": f'"{self.names.get("etag", "e" * 40)}"'}
+            etag = {"ETag": f'"{names.get("etag", "e" * 40)}"'}
             self.answer(200, {}, X_Repo_Commit=commit, **etag)
 
     do_HEAD = do_GET
 
 
-@pytest.mark.parametrize("name", ["../../../../outside", "..", "/tmp/outside-of-the-cache", "..\\outside"])
 @pytest.mark.parametrize("what", ["etag", "commit", "listed commit", "hash", "file"])
-def test_names_from_a_hub_never_lead_out_of_the_cache(what: str, name: str, tmp_path: Path) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (HostileHub,), {"names": {what: name}}))
+def test_names_from_a_hub_never_lead_out_of_the_cache(what: str, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (HostileHub,), {"what": what}))
     home = tmp_path / "a" / "b" / "home"
     home.mkdir(parents=True)
+    models = [f"made/card-{number}" for number in range(len(OUTSIDE))]
     with serving(server):
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        result = ended(begin(COMMAND, "inspect", "made/card", endpoint=url, home=home))
-    assert result.code == 1 and result.err.splitlines()[-1].startswith("Error: ")
-    cache = home / "hub" / "models--made--card"
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(cache)]
+        result = ended(begin(INSPECT, *models, endpoint=url, home=home))
+    assert result.code == 0, result.err
+    caches = [home / "hub" / f"models--made--card-{number}" for number in range(len(OUTSIDE))]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    written = [path for path in files if not any(path.is_relative_to(cache) for cache in caches)]
     assert not [path for path in written if "outside" in path.name] and not Path("/tmp/outside-of-the-cache").exists()
-    if what != "file":
-        assert f"names a file {name!r}, a path outside the cache" in result.err
+    for name, line in zip(OUTSIDE, result.out.splitlines(), strict=True):
+        assert line.startswith("True ")
+        if what != "file":
+            assert ascii(f"names a file {name!r}, a path outside the cache")[1:-1] in line
 
 
 def test_a_password_in_the_address_of_a_hub_is_not_printed(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = "127.0.0.1:{}".format(*closed.getsockname()[1:])
-    result = ended(begin(COMMAND, "inspect", "made/card", endpoint=f"http://me:{TOKEN}@{address}", home=tmp_path / "h"))
+    with socket.socket() as silent:  # it keeps the port and does not listen
+        silent.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:{}".format(*silent.getsockname()[1:])
+        begun = begin(COMMAND, "inspect", "made/card", endpoint=f"http://me:{TOKEN}@{address}", home=tmp_path / "h")
+        result = ended(begun)
     assert result.code == 1 and address in result.err  # `ended` asserts that the token is not printed
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -134,10 +133,8 @@ def test_a_stop_request_ends_the_wait_for_leases(
     index = create_index(client, index_name)
     add_segments(client, index, 2)
     monkeypatch.setattr(client.waiting, "reporter", Recorder(stop_at=0))
-    began = time.monotonic()
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="is not merged yet"):
         merging.merge(client, index, SILENT)
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.slow  # waits up to 30 s for retention leases

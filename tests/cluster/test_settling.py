@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 
 import pytest
@@ -34,11 +33,9 @@ def test_started_copies_need_no_wait(client: Client, index_name: str) -> None:
 
 def test_replicas_without_a_node_are_reported_and_not_waited_for(client: Client, index_name: str) -> None:
     index = create_index(client, index_name, shards=2, replicas=1)
-    began = time.monotonic()
-    message = settling.wait_for_copies(client, index, SILENT)
+    message = settling.wait_for_copies(client, index, NEVER)
     assert message is not None
     assert "the cluster has 1 data node: 2 of 4 copies cannot be created" in message
-    assert time.monotonic() - began < 5
 
 
 def test_copies_that_never_start_are_an_error_also_without_cluster_permissions(
@@ -95,7 +92,10 @@ def test_permanent_errors_are_not_retried(error: ClusterError) -> None:
     assert len(calls) == 1
 
 
-def test_an_unassigned_primary_is_reported_with_the_reason(client: Client, index_name: str) -> None:
+def test_an_unassigned_primary_is_reported_with_the_reason(
+    client: Client, index_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "_POLL_S", 0.1)
     settings = {"number_of_shards": 2, "index.routing.allocation.require.box": "hot"}
     client.call("PUT", f"/{index_name}", {"settings": settings}, params={"wait_for_active_shards": "0"})
     index = indexes.find_index(client, index_name)
@@ -106,7 +106,11 @@ def test_an_unassigned_primary_is_reported_with_the_reason(client: Client, index
         assert part in str(caught.value)
 
 
-def test_the_wait_ends_when_the_primaries_are_started(opensearch_url: str, index_name: str) -> None:
+def test_the_wait_ends_when_the_primaries_are_started(
+    opensearch_url: str, index_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "_POLL_S", 0.1)
+
     class Freeing(SilentReporter):
         notes: list[str] = []
 
@@ -120,7 +124,6 @@ def test_the_wait_ends_when_the_primaries_are_started(opensearch_url: str, index
         index = indexes.find_index(connected, index_name)
         assert index is not None
         settling.wait_for_primaries(connected, index, Retries())
-    assert len(Freeing.notes) == 1
     assert "is not allocated" in Freeing.notes[0]
 
 

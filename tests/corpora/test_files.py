@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_ingest.corpora.documents import FieldNames
@@ -524,7 +524,7 @@ def test_a_file_given_twice_has_only_duplicate_ids_the_second_time(tmp_path):
 
 # Properties
 
-anything = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+anything = settings(max_examples=60)
 
 
 some_lines = st.lists(

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.forms import FORMS, INDEXED, STREAMED, rows_of, write_form
 
@@ -171,7 +171,7 @@ some_rows = st.lists(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(rows=some_rows)
 def test_any_document_round_trips_in_every_format(tmp_path: Path, form: str, rows: list) -> None:
     corpus = corpus_of(write_form(tmp_path, form, rows))

@@ -389,21 +389,24 @@ def test_datasets_are_read_from_a_hub_and_each_refusal_is_one_message(folder: Pa
         assert rows == expected and rest == expected[middle[3] :] and middle[3] == 16
 
 
-@pytest.mark.parametrize("name", ["1.jsonl", "1.csv", "1.csv.gz"])
-def test_text_files_on_a_hub_give_the_documents_of_a_folder(name: str, tmp_path: Path) -> None:
+def test_text_files_on_a_hub_give_the_documents_of_a_folder(tmp_path: Path) -> None:
     rows = [{"_id": f"00{number}", "text": "NA", "year": "null"} for number in range(20)]
-    (tmp_path / "made").mkdir()
-    content = "".join(f"{json.dumps(row)}\n" for row in rows)
-    if "csv" in name:
-        content = "_id,text,year\n" + "".join(f"{','.join(row.values())}\n" for row in rows)
-    raw = content.encode()
-    (tmp_path / "made" / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    jsonl = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    csv = ("_id,text,year\n" + "".join(f"{','.join(row.values())}\n" for row in rows)).encode()
+    contents = {"1.jsonl": jsonl, "1.csv": csv, "1.csv.gz": gzip.compress(csv)}
     with loopback_hub() as hub:
-        hub.add("o/made", tmp_path / "made", dataset=True)
-        _, out, err = ended(begin(PROGRAM, json.dumps([["o/made", None]]), endpoint=hub.url, home=tmp_path / "home"))
-    _, found, middle, rest = json.loads(out)
-    assert [document[0] for document in found] == [row["_id"] for row in rows], err
-    assert rest == found[middle[3] :]
+        for name, content in contents.items():
+            folder = tmp_path / f"with-{name}"
+            folder.mkdir()
+            (folder / name).write_bytes(content)
+            hub.add(f"o/{name}", folder, dataset=True)
+        arguments = json.dumps([[f"o/{name}", None] for name in contents])
+        _, out, err = ended(begin(PROGRAM, arguments, endpoint=hub.url, home=tmp_path / "home"))
+    for line in out.splitlines():
+        _, found, middle, rest = json.loads(line)
+        assert [document[0] for document in found] == [row["_id"] for row in rows], err
+        assert rest == found[middle[3] :]
+    assert len(out.splitlines()) == len(contents), err
 
 
 def test_offline_no_hub_is_called() -> None:

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.forms import rows_of
 
@@ -181,7 +181,7 @@ json_rows = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(rows=json_rows)
 def test_json_values_give_the_documents_of_the_same_json_lines(tmp_path: Path, rows: list) -> None:
     path = tmp_path / "rows.jsonl"

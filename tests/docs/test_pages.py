@@ -11,13 +11,16 @@ import socketserver
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.forked import command
 
 import sparse_ingest
+from sparse_ingest.models import documents
+from sparse_ingest.searching import query
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -62,6 +65,26 @@ def shell(code: str, folder: Path, path: Path, url: str, server: socketserver.Un
         notes.seek(0)
         assert process.returncode == 0, f"{code}\n{notes.read()}"
         return out.read()
+
+
+@pytest.fixture
+def kept_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build each encoder once in a test: the pages name the same model 30 times, and a build takes 1 s."""
+    for module, name in ((documents, "build_document_encoder"), (query, "query_encoder")):
+        monkeypatch.setattr(module, name, kept(getattr(module, name)))
+
+
+def kept(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `build` that gives the same object again for arguments of the same `repr`."""
+    built: dict[str, Any] = {}
+
+    def build_once(*arguments: Any, **options: Any) -> Any:
+        key = repr((arguments, options))
+        if key not in built:
+            built[key] = build(*arguments, **options)
+        return built[key]
+
+    return build_once
 
 
 @contextlib.contextmanager
@@ -117,6 +140,7 @@ def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path, m
     assert re.search(r"^True$", printed, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("kept_models")
 def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
     pages = {name: adapted(page_of(name), opensearch_url, index_name) for name in GUIDES}

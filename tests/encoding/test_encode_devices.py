@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints import make_masked_lm
+from support.deadlines import HANGING_S, until
 from support.forked import command, start
 from support.run_contents import contents, lasting
 
@@ -72,32 +73,41 @@ def children_of(process: int) -> list[int]:
     return sorted(found)
 
 
-def wait_until(there: Any, process: Any, log: Path, seconds: float = 90) -> Any:
-    """Poll `there` until it returns something, and return it."""
-    end = time.monotonic() + seconds
-    while not (found := there()):
-        assert process.is_alive() and time.monotonic() < end, log.read_text()
-        time.sleep(0.002)
-    return found
+def wait_until(there: Any, process: Any, log: Path) -> Any:
+    """Poll `there` until it returns something, and return it; fail if the process ends before."""
+
+    def find() -> Any:
+        found = there()
+        assert found or process.is_alive(), log.read_text()
+        return found
+
+    return until(find, log.read_text)
 
 
 def test_two_processes_give_the_bytes_of_one(corpus: Corpus, tmp_path: Path) -> None:
     """The first process is stopped until the second has finished a shard; otherwise it may encode all."""
-    out, log = tmp_path / "run", tmp_path / "log"
-    parent = start(*corpus.arguments(out, "cpu,cpu"), "--json", log=log)
-    first = wait_until(lambda: children_of(parent.pid), parent, log)[0]
-    wait_until(lambda: any(out.glob("done/part-*")), parent, log)
-    os.kill(first, signal.SIGSTOP)
-    finished = len(list(out.glob("done/part-*")))
-    assert finished < 10, "the first one was too fast"
+    for attempt in range(10):
+        out, log = tmp_path / f"run-{attempt}", tmp_path / f"log-{attempt}"
+        parent = start(*corpus.arguments(out, "cpu,cpu"), "--json", "-v", log=log)
+        first = wait_until(lambda parent=parent: children_of(parent.pid), parent, log)[0]
+        wait_until(lambda out=out: any(out.glob("done/part-*")), parent, log)
+        os.kill(first, signal.SIGSTOP)
+        finished = len(list(out.glob("done/part-*")))
+        if finished < 10:
+            break
+        # The first one was too fast.
+        os.kill(first, signal.SIGCONT)
+        parent.join(HANGING_S)
     wait_until(lambda: len(list(out.glob("done/part-*"))) > finished, parent, log)
     os.kill(first, signal.SIGCONT)
-    parent.join(90)
+    parent.join(HANGING_S)
     assert parent.exitcode == 3, log.read_text()
     corpus.compare(out)
     message = log.read_text()
     report = json.loads(command(*corpus.arguments(corpus.run, "cpu"), "--json").out)
     assert json.loads(message[message.index("{") : message.rindex("}") + 1]) == {**report, "run": str(out)}
+    # Each process sends its records, and an equal one is printed once.
+    assert message.count("Head: torch") == 1
     assert message.count("Encoding with") == 1 and "Bad documents that were skipped: 1 " in message
 
 
@@ -111,7 +121,7 @@ def test_a_killed_process_is_reported_and_the_other_encodes_its_shards(corpus: C
     os.kill(first, signal.SIGSTOP)
     wait_until(lambda: len(children_of(parent.pid)) == 2, parent, log)
     os.kill(first, signal.SIGKILL)
-    parent.join(90)
+    parent.join(HANGING_S)
     assert parent.exitcode == 3, log.read_text()
     assert "The process on cpu died: SIGKILL ended it" in log.read_text()
     corpus.compare(out)
@@ -126,7 +136,7 @@ def test_a_run_whose_processes_all_died_is_an_error_and_can_be_resumed(corpus: C
     os.kill(first, signal.SIGSTOP)
     for child in wait_until(lambda: len(found := children_of(parent.pid)) == 2 and found, parent, log):
         os.kill(child, signal.SIGKILL)
-    parent.join(90)
+    parent.join(HANGING_S)
     assert parent.exitcode == 1
     assert "Error: No process is left: the process on cpu died: SIGKILL ended it" in log.read_text()
     assert not (out / "complete.json").exists()
@@ -147,12 +157,9 @@ def test_device_processes_end_with_their_parent(
     wait_until(lambda: any(out.glob("tmp/part-*")), parent, log)
     children = children_of(parent.pid)
     os.kill(parent.pid, number)
-    parent.join(90)
+    parent.join(HANGING_S)
     assert parent.exitcode == code and message in log.read_text()
-    end = time.monotonic() + 30
-    while any(Path(f"/proc/{child}").exists() for child in children):
-        assert time.monotonic() < end, "a process outlives the one that started it"
-        time.sleep(0.01)
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
     assert not (out / "complete.json").exists()
 
 
@@ -188,7 +195,7 @@ def test_a_device_process_ends_with_its_parent_even_if_sigint_is_ignored(corpus:
         signal.signal(signal.SIGINT, before)
     assert child.connection.recv()[0] == "note"
     child.connection.close()
-    child.wait(30)
+    child.wait(HANGING_S)
     assert child._process.returncode == 130
 
 
@@ -220,16 +227,16 @@ def test_a_process_without_a_shard_is_reported(corpus: Corpus, tmp_path: Path) -
 
 
 @pytest.mark.slow  # 20 s of waiting
-def test_a_stopped_process_is_reported_with_its_pid_within_20_s(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_stopped_process_is_reported_with_its_pid(corpus: Corpus, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     parent = start(*corpus.arguments(out, "cpu,cpu"), log=log)
     wait_until(lambda: any(out.glob("tmp/part-*")), parent, log)
     first = children_of(parent.pid)[0]
     os.kill(first, signal.SIGSTOP)
     message = f"The process on cpu (pid {first}) has not reported for 1"
-    wait_until(lambda: message in log.read_text(), parent, log, seconds=20)
+    wait_until(lambda: message in log.read_text(), parent, log)
     os.kill(first, signal.SIGCONT)
-    parent.join(90)
+    parent.join(HANGING_S)
     assert parent.exitcode == 3, log.read_text()
     corpus.compare(out)
 

@@ -9,12 +9,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import make_masked_lm
+from support.deadlines import HANGING_S, until
 from support.forked import Answer, command, start
 from support.run_contents import contents, lasting, write
 
@@ -55,12 +57,15 @@ def encode(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def test_exactly_one_item_is_produced_ahead() -> None:
     produced: list[int] = []
     ahead = Ahead(produced.append(number) or number for number in range(6))
+
+    def are_there(count: int) -> bool:
+        return len(produced) >= count
+
     for number in ahead:
-        deadline = time.monotonic() + 5
-        while len(produced) < min(number + 2, 6) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        ahead_of = min(number + 2, 6)
+        until(partial(are_there, ahead_of))
         time.sleep(0.005)
-        assert len(produced) == min(number + 2, 6)
+        assert len(produced) == ahead_of
     ahead.close()
 
 
@@ -100,9 +105,11 @@ def test_a_stage_is_not_busy_while_it_waits_for_another() -> None:
         for _ in stages.waiting("write", stages.making("read", slow_items())):
             time.sleep(0.002)
     seconds = stages.seconds()
-    assert 0.06 <= seconds["read"] < seconds["wall"] and 0.006 <= seconds["write"] < 0.03
+    assert seconds["read"] >= 0.06 and seconds["write"] >= 0.006
+    # Here both stages are in one thread, so they are never busy at the same time.
+    assert seconds["read"] + seconds["write"] <= seconds["wall"] + 1e-6
     assert seconds["tokenise"] == seconds["encode"] == 0.0
-    assert stages.slowest().startswith("slowest: read (")
+    assert stages.slowest().startswith(f"slowest: {max(('read', 'write'), key=lambda stage: seconds[stage])} (")
     assert set(stages.since(seconds).values()) == {0.0}
 
 
@@ -156,8 +163,10 @@ def test_reading_ahead_is_limited(encode, monkeypatch) -> None:
 
     def write_batch(self, *arguments, **named):
         nonlocal written, most
-        time.sleep(0.02)  # time to read as far ahead as allowed
         written += 1
+        if written == 5:
+            until(lambda: read >= 8)
+        time.sleep(0.005)  # it might read too far now
         most = max(most, read - written)
         return true_write(self, *arguments, **named)
 
@@ -176,12 +185,12 @@ def test_progress_reports_the_slowest_stage(slow: str, encode, monkeypatch) -> N
     original = getattr(DocumentEncoder, name)
 
     def slow_call(self, *arguments):
-        time.sleep(0.05)
+        time.sleep(0.5)
         return original(self, *arguments)
 
     monkeypatch.setattr(DocumentEncoder, name, slow_call)
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
-    lines = [line for line in encode("run").err.splitlines() if "slowest" in line]
+    lines = [line for line in encode("run", rows=ROWS[:8]).err.splitlines() if "slowest" in line]
     assert f", slowest: {slow} (" in lines[-1] and lines[-1].split("slowest")[1].split(")")[0].endswith(" % busy")
 
 
@@ -233,18 +242,23 @@ def test_a_bad_document_ends_its_shard(encode, tmp_path: Path) -> None:
 
 def test_encoding_stops_after_the_current_batch_if_writing_fails(encode, monkeypatch) -> None:
     monkeypatch.setattr(parts, "PART_ROWS", 20)
-    written = threading.Event()
-    original, computed = VectorMaker.compute, []
+    written, failed = threading.Event(), threading.Event()
+    original, computed, documents = VectorMaker.compute, [], 0
 
     def compute(self, token_ids, places):
-        if written.is_set():
+        nonlocal documents
+        documents += len(places)
+        if documents > 20:  # in the second window
+            assert written.wait(HANGING_S)
             computed.append(len(places))
-            time.sleep(0.05)
+            assert failed.wait(HANGING_S)
+            time.sleep(0.2)
         return original(self, token_ids, places)
 
     def write_batch(*_: object, **__: object) -> None:
         written.set()
-        time.sleep(0.1)
+        until(lambda: computed)
+        failed.set()
         raise OSError(28, "No space left on device", "disk")
 
     monkeypatch.setattr(VectorMaker, "compute", compute)
@@ -265,17 +279,15 @@ def test_a_lowered_budget_is_an_error_with_standard_input(encode, model, tmp_pat
 
 
 def test_ctrl_c_interrupts_the_encoding_of_a_window(model: Path, tmp_path: Path) -> None:
-    rows = [{"_id": str(place), "text": f"{place} the river stone " * 15} for place in range(8192)]
+    rows = [{"_id": str(place), "text": f"{place} the river stone " * 5} for place in range(8192)]
     corpus, out, log = write(tmp_path / "corpus.jsonl", rows), tmp_path / "run", tmp_path / "log"
     process = start("encode", "--model", model, "--corpus", corpus, "--out", out, "--device", "cpu",
                     "--dtype", "float32", "--batch-tokens", 64, log=log)  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not any(out.glob("tmp/part-00000.*")) and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: any(out.glob("tmp/part-00000.*")), log.read_text)
     time.sleep(0.3)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
-    process.join(30)
+    process.join(HANGING_S)
     assert process.exitcode == 130, log.read_text()
     assert log.read_text().splitlines()[-1] == "Interrupted; finished work is kept."
     assert open_run(out).done_shards() == []
@@ -294,10 +306,10 @@ def test_ctrl_c_interrupts_waiting_for_standard_input(model: Path, tmp_path: Pat
         return original(self, *arguments, **named)
 
     def interrupt(pipe: io.FileIO) -> None:
-        written.wait(60)
+        written.wait(HANGING_S)
         time.sleep(0.3)  # encode now waits for the fifth row
         os.kill(os.getpid(), signal.SIGINT)
-        if not ended.wait(10):
+        if not ended.wait(HANGING_S):
             late.append("encode still waits for the fifth row")
             pipe.write(content)
 

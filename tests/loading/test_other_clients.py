@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
+from support.deadlines import HANGING_S
 from support.forked import command
 from support.loads import MANY, StopBefore, into, settings_of, stamped
 from support.reporters import Recorder
@@ -180,33 +181,36 @@ def test_an_alias_does_not_move_to_an_index_that_lost_its_stamp(
 
 
 @contextmanager
-def paused(client: Client, index: str, run: Run, *options: str, shards: int = 2) -> Iterator[Callable[[], str]]:
-    """Start a load in its own process, pause it after some shards, and yield a function that resumes it."""
+def paused(client: Client, index: str, run: Run, *options: str) -> Iterator[Callable[[], str]]:
+    """Start a load in its own process, pause it before the third answer, and yield a function that resumes it."""
+    bulks, is_paused = [], Event()
+
+    def pause(request: Request, answer: bytes) -> bytes:
+        if "/_bulk" in request.path:
+            bulks.append(request)
+            if len(bulks) == 3:
+                process.send_signal(signal.SIGSTOP)
+                is_paused.set()
+        return answer
+
     program = "from sparse_ingest.cli.main import main; main()"
-    arguments = ["load", str(run.path), "--index", index, "--max-rate", "40", "--url", client.address, *options]
-    lines = len(list(run.path.glob("load/*/*/journal.jsonl")))
-    with subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while len(journaled(run)) < shards:
-                assert process.poll() is None and time.monotonic() < deadline, lines
-                time.sleep(0.01)
-            process.send_signal(signal.SIGSTOP)
+    with secure_proxy(client.address, change=pause) as proxy:
+        arguments = ["load", str(run.path), "--index", index, "--max-rate", "40", "--url", proxy.url, *options]
+        started = [sys.executable, "-c", program, *arguments]
+        with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert is_paused.wait(HANGING_S)
 
-            def resume() -> str:
-                process.send_signal(signal.SIGCONT)
-                _, printed = process.communicate(timeout=60)
-                assert process.returncode == 1, printed
-                assert "Traceback" not in printed
-                return printed
+                def resume() -> str:
+                    process.send_signal(signal.SIGCONT)
+                    _, printed = process.communicate(timeout=HANGING_S)
+                    assert process.returncode == 1, printed
+                    assert "Traceback" not in printed
+                    return printed
 
-            yield resume
-        finally:
-            process.kill()
-
-
-def journaled(run: Run) -> list[str]:
-    return [line for path in run.path.glob("load/*/*/journal.jsonl") for line in path.read_text().splitlines()]
+                yield resume
+            finally:
+                process.kill()
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["into a new index", "into an index of another run"])

@@ -221,7 +221,7 @@ def test_restart_keeps_data_replaces_a_stale_record_and_concurrent_starts_give_o
 
 
 def test_a_port_in_use_is_refused_with_the_next_free_port(home: Path) -> None:
-    with socket.create_server(("127.0.0.1", random_free_port())) as foreign:
+    with socket.create_server(("127.0.0.1", 0)) as foreign:
         port = foreign.getsockname()[1]
         with pytest.raises(LocalServerError, match=f"Port {port} is in use .*Port \\d+ is free: pass it with --port"):
             process.start(port)

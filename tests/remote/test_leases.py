@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 
 import pytest
+from support.deadlines import until
 from support.stores import FaultyStore
 
 from sparse_ingest.errors import RunError
@@ -51,12 +53,16 @@ def test_a_lease_has_one_holder_and_can_be_released(folder: RemotePath) -> None:
 
 
 def test_a_lease_that_is_renewed_does_not_expire(folder: RemotePath, short_lease: None) -> None:
-    one, two = Leases(folder), Leases(folder)
+    one, two, place = Leases(folder), Leases(folder), folder / "one.lock"
     assert one.take("one")
-    until = time.monotonic() + 1.5
-    while time.monotonic() < until:
+
+    def is_renewed(seen: bytes) -> bool:
+        return place.read_bytes() != seen
+
+    began = time.monotonic()
+    while time.monotonic() - began < 3 * leases.EXPIRES_S:
+        until(partial(is_renewed, place.read_bytes()))
         assert not two.take("one")
-        time.sleep(0.1)
     one.release("one")
 
 
@@ -101,8 +107,6 @@ def test_a_lease_is_acquired_even_if_the_response_was_lost(bucket: str, faulty: 
 @pytest.mark.parametrize("content", [b"", b'{"host": 3}'])
 def test_a_lock_file_with_other_content_is_no_error(folder: RemotePath, short_lease: None, content: bytes) -> None:
     (folder / "one.lock").write_whole(content)
-    one, began = Leases(folder), time.monotonic()
-    while not one.take("one"):
-        assert time.monotonic() - began < 20
-        time.sleep(0.05)
+    one = Leases(folder)
+    until(lambda: one.take("one"))
     one.release("one")

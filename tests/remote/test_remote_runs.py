@@ -115,7 +115,7 @@ def test_two_processes_fill_one_run_in_a_store(encode_arguments: list[object], t
     logs = [tmp_path / "log-0", tmp_path / "log-1"]
     workers = [start(*encode_arguments, "--out", f"{bucket}/run", log=log) for log in logs]
     for worker in workers:
-        worker.join(60)
+        worker.join(120)
     assert [worker.exitcode for worker in workers] == [3, 3], [log.read_text() for log in logs]
     files = stored(RemotePath.at(f"{bucket}/run"))
     assert kept(files) == kept(contents(tmp_path / "run"))

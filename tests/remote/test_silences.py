@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,15 +13,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
+from support.deadlines import HANGING_S
 
 from sparse_ingest.errors import StorageError, UsageError
+from sparse_ingest.storage import waiting
 from sparse_ingest.storage.places import RemotePath
 from sparse_ingest.storage.waiting import TIMEOUT, call_with_timeout
 
-COMMAND = [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()"]
+# A line comes every second, and a stop request ends a wait immediately.
+PROGRAM = (
+    "from sparse_ingest.storage import waiting; waiting._LINE_EVERY_S, waiting._GRACE_S = 1.0, 0.0; "
+    "from sparse_ingest.cli.main import main; main()"
+)
 
 
 def send_nothing(connection: socket.socket) -> None:
@@ -45,7 +52,7 @@ def drip_headers(connection: socket.socket) -> None:
 
 
 @contextmanager
-def server_that_is(behavior: Callable[[socket.socket], None]) -> Iterator[str]:
+def server_that_is(behavior: Callable[[socket.socket], None], connected: Event | None = None) -> Iterator[str]:
     connections = []
 
     def serve(connection: socket.socket) -> None:
@@ -61,6 +68,8 @@ def server_that_is(behavior: Callable[[socket.socket], None]) -> Iterator[str]:
             except OSError:
                 return
             Thread(target=serve, args=(connections[-1],), daemon=True).start()
+            if connected:
+                connected.set()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         Thread(target=accept, daemon=True).start()
@@ -75,32 +84,34 @@ def begin(*arguments: str, home: Path, timeout_s: float, **variables: str) -> su
     env = {**kept, "HF_HOME": str(home), TIMEOUT: str(timeout_s), **variables}
     # A shell ignores SIGINT for background jobs, and a child inherits that.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([*COMMAND, *arguments], env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    )
 
 
 @pytest.mark.parametrize("behavior", [send_nothing, drip, drip_headers])
 def test_a_request_to_a_silent_web_server_times_out(
     behavior: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TIMEOUT, "2")
-    began = time.monotonic()
-    with server_that_is(behavior) as url, pytest.raises(StorageError, match=f"No answer from {url}/x within 2 s"):
+    monkeypatch.setenv(TIMEOUT, "1")
+    with server_that_is(behavior) as url, pytest.raises(StorageError, match=f"No answer from {url}/x within 1 s"):
         RemotePath.at(f"{url}/x").read_bytes()
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(
     "behavior", [send_nothing, *(pytest.param(one, marks=pytest.mark.slow) for one in (drip, drip_headers))]
 )
 def test_a_silent_hub_is_reported_and_times_out(behavior: Callable[[socket.socket], None], tmp_path: Path) -> None:
+    assert (waiting._LINE_EVERY_S, waiting._GRACE_S) == (15, 10)
     with server_that_is(behavior) as url:
-        began = time.monotonic()
-        started = begin("inspect", "made/card", home=tmp_path, timeout_s=17, HF_ENDPOINT=url)
-        _, err = started.communicate(timeout=60)
-        assert time.monotonic() - began < 30
-    said, error = err.splitlines()
-    assert said == f"Waiting for the hub {url}, for the model made/card: 15 of at most 17 s ({TIMEOUT})"
-    assert error.startswith(f"Error: No answer from the hub {url}, for the model made/card within 17 s. Check")
+        started = begin("inspect", "made/card", home=tmp_path, timeout_s=4, HF_ENDPOINT=url)
+        _, err = started.communicate(timeout=HANGING_S)
+    *said, error = err.splitlines()
+    assert said
+    for line in said:
+        line = line.replace(f"{url}, for the model made/card: ", "")
+        assert re.fullmatch(rf"Waiting for the hub [1-4] of at most 4 s \({TIMEOUT}\)", line)
+    assert error.startswith(f"Error: No answer from the hub {url}, for the model made/card within 4 s. Check")
     assert error.endswith("HF_HUB_OFFLINE=1 reads only the cache.") and started.returncode == 1
 
 
@@ -116,14 +127,14 @@ def test_a_silent_hub_times_out_for_a_dataset(tmp_path: Path) -> None:
             os._exit(0)  # Python's exit would wait for the library
     """
     with server_that_is(send_nothing) as url:
-        env = {**os.environ, "HF_HOME": str(tmp_path), TIMEOUT: "2", "HF_ENDPOINT": url}
-        ran = subprocess.run([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True, timeout=60)
-    assert ran.stdout.startswith(f"No answer from the hub {url}, for the dataset made/rows within 2 s.")
+        env = {**os.environ, "HF_HOME": str(tmp_path), TIMEOUT: "1", "HF_ENDPOINT": url}
+        ran = subprocess.run([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert ran.stdout.startswith(f"No answer from the hub {url}, for the dataset made/rows within 1 s.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_wait(number: signal.Signals, tmp_path: Path) -> None:
-    with server_that_is(send_nothing) as url:
+    with server_that_is(send_nothing, connected := Event()) as url:
         arguments = (
             "encode",
             "--corpus",
@@ -133,12 +144,12 @@ def test_a_signal_ends_a_wait(number: signal.Signals, tmp_path: Path) -> None:
             "--out",
             str(tmp_path / "run"),
         )
-        started = begin(*arguments, home=tmp_path, timeout_s=600, HF_ENDPOINT=url)
-        time.sleep(6)
-        began = time.monotonic()
+        started = begin(*arguments, home=tmp_path, timeout_s=6000, HF_ENDPOINT=url)
+        assert connected.wait(HANGING_S)
+        time.sleep(0.3)  # the command now waits for the answer
         started.send_signal(number)
-        started.communicate(timeout=60)
-        assert time.monotonic() - began < 15 and started.returncode in (130, -number)
+        started.communicate(timeout=HANGING_S)
+        assert started.returncode in (130, -number)
 
 
 def test_received_bytes_restart_the_deadline_and_dripping_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +157,7 @@ def test_received_bytes_restart_the_deadline_and_dripping_does_not(monkeypatch: 
     began = time.monotonic()
 
     def slow() -> str:
-        time.sleep(2.5)
+        time.sleep(1.5)
         return "answer"
 
     assert call_with_timeout(slow, "here", received=lambda: int((time.monotonic() - began) * (4 << 20))) == "answer"

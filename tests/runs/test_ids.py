@@ -55,7 +55,7 @@ def test_every_duplicate_id_is_found_with_any_number_of_ranges(tmp_path: Path, r
     assert not list((tmp_path / "tmp").iterdir())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 6))
 def test_duplicates_match_those_found_with_a_dictionary(
     tmp_path_factory, names: list[str], shard_rows: int, range_ids: int

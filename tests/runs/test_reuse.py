@@ -56,7 +56,7 @@ def naive(run: Run) -> dict[bytes, tuple[str, list[int], list[float]]]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_found_vectors_match_a_dictionary(tmp_path_factory, data: st.DataObject) -> None:
     # Few distinct hashes, so that many repeat; some differ only in the second half.

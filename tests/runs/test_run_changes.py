@@ -58,7 +58,7 @@ def documents_of(part: Any) -> list[tuple[int, tuple[Any, ...]]]:
     ]  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(corpora, corpora, st.lists(st.sampled_from(IDS), max_size=2), st.data())
 def test_changes_match_a_comparison_of_dictionaries(
     tmp_path_factory, older: Corpus, newer: Corpus, refused: list[str], data: st.DataObject

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.runs import make_run
 
@@ -139,7 +139,7 @@ def write(folder: Path, parts: list[ShardPart], schema: pa.Schema, name: str = "
 
 @pytest.mark.parametrize("kind", ["float16", "float32"])
 @pytest.mark.parametrize(("vocabulary", "bits"), [(65536, 16), (65537, 32)])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(content=st.data())
 def test_shards_are_read_as_they_were_written(
     tmp_path: Path, vocabulary: int, bits: int, kind: str, content: st.DataObject

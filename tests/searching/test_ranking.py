@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.deadlines import HANGING_S, until
 from support.indexes import assert_same_hits, filled, random_documents, random_queries
 from support.runs import make_run
 
@@ -104,12 +104,12 @@ def test_max_clause_count_limits_the_queries_of_a_request_including_the_filter()
     assert len(roomy.asked) == 1
 
 
-class Slow(Client):
-    """A client of a slow cluster; counts the requests in flight."""
+class Holding(Client):
+    """A client that holds requests with the token `held` until `released`; counts all and those in flight."""
 
     def __init__(self, client: Client) -> None:
         self._client, self.dialect = client, client.dialect
-        self._lock = threading.Lock()
+        self._lock, self.released = threading.Lock(), threading.Event()
         self.now = self.most = self.asked = 0
         self.address = client.address
 
@@ -118,8 +118,8 @@ class Slow(Client):
             self.asked += 1
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.03)
         try:
+            assert "held" not in str((arguments, settings)) or self.released.wait(HANGING_S)
             return self._client.call(*arguments, **settings)
         finally:
             with self._lock:
@@ -129,25 +129,27 @@ class Slow(Client):
 def test_concurrency_limits_requests_in_flight_and_few_queries_are_read_ahead(
     client: Client, searched: tuple[Run, str]
 ) -> None:
-    slow: Any = Slow(client)
+    holding: Any = Holding(client)
+    before = set(threading.enumerate())
     taken = 0
 
     def queries() -> Iterator[tuple[str, dict[str, float]]]:
         nonlocal taken
         for number in range(1000):
             taken += 1
-            yield str(number), {"word1": 1.0}
+            yield str(number), {"word1" if number < 12 else "held": 1.0}
 
-    ranked = rank_index(slow, searched[1], queries(), Engine(), size=1, concurrency=3)
+    ranked = rank_index(holding, searched[1], queries(), Engine(), size=1, concurrency=3)
     for _ in range(12):
         next(ranked)
-    assert slow.most == 3
-    assert taken <= 12 + 2 * 3
+    until(lambda: holding.asked == 15)
+    assert holding.most == 3
+    assert 15 < taken <= 12 + 2 * 3
     ranked.close()  # type: ignore[attr-defined]
-    asked = slow.asked
-    assert asked <= taken
-    time.sleep(0.1)
-    assert slow.asked == asked
+    holding.released.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(HANGING_S)
+    assert holding.asked == 15
 
 
 def test_the_first_refusal_ends_the_ranking_with_its_message(client: Client, searched: tuple[Run, str]) -> None:

@@ -24,7 +24,7 @@ from jgo.maven import MavenContext, PythonResolver
 
 from sparse_ingest.local_server import folders
 from sparse_ingest.reporting import SILENT
-from support.servers import random_free_port
+from support.servers import data_folder, random_free_port
 
 _GROUP = "org.elasticsearch.distribution.integ-test-zip"
 _START_S = 120.0
@@ -68,13 +68,18 @@ def _java_version(home: Path) -> int:
 @contextmanager
 def running(release: Release, java_home: Path) -> Iterator[str]:
     """Start a release with the JDK for the block, and yield its address."""
+    with data_folder() as data:
+        yield from _running(release, java_home, data)
+
+
+def _running(release: Release, java_home: Path, data: Path) -> Iterator[str]:
     account, distribution = folders.server_account(), _distribution(release)
     home, port = Path(tempfile.mkdtemp(prefix="sparse-ingest-elasticsearch-")), random_free_port()
     home.chmod(0o755)
     shutil.copytree(distribution / "config", home / "config")
     settings = {
         "discovery.type": "single-node", "network.host": "127.0.0.1", "http.port": port, "transport.port": 0,
-        "path.data": str(home / "data"), "path.logs": str(home / "logs"), "xpack.security.enabled": False,
+        "path.data": str(data), "path.logs": str(home / "logs"), "xpack.security.enabled": False,
         "cluster.routing.allocation.disk.threshold_enabled": False,
     }  # fmt: skip
     lines = [f"{name}: {json.dumps(value)}\n" for name, value in settings.items()]
@@ -83,8 +88,8 @@ def running(release: Release, java_home: Path) -> Iterator[str]:
         "PATH": os.defpath, "ES_JAVA_HOME": str(java_home), "ES_PATH_CONF": str(home / "config"),
         "ES_TMPDIR": str(home / "tmp"), "ES_JAVA_OPTS": "-Xms512m -Xmx512m -XX:TieredStopAtLevel=1",
     }  # fmt: skip
-    for name in ("config", "data", "logs", "tmp"):
-        folders.hand_over(home / name, account)
+    for path in (data, *(home / name for name in ("config", "logs", "tmp"))):
+        folders.hand_over(path, account)
     with (home / "output.log").open("wb") as output:
         server = subprocess.Popen(
             [distribution / "bin" / "elasticsearch"], env=variables, cwd="/", stdout=output, stderr=output,

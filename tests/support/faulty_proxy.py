@@ -81,8 +81,12 @@ class FaultyProxy:
 
     def listen(self) -> None:
         """Accept connections. While connections are refused, no socket is listening."""
-        listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        port = listener.getsockname()[1]
+        # Keeps the port while no socket is listening.
+        kept = socket.socket()
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        listener = socket.create_server(("127.0.0.1", port), backlog=64)
         self.url = f"http://127.0.0.1:{port}"
 
         def accept(listener: socket.socket) -> None:
@@ -98,6 +102,7 @@ class FaultyProxy:
                     connection.settimeout(60)
                     Thread(target=_serve, args=(connection, client, self), daemon=True).start()
             listener.close()
+            kept.close()
 
         self.in_background(accept, listener)
 

@@ -114,7 +114,7 @@ def secure_proxy(
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    timeout = 30
+    timeout = 300  # an idle connection is not closed while a slow client may use it again
     shared: SecureProxy
 
     def setup(self) -> None:

@@ -55,6 +55,19 @@ def server_home() -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@contextmanager
+def data_folder() -> Iterator[Path]:
+    """Create a folder for the data of a server: in memory if there is room, where an fsync takes 0.03 ms, not 4 ms."""
+    memory = Path("/dev/shm")  # noqa: S108
+    has_room = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 4 << 30
+    folder = Path(tempfile.mkdtemp(prefix="sparse-ingest-data-", dir=memory if has_room else None))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def random_free_port() -> int:
     """Return a free port away from the default ones, which other test sessions may look for at the same time."""
     return process.free_port(random.randrange(20_000, 30_000))
