@@ -14,7 +14,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import Place, RemotePath
@@ -141,7 +141,7 @@ def add_whole(scratch: Path, target: Place, sha256: str, kept: Callable[[], bool
 
 def _sha256_of(path: Place) -> str | None:
     with contextlib.suppress(FileNotFoundError), path.open("rb") if isinstance(path, Path) else path.open() as file:
-        return hashlib.file_digest(cast(IO[bytes], file), "sha256").hexdigest()
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
     return None
 
 

@@ -213,7 +213,7 @@ def test_windows_of_another_budget_release_or_corpus_are_not_used(
     corpus.write_bytes(before.replace(b'"the river stone 5 ', b'"the river stone 4 ', 1))  # in the second window
     assert encode("run", batch_tokens=16, at=BEFORE).kept == 3
     corpus.write_bytes(before)
-    version = job.version
+    version = job.version  # type: ignore[attr-defined]
     monkeypatch.setattr(job, "version", lambda package: "0" if package == "torch" else version(package))
     assert encode("run", batch_tokens=16, at=BEFORE).kept == 0
     monkeypatch.setattr(job, "version", version)

@@ -60,7 +60,7 @@ def _child(arguments: list[str], log: str, environment: dict[str, str], window_r
     if window_rows:
         from sparse_ingest.encoding import shard_maker
 
-        shard_maker.PART_ROWS = window_rows
+        shard_maker.PART_ROWS = window_rows  # type: ignore[attr-defined]
     os.environ.clear()
     os.environ.update(environment)
     # A shell ignores SIGINT for background jobs, and the tests and their children inherit that.
