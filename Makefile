@@ -10,7 +10,7 @@ FAST := -m "not slow and not hub"
 
 # What each .venv/.NAME installs.
 INSTALL_demo := -e ".[demo]"
-INSTALL_test := -e ".[aws,demo,remote]" --group test --group docs
+INSTALL_test := -e ".[aws,demo,ray,remote]" --group test --group docs
 INSTALL_bench := -e ".[demo]" --group bench
 INSTALL_docs := -e . --group docs
 INSTALL_build := --group build

@@ -1,0 +1,260 @@
+"""Shards made by tasks of a real Ray: errors, deaths, stop requests, frozen nodes; stubs stand for models."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support import stub_shards
+from support.reporters import Recorder
+from support.stub_shards import ROWS, Stub, is_complete
+
+from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, RunError
+from sparse_ingest.executors.options import RayOptions
+
+ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+from sparse_ingest.executors import ray as executor  # noqa: E402
+
+STORE = 100_000_000  # bytes
+IMPORTS = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[None]:
+    """A Ray with two CPUs to which this process is connected, so that tests share its processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in IMPORTS.items():
+            patch.setenv(name, value)
+        ray.init(address="local", num_cpus=2, object_store_memory=STORE, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
+def made(folder: Path, shards: int, reporter: Recorder | None = None, **stub: Any) -> list[object]:
+    """Make stub shards with two workers, and return the results."""
+    results: list[object] = []
+    executor.run_on_ray(
+        stub_shards.build,
+        (Stub(folder, **stub),),
+        lambda: [range(first, min(first + 2, shards)) for first in range(0, shards, 2)],
+        options=RayOptions(workers=2),
+        out=folder,
+        reporter=reporter or Recorder(),
+        done=results.append,
+    )
+    return results
+
+
+def built(folder: Path) -> list[str]:
+    return (folder / "built").read_text().splitlines()
+
+
+def test_each_group_is_made_once_by_a_process_that_keeps_its_maker(connection: None, tmp_path: Path) -> None:
+    reporter = Recorder()
+    results = made(tmp_path, 21, reporter, seconds=0.05)
+    assert is_complete(tmp_path, 21)
+    assert sorted(results) == [[first, min(first + 2, 21)] for first in range(0, 21, 2)]
+    assert reporter.done == 21 * ROWS
+    assert reporter.notes == ["Building a stub."]  # not one for each process
+    processes = [line.split()[0] for line in built(tmp_path)]
+    assert len(processes) == len(set(processes)) <= 2
+
+
+@pytest.mark.parametrize("behavior, kind, message", [
+    ("raise", CorpusError, "corpus.jsonl:3: bad."),
+    ("extra", MissingExtraError, 'This needs the extra "fast"'),
+    ("bug", RunError, r"ZeroDivisionError: a bug\); 2 shards from number 0 failed 5 times"),
+])  # fmt: skip
+def test_an_error_ends_the_run_with_its_message(
+    connection: None, tmp_path: Path, behavior: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        made(tmp_path, 4, behavior=behavior, shard=1)
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("behavior, note", [("store", None), ("kill_once", "A worker died. Another worker makes")])
+def test_a_failed_store_and_a_killed_worker_are_tried_again(
+    connection: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behavior: str, note: str | None
+) -> None:
+    monkeypatch.setattr(executor, "WAIT_S", 0.1)
+    reporter = Recorder()
+    results = made(tmp_path, 6, reporter, behavior=behavior, shard=1)
+    assert is_complete(tmp_path, 6)
+    assert len(results) == 3
+    assert reporter.done == 6 * ROWS  # what was made again is not counted again
+    assert any((note or "Building") in each for each in reporter.notes)
+
+
+def test_a_stop_request_ends_tasks_after_a_window(connection: None, tmp_path: Path) -> None:
+    reporter = Recorder(stop_at=ROWS)
+    with pytest.raises(Interrupted, match="Run the same command again"):
+        made(tmp_path, 1000, reporter, seconds=0.2)
+    assert len(list(tmp_path.glob("shard-*"))) < 100
+
+
+def test_a_local_ray_listens_on_loopback_only_and_ends_with_the_run(tmp_path: Path) -> None:
+    driver = drive(tmp_path, 40, 0.1)
+    wait_for(lambda: list(tmp_path.glob("shard-*")), driver)
+    tree = psutil.Process(driver.pid)
+    processes = [tree, *tree.children(recursive=True)]
+    addresses = {
+        (process.name(), at.laddr.ip)
+        for process in processes
+        for at in process.net_connections("inet")
+        if at.status == psutil.CONN_LISTEN
+    }
+    names = {name for name, _ in addresses}
+    assert {"gcs_server", "raylet"} <= names
+    assert {ip for _, ip in addresses} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    output, notes = driver.communicate(timeout=60)
+    assert (driver.returncode, output) == (0, ""), notes
+    assert is_complete(tmp_path, 40)
+    psutil.wait_procs(processes, timeout=10)
+    assert not any(process.is_running() for process in processes)
+
+
+@pytest.mark.slow
+def test_a_group_that_always_kills_its_worker_ends_the_run(connection: None, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="A worker died; 2 shards from number 0 failed 5 times"):
+        made(tmp_path, 4, behavior="kill", shard=1)
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_gets_a_second_copy(connection: None, tmp_path: Path) -> None:
+    began = time.monotonic()
+    made(tmp_path, 8, behavior="freeze_once", shard=1)
+    assert is_complete(tmp_path, 8)
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.slow
+def test_fifteen_thousand_shards_take_a_minute_and_little_memory(tmp_path: Path) -> None:
+    driver = drive(tmp_path, 15_259, 0)
+    _, usage = os.wait4(driver.pid, 0)[1:]
+    assert is_complete(tmp_path, 15_259)
+    assert usage.ru_maxrss < 400_000  # KB
+
+
+class Cluster:
+    """A head without CPUs, and two nodes with one CPU each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self._cluster.add_node(num_cpus=1, object_store_memory=STORE, wait=False) for _ in range(2)]
+        self._cluster.wait_for_nodes()
+        self.address = self._cluster.address
+
+    def process(self, kind: str, node: Any = None) -> psutil.Process:
+        """Return the process of the head, or of a node."""
+        return psutil.Process((node or self._cluster.head_node).all_processes[kind][0].process.pid)
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    if ray.is_initialized():
+        ray.shutdown()
+    for name, value in IMPORTS.items():
+        monkeypatch.setenv(name, value)
+    cluster = Cluster()
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_killed_node_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    driver = started(tmp_path, 30, 0.5, cluster)
+    cluster.process("raylet", cluster.nodes[1]).kill()
+    _, notes = driver.communicate(timeout=90)
+    assert driver.returncode == 0, notes
+    assert is_complete(tmp_path, 30)
+
+
+@pytest.mark.slow
+def test_a_frozen_node_costs_less_than_90_s(cluster: Cluster, tmp_path: Path) -> None:
+    driver = started(tmp_path, 30, 0.5, cluster)
+    with frozen(cluster.process("raylet", cluster.nodes[1])):
+        _, notes = driver.communicate(timeout=90)
+    assert driver.returncode == 0, notes
+    assert is_complete(tmp_path, 30)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_ends_its_tasks_and_the_same_command_continues(cluster: Cluster, tmp_path: Path) -> None:
+    driver = started(tmp_path, 30, 0.5, cluster)
+    driver.kill()
+    driver.communicate()
+    time.sleep(3)
+    before = len(list(tmp_path.glob("shard-*")))
+    time.sleep(2)
+    assert len(list(tmp_path.glob("shard-*"))) == before < 30
+    driver = drive(tmp_path, 30, 0, cluster.address)
+    assert driver.wait(60) == 0
+    assert is_complete(tmp_path, 30)
+
+
+@pytest.mark.slow
+def test_a_killed_control_service_ends_the_run_with_a_message(cluster: Cluster, tmp_path: Path) -> None:
+    driver = started(tmp_path, 1000, 0.5, cluster)
+    cluster.process("gcs_server").kill()
+    _, notes = driver.communicate(timeout=90)
+    assert driver.returncode == 1
+    assert "The control service of Ray (GCS) has not answered for 30 s." in notes
+
+
+def drive(folder: Path, shards: int, seconds: float, address: str = "") -> subprocess.Popen[str]:
+    """Start a driver; without an address, on a local Ray."""
+    command = [sys.executable, "-m", "support.ray_driver", str(folder), str(shards), str(seconds)]
+    return subprocess.Popen(
+        [*command, *filter(None, [address])],
+        env={**os.environ, **IMPORTS},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def started(folder: Path, shards: int, seconds: float, cluster: Cluster) -> subprocess.Popen[str]:
+    """Start a driver on a cluster, and wait until both workers have made shards."""
+    driver = drive(folder, shards, seconds, cluster.address)
+    wait_for(lambda: len(list(folder.glob("shard-*"))) > 5 and len(built(folder)) == 2, driver)
+    return driver
+
+
+def wait_for(happened: Any, driver: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not happened():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@contextmanager
+def frozen(process: psutil.Process) -> Iterator[None]:
+    """Stop a process and its children in the block."""
+    tree = [process, *process.children(recursive=True)]
+    for one in tree:
+        one.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for one in tree:
+            with suppress(psutil.Error):
+                one.send_signal(signal.SIGCONT)

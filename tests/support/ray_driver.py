@@ -1,0 +1,37 @@
+"""Make stub shards with Ray, as a process that a test can kill: FOLDER SHARDS SECONDS [ADDRESS]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sparse_ingest.errors import SparseIngestError
+from sparse_ingest.executors.options import RayOptions
+from sparse_ingest.executors.ray import run_on_ray
+from support import stub_shards
+from support.reporters import Recorder
+
+
+def main(folder: str, shards: str, seconds: str, address: str | None = None) -> int:
+    """Return the exit code, as the command line does."""
+    reporter = Recorder()
+    stub = stub_shards.Stub(Path(folder), float(seconds))
+    try:
+        run_on_ray(
+            stub_shards.build,
+            (stub,),
+            lambda: [range(number, number + 1) for number in range(int(shards))],
+            options=RayOptions(address=address, workers=2),
+            out=folder,
+            reporter=reporter,
+        )
+    except SparseIngestError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        print("\n".join(reporter.notes), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
