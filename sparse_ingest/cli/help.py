@@ -28,7 +28,7 @@ OPTIONS_BY_HEADING = {
     "Index or run": "index alias to run field kind map body force yes",
     "Model": "model pipeline set trust-remote-code",
     "Encoding": "max-length device dtype batch-tokens weights shard-rows reuse dedup-text trust-corpus",
-    "Several machines": "plan-only part finish",
+    "Several machines": "executor address workers worker-cpus worker-gpus accelerator plan-only part finish",
     "Pruning": "top-k max-ratio min-weight alpha-mass loss",
     "Loading": "replace from-scratch partial update since delete-missing retry-dead merge max-rate tune "
     "async-translog drop-old allow-fewer restore",

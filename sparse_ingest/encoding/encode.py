@@ -1,14 +1,18 @@
 """`encode`: a corpus and a checkpoint in, a run folder out.
 
 Each shard is a fixed range of source rows. The start of every shard is found once (planner.py); then the shards are
-made in any order by one process (job.py), by one per device (executors/local.py), or by any number of machines that
-were each given a part (`--part`). Each may be killed at any time. At the end one process checks the ids of all shards.
+made in any order by one process (job.py), by one per device (executors/local.py), in tasks of Ray (executors/ray.py),
+or by any number of machines that were each given a part (`--part`). Each may be killed at any time. At the end one
+process checks the ids of all shards.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +23,7 @@ from sparse_ingest.encoding.job import Job
 from sparse_ingest.encoding.options import EncodeOptions, with_options
 from sparse_ingest.encoding.planner import part_of
 from sparse_ingest.encoding.settings import resolve
-from sparse_ingest.errors import UsageError, counted
+from sparse_ingest.errors import UsageError, counted, needs_extra
 from sparse_ingest.executors.local import Worker, run_on_devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.records import field_path, is_within
@@ -68,10 +72,18 @@ def encode(
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
     source = _opened(corpus, full, chosen, reporter)
     alone = _refuse_clashing_steps(chosen, source)
-    devices = _devices(chosen.device, source, place, reporter)
+    chosen.refuse_without_ray()
+    on_ray = chosen.executor == "ray"
+    if on_ray:
+        chosen = _for_ray(chosen, source, alone)
+    devices = [chosen.device] if on_ray else _devices(chosen.device, source, place, reporter)
     arguments = source, place, full, chosen
     with naming(place, Path(tempfile.gettempdir())):
-        if alone:
+        if on_ray:
+            with needs_extra("ray", "--executor ray"):
+                from sparse_ingest.executors.ray import run_on_ray
+            _in_processes(partial(run_on_ray, Job, arguments, options=chosen), arguments, reporter)
+        elif alone:
             _one_step(Job(Worker(devices[0]), *arguments, reporter), chosen)
         elif len(devices) == 1:
             job = Job(Worker(devices[0]), *arguments, reporter)
@@ -79,7 +91,7 @@ def encode(
                 job.make_all()
                 job.finish()
         else:
-            _on_devices(devices, arguments, reporter)
+            _in_processes(partial(run_on_devices, devices, Job, arguments), arguments, reporter)
     run = open_run(place)
     if alone and not chosen.finish:
         return run
@@ -115,21 +127,32 @@ def _one_step(job: Job, options: EncodeOptions) -> None:
         job.warn_of_merged_rows()
 
 
-def _on_devices(
-    devices: list[str], arguments: tuple[Corpus, Place, Pipeline, EncodeOptions], reporter: Reporter
+def _for_ray(options: EncodeOptions, corpus: Corpus, alone: bool) -> EncodeOptions:
+    """Return the options for workers of Ray. Raise `UsageError` for those that exclude it."""
+    if alone:
+        raise UsageError("--executor ray makes all shards and finishes the run. Omit --plan-only, --part and --finish.")
+    if not corpus.rereadable:
+        raise UsageError("--executor ray: only one process can read standard input. Pass the corpus as a file.")
+    if options.device not in ("auto", "cpu"):
+        raise UsageError(f"--device {options.device}: Ray assigns GPUs to workers. Omit it, or set --worker-gpus.")
+    return replace(options, worker_gpus=0) if options.device == "cpu" else options
+
+
+def _in_processes(
+    run_on: Callable[..., None], arguments: tuple[Corpus, Place, Pipeline, EncodeOptions], reporter: Reporter
 ) -> None:
-    """Complete a run with one process per device; this one has no model."""
+    """Complete a run whose shards other processes make; this one has no model."""
     with ExitStack() as stack:
         opened: list[Job] = []
 
         def groups() -> list[range]:
             # The first process has created the run.
-            opened.append(job := Job(Worker(devices[0]), *arguments, reporter))
+            opened.append(job := Job(Worker(arguments[3].device), *arguments, reporter))
             stack.enter_context(job.alone())
             reporter.begin("documents", job.starts.rows)
             return job.starts.groups
 
-        run_on_devices(devices, Job, arguments, groups, out=arguments[1], reporter=reporter)
+        run_on(groups, out=arguments[1], reporter=reporter)
         opened[0].finish()
 
 

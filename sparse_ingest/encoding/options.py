@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparse_ingest.corpora.options import CorpusOptions
+from sparse_ingest.executors.options import RayOptions
 from sparse_ingest.pipeline import Dtype, EncodeSettings, Pipeline, Pruning, option
 from sparse_ingest.runs.manifest import SHARD_ROWS
 from sparse_ingest.storage.places import RemotePath
@@ -15,7 +16,7 @@ _OF_MODEL = ("max_length", "revision", "trust_remote_code")
 
 
 @dataclass(frozen=True)
-class EncodeOptions(CorpusOptions, Pruning):
+class EncodeOptions(RayOptions, CorpusOptions, Pruning):
     """Options of `encode`. If a setting of the model or the vectors is None, the pipeline's applies.
 
     `reuse` is not part of the run's identity: a copied vector was computed with the same settings, and may differ in

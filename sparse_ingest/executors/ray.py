@@ -85,7 +85,7 @@ def run_on_ray(
             arguments=tuple(arguments),
             workers=pool.workers,
             cpus=pool.cpus,
-            device="cuda" if pool.gpus else "cpu",
+            device="cuda:0" if pool.gpus else "cpu",
             folder=str(Path.cwd()),
             imports_folder=bool({"", str(Path.cwd())}.intersection(sys.path)),
             level=logging.getLogger(_LOGGER).getEffectiveLevel(),

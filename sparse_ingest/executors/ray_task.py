@@ -136,7 +136,7 @@ def make_group(work: list[Any], group: range | None, attempt: int, mailbox: Any)
             value = _kept.make(group)
         kind = "made"
     except (SparseIngestError, OSError) as error:
-        kind, value = "failed", carried(error)
+        kind, value, _kept = "failed", carried(error), None  # the maker may be in the middle of a shard
     except RaySystemError as error:
         kind, value = "unfit", str(error).partition("traceback:")[0].strip().rstrip(".")
     except BaseException as error:  # also what ray.cancel raises; the maker may be broken

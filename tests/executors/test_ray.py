@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,9 +16,12 @@ from typing import Any
 import psutil
 import pytest
 from support import stub_shards
+from support.checkpoints import make_masked_lm
 from support.reporters import Recorder
+from support.run_contents import contents, lasting
 from support.stub_shards import ROWS, Stub, is_complete
 
+from sparse_ingest.encoding.encode import encode
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, RunError
 from sparse_ingest.executors.options import RayOptions
 
@@ -100,6 +104,22 @@ def test_a_stop_request_ends_tasks_after_a_window(connection: None, tmp_path: Pa
     with pytest.raises(Interrupted, match="Run the same command again"):
         made(tmp_path, 1000, reporter, seconds=0.2)
     assert len(list(tmp_path.glob("shard-*"))) < 100
+
+
+def test_encode_gives_the_same_bytes_as_one_process(connection: None, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    rows = ({"_id": str(row), "text": f"the river stone {row} " * (row % 7)} for row in range(100))
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"model": str(make_masked_lm(tmp_path / "model")), "shard_rows": 20, "dtype": "float32", "device": "cpu"}
+    alone = encode(corpus, tmp_path / "alone", **settings)
+    run = encode(corpus, tmp_path / "ray", executor="ray", workers=2, **settings)
+    for name in ("manifest.json", "vocab.json", "complete.json"):
+        assert (run.path / name).read_bytes() == (alone.path / name).read_bytes()
+    assert contents(run.path / "shards") == contents(alone.path / "shards")
+    assert lasting(run) == lasting(alone)
+    corpus.write_text(corpus.read_text().replace("stone 78", "stone 87"))
+    with pytest.raises(RunError, match="The corpus changed: rows 60 to 79 differ"):
+        encode(corpus, tmp_path / "ray", executor="ray", workers=2, **settings)
 
 
 def test_a_local_ray_listens_on_loopback_only_and_ends_with_the_run(tmp_path: Path) -> None:
