@@ -43,7 +43,7 @@ _OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"} - {"al
     "--restore", is_flag=True, help="Restore index settings that a killed load changed (with RUN: from its journal too)"
 )
 @pipeline_options("index load query", *NO_MODEL)
-@stage_options(PublishOptions)
+@stage_options(PublishOptions, "worker_gpus", "accelerator")
 @connection_options
 @json_option
 def load(

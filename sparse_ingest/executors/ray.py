@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import statistics
 import sys
 import time
@@ -130,7 +131,7 @@ class _Driver:
         self, pool: Pool, work: Work, out: object, reporter: Reporter, done: Callable[[object], None] | None
     ) -> None:
         self._pool, self._out, self._reporter, self._done = pool, out, reporter, done
-        self._work = [ray.put(work)]
+        self._work = [ray.put(pickle.dumps(work))]  # Ray would make its arrays read-only
         needs: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_retries": 0}
         if pool.accelerator:
             needs["accelerator_type"] = pool.accelerator

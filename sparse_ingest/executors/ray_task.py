@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import pickle
 import sys
 import tempfile
 import threading
@@ -117,17 +118,19 @@ class Mailbox:
 def make_group(work: list[Any], group: range | None, attempt: int, mailbox: Any) -> Outcome:
     """Make a group of shards: the task. With None, only build the maker.
 
-    `work` has the reference of a `Work`, in a list so that Ray does not send it again to a process that has it.
+    `work` has the reference of a pickled `Work`, in a list so that Ray does not send it again to a process that has it.
     """
     import ray
-    from ray.exceptions import RaySystemError
 
     global _kept
     reporter = _kept.reporter if _kept else TaskReporter()
     reporter.start(attempt, ray.get_runtime_context().get_node_id(), mailbox)
     began, value = time.monotonic(), None
     try:
-        shared: Work = ray.get(work[0])
+        shared: Work = pickle.loads(ray.get(work[0]))
+    except (ImportError, AttributeError) as error:
+        return Outcome("unfit", first_line(error), 0.0, reporter.end())
+    try:
         if _kept is None or _kept.token != shared.token:
             _kept = None  # frees the memory of the other model
             _kept = _Kept(shared.token, reporter, _built(shared, reporter))
@@ -137,8 +140,6 @@ def make_group(work: list[Any], group: range | None, attempt: int, mailbox: Any)
         kind = "made"
     except (SparseIngestError, OSError) as error:
         kind, value, _kept = "failed", carried(error), None  # the maker may be in the middle of a shard
-    except RaySystemError as error:
-        kind, value = "unfit", str(error).partition("traceback:")[0].strip().rstrip(".")
     except BaseException as error:  # also what ray.cancel raises; the maker may be broken
         traceback.print_exc()  # into the logs of Ray
         kind, value, _kept = "died", f"{type(error).__name__}: {first_line(error)}", None

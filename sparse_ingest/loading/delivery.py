@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,15 @@ class _ShardInFlight:
     all_sent: bool = False
 
 
+class Sent(NamedTuple):
+    """A shard that another process has sent, and of which every document was answered."""
+
+    shard: int
+    rows: int
+    refused: list[Refusal]
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Delivery:
     """The sending side of a load. `durability` is None if a confirmed write is on disk."""
@@ -92,12 +101,16 @@ class Delivery:
     retries: Retries
     durability: Durability | None
 
-    def load_shards(self, missing: Sequence[int], documents: int, reporter: Reporter) -> None:
-        """Send the missing shards. `documents` is the number of documents in other shards.
+    def load_shards(
+        self, missing: Sequence[int], documents: int, reporter: Reporter, run_on: Callable[..., None] | None = None
+    ) -> None:
+        """Send the missing shards, or let `run_on` do it. `documents` is the number of documents in other shards.
 
         Raise `Interrupted` if `reporter` requested a stop; started shards are finished.
         """
         reporter.earlier(documents)
+        if missing and run_on:
+            return self._load_elsewhere(missing, run_on, reporter)
         in_flight: deque[_ShardInFlight] = deque()
         started: list[int] = []
         self.claim.journal.begin(set(missing))
@@ -126,6 +139,22 @@ class Delivery:
                 f"Stopped after {counted(len(started), 'shard')}; the same command continues with shard "
                 f"{missing[len(started)]}."
             )
+
+    def _load_elsewhere(self, missing: Sequence[int], run_on: Callable[..., None], reporter: Reporter) -> None:
+        """Let other processes send the missing shards, and record each one that was answered completely.
+
+        `run_on` gets groups of shards, and calls `done` with a list of `Sent` for each (executors/ray.py).
+        """
+        self.claim.journal.begin(set(missing))
+
+        def record(sent: list[Sent]) -> None:
+            for one in sent:
+                self.claim.journal.record_dead(one.refused)
+                self._finish(one.shard, one.rows, len(one.refused), one.seconds)
+
+        groups = [range(shard, shard + 1) for shard in missing]
+        with self._explained():
+            run_on(lambda: groups, out=f"index {self.claim.index.name}", reporter=reporter, done=record)
 
     def retry_dead(self, shard: int) -> int:
         """Send the refused documents of a finished shard again, and return their number.
@@ -168,13 +197,18 @@ class Delivery:
         claim = self.claim
         how: dict[str, Any] = {"pace": self.pace, "retries": self.retries}
         how["final_pipeline"] = installed.final_pipeline(claim.index)
-        try:
+        with self._explained():
             yield from send(claim.client, requests, target=claim.alias, **how)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise the better error of the claim, if there is one: a load that starts removes the alias."""
+        try:
+            yield
         except ClusterError as error:
-            # A load that starts removes the alias; the check then has the better message.
             if not isinstance(error, UnreachableError):
                 with contextlib.suppress(ResponseError, UnreachableError):
-                    claim.check()
+                    self.claim.check()
             raise
 
     def _finish_answered(self, in_flight: deque[_ShardInFlight]) -> int:
@@ -185,22 +219,26 @@ class Delivery:
         not_sent = 0
         while in_flight and in_flight[0].all_sent and in_flight[0].answered == in_flight[0].sent:
             this = in_flight[0]
-            self._make_sure()
             unchanged = self.operations.unchanged(this.shard)
             not_sent += unchanged
-            line = {
-                "rows": this.answered,
-                "acknowledged": this.answered - this.refused,
-                "refused": this.refused,
-                **({"unchanged": unchanged} if unchanged else {}),
-                "sha256": (self.operations.run.done(this.shard) or {}).get("sha256"),
-                "rules": rules_of(self.operations.pruning, self.operations.update),
-                "seconds": round(time.monotonic() - this.began, 3),
-                **({"takeover": takeover} if (takeover := self.claim.stamp.takeover) else {}),
-            }
-            self.claim.journal.finish(this.shard, line)
+            self._finish(this.shard, this.answered, this.refused, time.monotonic() - this.began, unchanged)
             in_flight.popleft()
         return not_sent
+
+    def _finish(self, shard: int, rows: int, refused: int, seconds: float, unchanged: int = 0) -> None:
+        """Write the journal line of a shard of which every document was answered."""
+        self._make_sure()
+        line = {
+            "rows": rows,
+            "acknowledged": rows - refused,
+            "refused": refused,
+            **({"unchanged": unchanged} if unchanged else {}),
+            "sha256": (self.operations.run.done(shard) or {}).get("sha256"),
+            "rules": rules_of(self.operations.pruning, self.operations.update),
+            "seconds": round(seconds, 3),
+            **({"takeover": takeover} if (takeover := self.claim.stamp.takeover) else {}),
+        }
+        self.claim.journal.finish(shard, line)
 
     def _make_sure(self) -> None:
         """Raise unless this process still has lock and claim, and confirmed writes are on disk."""

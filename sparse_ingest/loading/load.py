@@ -27,6 +27,7 @@ from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.stamps import run_stamp
 from sparse_ingest.errors import ClusterError, RunError, SparseIngestError, UsageError
+from sparse_ingest.loading import tasks
 from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.differences import Since
 from sparse_ingest.loading.options import LoadOptions
@@ -118,7 +119,9 @@ def load(
     chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
     mappings.check_vocabulary(table.kind, folder.vocabulary())
     stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
-    with _connected(connection_of(url, connection), reporter) as client:
+    reached = connection_of(url, connection)
+    tasks.refuse_clashes(chosen, reached)
+    with _connected(reached, reporter) as client:
         client.dialect.check_kind(table.kind)
         # Refuse settings that no search of the index could use.
         check_hybrid(full.query, choose_engine(full.query, table.kind, client.dialect.product))
@@ -126,7 +129,7 @@ def load(
         with _alone(client, folder, index, reporter):
             plan = make_plan(client, folder, index, stamp, body, chosen, older, full.query)
             _note_applied(full, plan, reporter)
-            report = _Load(client, folder, plan, older, chosen, reporter, retries).finish()
+            report = _Load(client, reached, folder, plan, older, chosen, reporter, retries).finish()
     return with_changes(report, seconds=round(time.monotonic() - started, 3))
 
 
@@ -156,6 +159,7 @@ class _Load:
     """A load after its checks."""
 
     client: Client
+    connection: ConnectionLike
     run: Run
     plan: LoadPlan
     older: Since | None
@@ -188,7 +192,8 @@ class _Load:
             operations, pace = self._operations(target), Pace(max_rate=options.max_rate)
             delivery = Delivery(claim, operations, pace, self.retries, durability)
             earlier = sum(map(documents_of, loaded_shards(run, journal).values()))
-            delivery.load_shards(plan.missing, earlier, self.reporter)
+            run_on = tasks.run_on(self.connection, delivery, options)
+            delivery.load_shards(plan.missing, earlier, self.reporter, run_on)
             retried = sum(map(delivery.retry_dead, dead))
             deleted = self._delete_missing(delivery)
             report = _report(run, target, journal, len(plan.missing), retried, deleted)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from sparse_ingest.executors.options import RayOptions
 from sparse_ingest.pipeline import FieldType, Pruning, option
 from sparse_ingest.runs.run import RunLike
 
@@ -14,8 +15,8 @@ _FIRST_RULES = ("top_k", "max_ratio")
 
 
 @dataclass(frozen=True)
-class LoadOptions(Pruning):
-    """Options of `load`; the inherited ones prune documents.
+class LoadOptions(RayOptions, Pruning):
+    """Options of `load`; the inherited ones prune documents, and send shards in tasks of Ray.
 
     If `field`, `kind` or a rule is None, the pipeline's [index] or [load] applies.
     """

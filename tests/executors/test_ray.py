@@ -17,13 +17,18 @@ import psutil
 import pytest
 from support import stub_shards
 from support.checkpoints import make_masked_lm
+from support.loads import MANY, broken_titles, ids_in, into, run_with_bad_titles
 from support.reporters import Recorder
 from support.run_contents import contents, lasting
+from support.runs import DOCUMENTS, make_run
 from support.stub_shards import ROWS, Stub, is_complete
 
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.encoding.encode import encode
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, RunError
 from sparse_ingest.executors.options import RayOptions
+from sparse_ingest.verification.verify import verify
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 from sparse_ingest.executors import ray as executor  # noqa: E402
@@ -120,6 +125,41 @@ def test_encode_gives_the_same_bytes_as_one_process(connection: None, tmp_path: 
     corpus.write_text(corpus.read_text().replace("stone 78", "stone 87"))
     with pytest.raises(RunError, match="The corpus changed: rows 60 to 79 differ"):
         encode(corpus, tmp_path / "ray", executor="ray", workers=2, **settings)
+
+
+def test_a_load_in_tasks_journals_every_shard_and_every_refusal(
+    connection: None, client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = run_with_bad_titles(tmp_path / "run", ("words",))
+    reporter = Recorder()
+    settings = {"pipeline": broken_titles(tmp_path, client), "executor": "ray", "workers": 2, "max_rate": 1e6}
+    report = into(client, index_name, run, progress=reporter, **settings)
+    assert (report.documents, report.acknowledged, report.refused, report.loaded_shards) == (5, 4, 1, 3)
+    assert reporter.done == 5
+    assert ids_in(client, index_name) == set(DOCUMENTS) - {"words"}
+    journal = open_journal(run, client.cluster_uuid, report.uuid)
+    assert [letter.doc_id for letter in journal.dead()] == ["words"]
+    again = into(client, index_name, run, **settings)
+    assert (again.loaded_shards, again.documents) == (0, 5)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_a_load_doubles_and_loses_nothing(
+    connection: None, client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run, killed = make_run(tmp_path / "run", MANY), []
+
+    def kill(done: int) -> None:
+        if done > 10 and not killed:
+            tree = psutil.Process().children(recursive=True)
+            killed.append(next(one for one in tree if "make_group" in one.name()))
+            killed[0].kill()
+
+    reporter = Recorder(kill)
+    report = into(client, index_name, run, progress=reporter, executor="ray", workers=2, max_rate=20)
+    assert killed and "A worker died. Another worker makes its shards." in reporter.notes
+    assert (report.documents, report.acknowledged, report.loaded_shards) == (60, 60, 20)
+    assert verify(run, index=index_name, connection=Connection(client.address)).ok
 
 
 def test_a_local_ray_listens_on_loopback_only_and_ends_with_the_run(tmp_path: Path) -> None:
