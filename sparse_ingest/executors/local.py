@@ -26,8 +26,8 @@ from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
-from sparse_ingest import errors
 from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, counted, first_line
+from sparse_ingest.executors.failures import carried, raise_carried
 from sparse_ingest.reporting import Reporter, SilentReporter
 from sparse_ingest.runs.run import RunLike
 
@@ -166,8 +166,7 @@ class _Team:
             child.finished = True
             kind, arguments = given
             if kind is not Interrupted:
-                # Without the constructor, which may need other arguments than the message.
-                raise kind.__new__(kind, *arguments) if issubclass(kind, SparseIngestError) else kind(*arguments)
+                raise_carried(kind, arguments)
             self._stopped = True
         elif name == "died":
             child.reason = given[0]
@@ -296,12 +295,8 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
             reporter.flush()
             reporter.send("made")
         return ("stopped",)
-    except SparseIngestError as error:
-        # The base class in errors.py: the attributes of subclasses are not needed.
-        kind = next(one for one in type(error).__mro__ if one.__module__ == errors.__name__)
-        return "failed", kind, (str(error),)
-    except OSError as error:
-        return "failed", OSError, (error.errno, error.strerror or str(error), error.filename)
+    except (SparseIngestError, OSError) as error:
+        return "failed", *carried(error)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
