@@ -139,7 +139,7 @@ def _import_path() -> Iterator[None]:
 def _end(*, answering: bool) -> None:
     """End the connection, and a Ray that was started. Without its control service that may take forever."""
     ending = in_thread(ray.shutdown, "end of Ray")
-    if wait([ending], END_S if answering else 1.0).not_done:
+    if wait([ending], END_S if answering else 1.0).not_done or not answering:
         atexit.unregister(ray.shutdown)  # it would wait again
         left_behind.set()
 

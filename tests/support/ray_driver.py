@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.executors.options import RayOptions
 from sparse_ingest.executors.ray import run_on_ray
+from sparse_ingest.storage.waiting import left_behind
 from support import stub_shards
 from support.reporters import Recorder
 
@@ -34,4 +36,8 @@ def main(folder: str, shards: str, seconds: str, address: str | None = None) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    code = main(*sys.argv[1:])
+    if left_behind.is_set():  # as the command line does: Python's exit would end threads in the middle of a call
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
