@@ -289,7 +289,7 @@ def test_a_closed_generator_wakes_sleeping_senders(index) -> None:
         def one_before_the_others() -> Iterator[BulkRequest]:
             for request in requests(20, 5):
                 yield request
-                while not proxy.done:  # otherwise the proxy may answer a later request first
+                while not proxy.bulk_sizes:  # otherwise the proxy may answer a later request first
                     time.sleep(0.01)
 
         outcomes = send(client, one_before_the_others(), target=alias, pace=Pace(max_in_flight=2), retries=slow)
