@@ -202,11 +202,6 @@ class Job:
             if self.cursor.position != self.starts.positions[shard]:
                 self.cursor.jump(self.starts.begins[shard])
             self._make(shard)
-            if shard + 1 < len(self.starts.positions) and self.cursor.position != self.starts.positions[shard + 1]:
-                raise RunError(
-                    f"The corpus changed: {part_name(shard)} of {self.run.path} ends at row {self.cursor.position.row} "
-                    f"at another place than when the shards were planned. Encode into a new folder."
-                )
 
     def make(self, shards: range) -> None:
         """Make some shards, with progress."""
@@ -231,10 +226,23 @@ class Job:
         """Make the shard at the cursor, or check it if it is done; the cursor is after it at the end."""
         if done := self.run.done(shard):
             self._check_done(shard, done)
+            self._refuse_other_end(shard)
             return
         # A complete run that lost a shard is checked for duplicates again.
         self.run.unmark_complete()
         self._encode_shard(shard)
+
+    def _refuse_other_end(self, shard: int) -> None:
+        """Raise `RunError` if the cursor, after a shard, is not where the next one starts in the plan."""
+        if not self.corpus.rereadable:
+            return
+        following = self.starts.positions[shard + 1 :]
+        if (self.cursor.position != following[0]) if following else (self.cursor.position.row != self.starts.rows):
+            raise RunError(
+                f"The corpus changed: {part_name(shard)} of {self.run.path} ends before row "
+                f"{self.cursor.position.row}, at another place than when the shards were planned. Encode into a new "
+                "folder."
+            )
 
     def finish(self) -> None:
         """Check ids over all shards, and mark the run as complete. Hold `alone`."""
@@ -346,6 +354,7 @@ class Job:
             sha256 = write_parts(
                 self.estimate.watch(parts, scratch, first_row=counts.first_row), scratch=scratch, schema=self.schema
             )
+            self._refuse_other_end(shard)
             self.run.add_shard(shard, scratch, sha256)
         return sha256
 
