@@ -22,7 +22,7 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Pages whose code blocks run in this order, in one folder.
 GUIDES = ("getting-started", "guides/corpora", "guides/models", "guides/changing-corpora", "guides/searching",
-          "guides/services", "guides/evaluating", "how-it-works/run-folder")  # fmt: skip
+          "guides/services", "guides/evaluating", "guides/past-one-machine", "how-it-works/run-folder")  # fmt: skip
 
 
 def blocks(page: str, languages: str) -> list[tuple[str, str]]:
