@@ -1,7 +1,7 @@
 """The files of deploy/: Kubernetes manifests and the Dockerfile agree with the program and with Kubernetes' schemas.
 
-encode-job.yaml was validated with kubernetes-validate for Kubernetes 1.33 and 1.37; its schemas are too large to install
-for one test.
+encode-job.yaml was validated with kubernetes-validate for Kubernetes 1.33 and 1.37; with its schemas of 110 MB it is too
+large to install for one test.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 # Of batch/v1 and core/v1, those that a Job for `encode` may need.
-JOB_FIELDS = {"backoffLimit", "backoffLimitPerIndex", "completionMode", "completions", "maxFailedIndexes", "parallelism",
-              "podFailurePolicy", "template", "ttlSecondsAfterFinished"}  # fmt: skip
+JOB_FIELDS = {"backoffLimit", "backoffLimitPerIndex", "completionMode", "completions", "maxFailedIndexes",
+              "parallelism", "podFailurePolicy", "template", "ttlSecondsAfterFinished"}  # fmt: skip
 POD_FIELDS = {"automountServiceAccountToken", "containers", "restartPolicy", "securityContext", "serviceAccountName",
               "terminationGracePeriodSeconds", "volumes"}  # fmt: skip
 CONTAINER_FIELDS = {"command", "env", "envFrom", "image", "name", "resources", "securityContext", "volumeMounts"}
