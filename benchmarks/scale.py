@@ -275,7 +275,7 @@ def main() -> None:
     one.add_argument("--url")
     one = commands.add_parser("work")
     for name, kind in {"corpus": str, "out": Path, "speed": float, "step": str}.items():
-        one.add_argument(name, type=kind)  # type: ignore[arg-type]
+        one.add_argument(name, type=kind)
     one.add_argument("--limit", type=int)
     options = parser.parse_args()
     given = {name: value for name, value in vars(options).items() if name != "command"}

@@ -1,7 +1,7 @@
 """The files of deploy/: Kubernetes manifests and the Dockerfile agree with the program and with Kubernetes' schemas.
 
-encode-job.yaml was validated with kubernetes-validate for Kubernetes 1.33 and 1.37; with its schemas of 110 MB it is too
-large to install for one test.
+encode-job.yaml was validated with kubernetes-validate for Kubernetes 1.33 and 1.37; its schemas of 110 MB are too large
+to install for one test.
 """
 
 from __future__ import annotations
@@ -121,6 +121,14 @@ def test_the_rayjob_runs_encode_with_the_tested_release_of_ray() -> None:
 
 def test_the_options_of_the_jobs_exist() -> None:
     options_of(SETTINGS["data"]["ENCODE"])
+
+
+def test_the_skypilot_example_of_the_guide_is_yaml_with_existing_options() -> None:
+    guide = (ROOT / "docs" / "guides" / "past-one-machine.md").read_text()
+    task = yaml.safe_load(guide.partition("```yaml\n")[2].partition("```")[0])
+    assert task.keys() == {"name", "resources", "envs", "run"}
+    assert task["envs"].keys() == {"PART"}
+    options_of(task["run"].strip().removeprefix("sparse-ingest encode ").replace("$PART", task["envs"]["PART"]))
 
 
 def instructions(name: str) -> list[str]:
