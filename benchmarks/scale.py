@@ -6,9 +6,9 @@
 `table` prints the table of docs/scale.md; each number is marked m (measured), a (assumed) or p (published).
 
 `rehearse` writes a corpus and encodes it in parts, one process each; kill -9 hits them at random times and each starts
-again. All is real but the model: a stub returns fixed vectors at a given speed. Before, it encodes the first shards,
-and predicts from them how long the run takes; prints both times, and whether the first shards have the same bytes. With
---url it loads those shards into a cluster.
+again. All is real but the model: a stub returns fixed vectors at a given speed (0: BERT-tiny instead). Before, it
+encodes the first shards, and predicts from them how long the run takes; prints both times, and whether the first shards
+have the same bytes. With --url it loads those shards into a cluster.
 """
 
 from __future__ import annotations
@@ -125,15 +125,15 @@ class StubEncoder:
         return Encoded(vectors, 128 * count, 0, np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.int64))
 
 
-def work(corpus: str, out: Path, speed: float, step: str, limit: int | None) -> None:
-    """Run one step of a shared run, as encode.py does: plan, finish or a part."""
-    like: Any = SimpleNamespace(
-        maker=SimpleNamespace(encoder=StubEncoder(speed)),
-        run=SimpleNamespace(manifest=SimpleNamespace(identity={"dtype": "float32"})),
-    )
-    options, fields = EncodeOptions(shard_rows=SHARD_ROWS, limit=limit), FieldNames()
-    model = pipeline_of("package:cognition/model", None)
-    job = Job(Worker("cpu"), open_corpus([corpus], fields=fields), out, model, options, SilentReporter(), like)
+def work(corpus: str, out: Path, speed: float, shard_rows: int, step: str, limit: int | None) -> None:
+    """Run one step of a shared run, as encode.py does: plan, finish or a part. Print its seconds."""
+    dtype = SimpleNamespace(manifest=SimpleNamespace(identity={"dtype": "float32"}))
+    like: Any = SimpleNamespace(maker=SimpleNamespace(encoder=StubEncoder(speed)), run=dtype) if speed else None
+    options, model = EncodeOptions(shard_rows=shard_rows, limit=limit), pipeline_of("package:cognition/model", None)
+    source = open_corpus([corpus], fields=FieldNames())
+    job = Job(Worker("cpu"), source, out, model, options, SilentReporter(), like)
+    if "/" in step:
+        job.maker  # noqa: B018 - the model is built before the clock starts
     began = time.perf_counter()
     if step == "finish":
         with job.alone():
@@ -155,8 +155,8 @@ class Times(NamedTuple):
 class Team:
     """The processes of a run."""
 
-    def __init__(self, corpus: Path, out: Path, speed: float, limit: int | None = None) -> None:
-        self._arguments = ["work", str(corpus), str(out), str(speed)]
+    def __init__(self, corpus: Path, out: Path, options: argparse.Namespace, limit: int | None = None) -> None:
+        self._arguments = ["work", str(corpus), str(out), str(options.speed), str(options.shard_rows)]
         self._limit = [] if limit is None else ["--limit", str(limit)]
 
     def _start(self, step: str) -> subprocess.Popen[str]:
@@ -194,15 +194,15 @@ class Costs:
     checked: float
     finished: float
 
-    def predicted(self, rows: int, workers: int, kills: int) -> float:
+    def predicted(self, rows: int, shard_rows: int, workers: int, kills: int) -> float:
         """Return the time of the parts and of the finish, with kills that are spread over the workers.
 
         A kill costs the start of a process, half a window that is made again, and half a shard whose rows are read
         again.
         """
-        shards = -(-rows // SHARD_ROWS)
-        of_a_part = min(rows, -(-shards // workers) * SHARD_ROWS)
-        killed = self.start + WINDOW_ROWS / 2 * self.made + SHARD_ROWS / 2 * self.checked
+        shards, window_rows = -(-rows // shard_rows), min(WINDOW_ROWS, shard_rows)
+        of_a_part = min(rows, -(-shards // workers) * shard_rows)
+        killed = self.start + window_rows / 2 * self.made + shard_rows / 2 * self.checked
         parts = self.start + of_a_part * self.made + -(-kills // workers) * killed
         return parts + self.start + rows * self.finished
 
@@ -221,13 +221,13 @@ def rehearse(options: argparse.Namespace, folder: Path) -> None:
     corpus, workers, rows = folder / "corpus.jsonl", options.workers, options.documents
     parts = [f"{number}/{workers}" for number in range(1, workers + 1)]
     write_corpus(corpus, rows)
-    sample = min(rows, SAMPLE_SHARDS * SHARD_ROWS)
-    costs = measured(Team(corpus, folder / "sample", options.speed, sample), parts, sample)
+    sample = min(rows, SAMPLE_SHARDS * options.shard_rows)
+    costs = measured(Team(corpus, folder / "sample", options, sample), parts, sample)
     print("the first shards, seconds:", ", ".join(f"{name} {cost:.3g} (m)" for name, cost in vars(costs).items()))
-    predicted = costs.predicted(rows, workers, options.kills)
+    predicted = costs.predicted(rows, options.shard_rows, workers, options.kills)
     rng = random.Random(options.seed)
     kill_at = sorted(rng.uniform(costs.start, 0.8 * predicted) for _ in range(options.kills))
-    team = Team(corpus, folder / "run", options.speed)
+    team = Team(corpus, folder / "run", options)
     print(f"planned {corpus.stat().st_size / 1e6:,.0f} MB in {team.run('plan').step:.1f} s (m)", flush=True)
     real = team.run(*parts, kill_at=kill_at).total + team.run("finish").total
     print(
@@ -270,11 +270,12 @@ def main() -> None:
         flag = name.replace("_", "-") if name == "cluster_vcpus" else f"{name}-price"
         one.add_argument(f"--{flag}", dest=name, type=type(default), default=default)
     one = commands.add_parser("rehearse")
-    for name, number in {"documents": 1_000_000, "speed": 4_000.0, "workers": 2, "kills": 6, "seed": 1}.items():
+    numbers = {"documents": 1_000_000, "speed": 4_000.0, "shard-rows": SHARD_ROWS, "workers": 2, "kills": 6, "seed": 1}
+    for name, number in numbers.items():
         one.add_argument(f"--{name}", type=type(number), default=number)
     one.add_argument("--url")
     one = commands.add_parser("work")
-    for name, kind in {"corpus": str, "out": Path, "speed": float, "step": str}.items():
+    for name, kind in {"corpus": str, "out": Path, "speed": float, "shard_rows": int, "step": str}.items():
         one.add_argument(name, type=kind)
     one.add_argument("--limit", type=int)
     options = parser.parse_args()

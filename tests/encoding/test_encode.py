@@ -526,6 +526,7 @@ def test_parts_in_any_order_and_at_once_give_the_run_of_one_process(many, tmp_pa
     out = tmp_path / "run"
     planned = command(*arguments, "--out", out, "--plan-only", "--json")
     assert planned.code == 0, planned.err
+    check("encode --part", json.loads(planned.out))
     assert json.loads(planned.out) == {
         "run": str(out), "run_id": open_run(out).manifest.run_id, "rows": 403, "shards": 41, "done": 0,
         "first": 0, "end": 41,
