@@ -32,7 +32,7 @@ def test_the_plan_has_the_numbers_of_the_script(scale) -> None:
         f"{PLANNED * scale.INDEX_BYTES / 1e12:.2f} TB",
         f"distilbert: {PLANNED / scale.GPU_RATES['distilbert'] / 3600:.0f} H200 hours",
         f"{PLANNED / scale.CPU_RATES['distilbert'] / 3600:,.0f} vCPU hours",
-        f"{load / 720 / scale.LOAD_SHARE * 60:.0f} minutes at 60% of the vCPUs (a), from {load:.0f} vCPU hours",
+        f"{load / 720 / scale.LOAD_SHARE * 60:.0f} minutes at 60% of the vCPUs, from {load:.0f} vCPU hours (a)",
     ):
         assert text in PAGE, text
 
