@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,27 +12,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from support import stub_shards
 from support.checkpoints import make_masked_lm
 from support.loads import MANY, broken_titles, ids_in, into, run_with_bad_titles
 from support.reporters import Recorder
-from support.run_contents import contents, lasting
+from support.run_contents import contents, lasting, write
 from support.runs import DOCUMENTS, make_run
 from support.stub_shards import ROWS, Stub, is_complete
 
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.journal import open_journal
+from sparse_ingest.encoding import duplicates
 from sparse_ingest.encoding.encode import encode
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, RunError
 from sparse_ingest.executors.options import RayOptions
+from sparse_ingest.runs.ids import hash_id
+from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 from sparse_ingest.executors import ray as executor  # noqa: E402
 
 STORE = 100_000_000  # bytes
+LASTING = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
 IMPORTS = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -112,19 +116,31 @@ def test_a_stop_request_ends_tasks_after_a_window(connection: None, tmp_path: Pa
 
 
 def test_encode_gives_the_same_bytes_as_one_process(connection: None, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    rows = ({"_id": str(row), "text": f"the river stone {row} " * (row % 7)} for row in range(100))
-    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"model": str(make_masked_lm(tmp_path / "model")), "shard_rows": 20, "dtype": "float32", "device": "cpu"}
+    rows = [{"_id": str(row % 38), "text": f"the river stone {row} " * (row % 7)} for row in range(40)]
+    corpus = write(tmp_path / "corpus.jsonl", rows)  # the last two ids are duplicates
+    settings = {"model": str(make_masked_lm(tmp_path / "model")), "shard_rows": 10, "dtype": "float32", "device": "cpu"}
+    settings["on_bad_document"] = "skip"
     alone = encode(corpus, tmp_path / "alone", **settings)
-    run = encode(corpus, tmp_path / "ray", executor="ray", workers=2, **settings)
-    for name in ("manifest.json", "vocab.json", "complete.json"):
-        assert (run.path / name).read_bytes() == (alone.path / name).read_bytes()
-    assert contents(run.path / "shards") == contents(alone.path / "shards")
+    run = encode(corpus, tmp_path / "ray", executor="ray", workers=1, **settings)
+    assert run.report.skipped == 2
+    assert lasting_bytes(run) == lasting_bytes(alone)
     assert lasting(run) == lasting(alone)
-    corpus.write_text(corpus.read_text().replace("stone 78", "stone 87"))
-    with pytest.raises(RunError, match="The corpus changed: rows 60 to 79 differ"):
-        encode(corpus, tmp_path / "ray", executor="ray", workers=2, **settings)
+    corpus.write_text(corpus.read_text().replace("stone 27", "stone 72"))
+    with pytest.raises(RunError, match="The corpus changed: rows 20 to 29 differ"):
+        encode(corpus, tmp_path / "ray", executor="ray", workers=1, **settings)
+
+
+def lasting_bytes(run: Run) -> dict[str, bytes]:
+    """Return the files that have the same bytes on every machine."""
+    return {name: content for name, content in contents(run.path).items() if name.startswith(LASTING)}
+
+
+def test_tasks_hash_the_ids_of_all_shards(connection: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "TASK_ROWS", 8)
+    run = make_run(tmp_path, MANY, shard_rows=3)
+    with executor.tasks_of_ray(RayOptions(workers=2), out=run.path, reporter=Recorder()) as run_on:
+        hashes = duplicates.hash_in_tasks(run_on, run)
+    assert sorted(np.concatenate(list(hashes.ranges()))[:, 0].tolist()) == sorted(map(hash_id, MANY))
 
 
 def test_a_load_in_tasks_journals_every_shard_and_every_refusal(
