@@ -34,22 +34,19 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
-from sparse_ingest.executors import ray as executor  # noqa: E402
+from support.ray_nodes import IMPORTS, Cluster, two_nodes  # noqa: E402
 
-STORE = 100_000_000  # bytes
+from sparse_ingest.executors import ray as executor  # noqa: E402
+from sparse_ingest.executors.ray_cluster import connected  # noqa: E402
+
 LASTING = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
-IMPORTS = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[None]:
-    """A Ray with two CPUs to which this process is connected, so that tests share its processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in IMPORTS.items():
-            patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, object_store_memory=STORE, log_to_driver=False, logging_level="ERROR")
+    """A Ray of this machine, as commands start it, that all tests share."""
+    with connected(RayOptions(), Recorder()):
         yield
-        ray.shutdown()
 
 
 def made(folder: Path, shards: int, reporter: Recorder | None = None, **stub: Any) -> list[object]:
@@ -85,11 +82,17 @@ def test_each_group_is_made_once_by_a_process_that_keeps_its_maker(connection: N
 @pytest.mark.parametrize("behavior, kind, message", [
     ("raise", CorpusError, "corpus.jsonl:3: bad."),
     ("extra", MissingExtraError, 'This needs the extra "fast"'),
-    ("bug", RunError, r"ZeroDivisionError: a bug\); 2 shards from number 0 failed 5 times"),
+    ("bug", RunError, r"ZeroDivisionError: a bug\); 2 shards from number 0 failed 2 times"),
 ])  # fmt: skip
 def test_an_error_ends_the_run_with_its_message(
-    connection: None, tmp_path: Path, behavior: str, kind: type[Exception], message: str
+    connection: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    behavior: str,
+    kind: type[Exception],
+    message: str,
 ) -> None:
+    monkeypatch.setattr(executor, "MOST_FAILURES", 2)
     with pytest.raises(kind, match=message) as caught:
         made(tmp_path, 4, behavior=behavior, shard=1)
     assert type(caught.value) is kind
@@ -178,20 +181,22 @@ def test_a_killed_worker_of_a_load_doubles_and_loses_nothing(
     assert verify(run, index=index_name, connection=Connection(client.address)).ok
 
 
-def test_a_local_ray_listens_on_loopback_only_and_ends_with_the_run(tmp_path: Path) -> None:
-    driver = drive(tmp_path, 40, 0.1)
-    wait_for(lambda: list(tmp_path.glob("shard-*")), driver)
-    tree = psutil.Process(driver.pid)
-    processes = [tree, *tree.children(recursive=True)]
+def test_a_local_ray_listens_on_loopback_only(connection: None) -> None:
     addresses = {
         (process.name(), at.laddr.ip)
-        for process in processes
+        for process in psutil.Process().children(recursive=True)
         for at in process.net_connections("inet")
         if at.status == psutil.CONN_LISTEN
     }
-    names = {name for name, _ in addresses}
-    assert {"gcs_server", "raylet"} <= names
+    assert {"gcs_server", "raylet"} <= {name for name, _ in addresses}
     assert {ip for _, ip in addresses} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+@pytest.mark.slow
+def test_a_local_ray_ends_with_the_run_and_prints_nothing(tmp_path: Path) -> None:
+    driver = drive(tmp_path, 40, 0.1)
+    wait_for(lambda: list(tmp_path.glob("shard-*")), driver)
+    processes = psutil.Process(driver.pid).children(recursive=True)
     output, notes = driver.communicate(timeout=60)
     assert (driver.returncode, output) == (0, ""), notes
     assert is_complete(tmp_path, 40)
@@ -221,37 +226,12 @@ def test_fifteen_thousand_shards_take_a_minute_and_little_memory(tmp_path: Path)
     assert usage.ru_maxrss < 400_000  # KB
 
 
-class Cluster:
-    """A head without CPUs, and two nodes with one CPU each."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self._cluster.add_node(num_cpus=1, object_store_memory=STORE, wait=False) for _ in range(2)]
-        self._cluster.wait_for_nodes()
-        self.address = self._cluster.address
-
-    def process(self, kind: str, node: Any = None) -> psutil.Process:
-        """Return the process of the head, or of a node."""
-        return psutil.Process((node or self._cluster.head_node).all_processes[kind][0].process.pid)
-
-    def shutdown(self) -> None:
-        self._cluster.shutdown()
-
-
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     if ray.is_initialized():
         ray.shutdown()
-    for name, value in IMPORTS.items():
-        monkeypatch.setenv(name, value)
-    cluster = Cluster()
-    try:
+    with two_nodes() as cluster:
         yield cluster
-    finally:
-        cluster.shutdown()
 
 
 @pytest.mark.slow
