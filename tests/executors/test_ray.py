@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from sparse_ingest.encoding import duplicates
 from sparse_ingest.encoding.encode import encode
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, RunError
 from sparse_ingest.executors.options import RayOptions
+from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.ids import hash_id
 from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
@@ -160,6 +162,28 @@ def test_a_load_in_tasks_journals_every_shard_and_every_refusal(
     assert [letter.doc_id for letter in journal.dead()] == ["words"]
     again = into(client, index_name, run, **settings)
     assert (again.loaded_shards, again.documents) == (0, 5)
+
+
+@pytest.mark.parametrize("kind, sample", [
+    ("rank_features", None), ("sparse_vector", None), pytest.param("rank_features", 4, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_verify_in_tasks_gives_the_report_of_one_process(
+    connection: None, client: Client, index_name: str, tmp_path: Path, kind: str, sample: int | None
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=7)
+    into(client, index_name, run, kind=kind, pipeline=Pipeline())
+    at = Connection(client.address)
+    assert verify(run, index=index_name, connection=at, sample=sample, executor="ray", workers=2).ok
+    for number in range(3, 60, 2):
+        client.call("PUT", f"/{index_name}/_doc/d{number}", {})
+    for number in range(0, 60, 20):
+        client.call("DELETE", f"/{index_name}/_doc/d{number}")
+    client.call("PUT", f"/{index_name}/_doc/stranger", {})
+    alone = verify(run, index=index_name, connection=at, sample=sample)
+    report = verify(run, index=index_name, connection=at, sample=sample, executor="ray", workers=2)
+    assert replace(report, seconds=0) == replace(alone, seconds=0)
+    assert (report.missing, report.extra) == (3, 1)
+    assert sample or report.differing == 58  # two weights of each changed document
 
 
 @pytest.mark.slow
