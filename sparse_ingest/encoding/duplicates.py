@@ -88,11 +88,16 @@ class Duplicates:
         return [places[row] for _, row in positions]
 
 
-def hash_in_tasks(run_on: Callable[..., None], run: Run) -> SortedPieces:
-    """Return the hashed ids of all shards. `run_on` calls the function of `build_hasher` in tasks."""
+def hash_in_tasks(run_on: Callable[..., None], run: Run) -> SortedPieces | None:
+    """Return the hashed ids of all shards, or None for a small run, which one process hashes in a second.
+
+    `run_on` calls the function of `build_hasher` in tasks.
+    """
     hashes, shards = pieces_of(run), len(run.done_shards())
     step = max(1, TASK_ROWS // run.manifest.shard_rows)
     groups = [range(first, min(first + step, shards)) for first in range(0, shards, step)]
+    if len(groups) <= 1:
+        return None
     run_on(build_hasher, (run.path,), lambda: groups, done=hashes.add)
     return hashes
 
