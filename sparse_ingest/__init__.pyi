@@ -67,6 +67,7 @@ from .searching.query import many_query_weights, query_weights
 from .searching.run_search import rank_run, search_run
 from .searching.search import SearchableIndex, SearchableRun, open_index, open_run
 from .storage.places import place_of
+from .verification.options import VerifyOptions
 from .verification.verify import verify
 
 __all__ = [
@@ -109,6 +110,7 @@ __all__ = [
     "SparseVectors",
     "StorageError",
     "UsageError",
+    "VerifyOptions",
     "bm25_body",
     "connect",
     "create_index",

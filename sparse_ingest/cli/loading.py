@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +24,7 @@ from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.reporting import size_text
 from sparse_ingest.storage.places import Place
+from sparse_ingest.verification.options import SAMPLE, VerifyOptions
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -156,13 +158,15 @@ def _served(report: PublishReport, drop_old: bool) -> Iterator[str]:
 @click.argument("run", type=RUN)
 @click.option("--index", required=True, help="Index to compare with")
 @click.option(
-    "--sample", metavar="N", type=click.IntRange(min=1), default=200, show_default=True, help="Vectors to compare"
+    "--sample", metavar="N", type=click.IntRange(min=1), default=SAMPLE, show_default=True, help="Vectors to compare"
 )
 @click.option("--all", "all_documents", is_flag=True, help="Compare every vector")
-@click.option("--field", help="Name of the sparse field  [default: from the index's _meta]")
+@stage_options(VerifyOptions, "worker_gpus", "accelerator")
 @connection_options
 @json_option
-def verify(run: Place, sample: int, all_documents: bool, as_json: bool, **named: Any) -> int:
+def verify(
+    run: Place, index: str, options: VerifyOptions, connection: Connection, as_json: bool, **compared: Any
+) -> int:
     """Compare an index with the run folder that was loaded into it, bit for bit.
 
     Compares all ids, and the weights of a sample or of --all documents. Documents that are not in the run are a
@@ -171,8 +175,9 @@ def verify(run: Place, sample: int, all_documents: bool, as_json: bool, **named:
     """
     from sparse_ingest.verification.verify import verify as verify_index
 
+    options = replace(options, sample=None if compared["all_documents"] else compared["sample"])
     with TerminalReporter() as reporter:
-        report = verify_index(run, sample=None if all_documents else sample, progress=reporter, **named)
+        report = verify_index(run, index=index, connection=connection, options=options, progress=reporter)
     print_report(as_json, report.to_dict(), _verified(report))
     if not as_json:
         for note in report.notes:

@@ -271,6 +271,13 @@ def connection_of(url: str | None, connection: ConnectionLike | None) -> Connect
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
+def for_other_processes(connection: ConnectionLike) -> Connection:
+    """Return a connection that can be pickled. Raise `UsageError` for a client."""
+    if not isinstance(connection, Connection):
+        raise UsageError("Other processes cannot use a client. Pass url= or connection=Connection(...).")
+    return connection
+
+
 def connect(
     connection: ConnectionLike | None = None, *, url: str | None = None, reporter: Reporter | None = None
 ) -> Client:

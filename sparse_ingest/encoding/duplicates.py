@@ -1,33 +1,50 @@
 """Ids that two shards of a run share: reported with both places, or removed from the later shard.
 
 In: a run whose shards are all done, and its corpus. runs/ids.py finds the ids; a duplicate within one shard is a bad
-document (corpora/sources.py).
+document (corpora/sources.py). The ids of a large run may be hashed in other processes, such as tasks of Ray.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from sparse_ingest.corpora.sources import Cursor, Position, bad_document, repeated_id, skipped_duplicate
 from sparse_ingest.encoding.counts import counts_of
 from sparse_ingest.errors import RunError
+from sparse_ingest.executors.local import Worker
 from sparse_ingest.records import SourceRow, document_id
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.files import SkippedRow
-from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
-from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.ids import Duplicate, find_duplicates, id_hashes, pieces_of, remove_rows
+from sparse_ingest.runs.run import Run, open_run
+from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
+from sparse_ingest.storage.places import Place
 
 AT_ONCE = 100_000  # duplicates whose places are in memory, about 100 MB; for more of them all ids are read again
+TASK_ROWS = 500_000  # hashed in one task: 4 MB
 
 
 class Duplicates:
     """The rows of a run whose id an earlier shard has.
 
-    `starts` has the position of each shard in the corpus; `passages` is true if the ids name passages.
+    `starts` has the position of each shard in the corpus; `passages` is true if the ids name passages; `hashes` has the
+    hashed ids, if other processes computed them.
     """
 
-    def __init__(self, run: Run, cursor: Cursor, starts: Sequence[Position], *, passages: bool) -> None:
+    def __init__(
+        self,
+        run: Run,
+        cursor: Cursor,
+        starts: Sequence[Position],
+        *,
+        passages: bool,
+        hashes: SortedPieces | None = None,
+    ) -> None:
         self._run, self._cursor, self._starts, self._passages = run, cursor, starts, passages
+        self._hashes = hashes
 
     def refuse(self) -> None:
         """Raise `CorpusError` with both places of the first duplicate, if there is one."""
@@ -39,6 +56,9 @@ class Duplicates:
         """Remove the later rows from their shards and record them as skipped, `AT_ONCE` at a time to bound memory."""
         while found := list(itertools.islice(self._found(), AT_ONCE)):
             self._skip(found)
+            if len(found) < AT_ONCE:
+                return
+            self._hashes = None  # of the rows before
 
     def _skip(self, found: Sequence[Duplicate]) -> None:
         firsts = self._places([duplicate.first for duplicate in found])
@@ -52,7 +72,7 @@ class Duplicates:
             remove_rows(self._run, shard, rows, less=counts_of(self._run.need_done(shard), rows))
 
     def _found(self) -> Iterator[Duplicate]:
-        for one in find_duplicates(self._run):
+        for one in find_duplicates(self._run, hashes=self._hashes):
             yield one._replace(doc_id=document_id(one.doc_id)) if self._passages else one
 
     def _places(self, positions: list[tuple[int, int]]) -> list[SourceRow]:
@@ -66,3 +86,23 @@ class Duplicates:
         if missing := sorted(row for _, row in positions if row not in places):
             raise RunError(f"The corpus changed: row {missing[0]} is missing. Encode into a new folder.")
         return [places[row] for _, row in positions]
+
+
+def hash_in_tasks(run_on: Callable[..., None], run: Run) -> SortedPieces | None:
+    """Return the hashed ids of all shards, or None for a small run, which one process hashes in a second.
+
+    `run_on` calls the function of `build_hasher` in tasks.
+    """
+    hashes, shards = pieces_of(run), len(run.done_shards())
+    step = max(1, TASK_ROWS // run.manifest.shard_rows)
+    groups = [range(first, min(first + step, shards)) for first in range(0, shards, step)]
+    if len(groups) <= 1:
+        return None
+    run_on(build_hasher, (run.path,), lambda: groups, done=hashes.add)
+    return hashes
+
+
+def build_hasher(worker: Worker, run: Place, reporter: Reporter) -> Callable[[range], Numbers]:
+    """Return the function that hashes the ids of consecutive shards."""
+    opened = open_run(run)
+    return lambda shards: np.concatenate([id_hashes(opened, shard) for shard in shards])

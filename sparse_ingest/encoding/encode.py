@@ -3,22 +3,22 @@
 Each shard is a fixed range of source rows. The start of every shard is found once (planner.py); then the shards are
 made in any order by one process (job.py), by one per device (executors/local.py), in tasks of Ray (executors/ray.py),
 or by any number of machines that were each given a part (`--part`). Each may be killed at any time. At the end one
-process checks the ids of all shards.
+process checks the ids of all shards, which with Ray are read in tasks.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.checkpoints.card import lost_weights
 from sparse_ingest.corpora.sources import Corpus, Cursor
+from sparse_ingest.encoding.duplicates import hash_in_tasks
 from sparse_ingest.encoding.job import Job
 from sparse_ingest.encoding.options import EncodeOptions, with_options
 from sparse_ingest.encoding.planner import part_of
@@ -80,9 +80,7 @@ def encode(
     arguments = source, place, full, chosen
     with naming(place, Path(tempfile.gettempdir())):
         if on_ray:
-            with needs_extra("ray", "--executor ray"):
-                from sparse_ingest.executors.ray import run_on_ray
-            _in_processes(partial(run_on_ray, Job, arguments, options=chosen), arguments, reporter)
+            _in_processes([], arguments, reporter)
         elif alone:
             _one_step(Job(Worker(devices[0]), *arguments, reporter), chosen)
         elif len(devices) == 1:
@@ -91,7 +89,7 @@ def encode(
                 job.make_all()
                 job.finish()
         else:
-            _in_processes(partial(run_on_devices, devices, Job, arguments), arguments, reporter)
+            _in_processes(devices, arguments, reporter)
     run = open_run(place)
     if alone and not chosen.finish:
         return run
@@ -139,21 +137,31 @@ def _for_ray(options: EncodeOptions, corpus: Corpus, alone: bool) -> EncodeOptio
 
 
 def _in_processes(
-    run_on: Callable[..., None], arguments: tuple[Corpus, Place, Pipeline, EncodeOptions], reporter: Reporter
+    devices: Sequence[str], arguments: tuple[Corpus, Place, Pipeline, EncodeOptions], reporter: Reporter
 ) -> None:
-    """Complete a run whose shards other processes make; this one has no model."""
+    """Complete a run whose shards other processes make, on devices or in tasks of Ray; this one has no model."""
+    out, options = arguments[1], arguments[3]
     with ExitStack() as stack:
         opened: list[Job] = []
 
         def groups() -> list[range]:
             # The first process has created the run.
-            opened.append(job := Job(Worker(arguments[3].device), *arguments, reporter))
+            opened.append(job := Job(Worker(options.device), *arguments, reporter))
             stack.enter_context(job.alone())
             reporter.begin("documents", job.starts.rows)
             return job.starts.groups
 
-        run_on(groups, out=arguments[1], reporter=reporter)
-        opened[0].finish()
+        hashes = None
+        if devices:
+            run_on_devices(devices, Job, arguments, groups, out=out, reporter=reporter)
+        else:
+            with needs_extra("ray", "--executor ray"):
+                from sparse_ingest.executors.ray import tasks_of_ray
+            with tasks_of_ray(options, out=out, reporter=reporter) as run_on:
+                run_on(Job, arguments, groups)
+                if not opened[0].run.complete():
+                    hashes = hash_in_tasks(run_on, opened[0].run)
+        opened[0].finish(hashes)
 
 
 def dry_run(

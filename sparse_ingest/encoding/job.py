@@ -41,6 +41,7 @@ from sparse_ingest.runs.manifest import FORMAT, Manifest
 from sparse_ingest.runs.reuse import OldVectors, refuse_other_settings
 from sparse_ingest.runs.run import Run, create_or_open_run, existing_run, open_run, refuse_differences
 from sparse_ingest.runs.shards import shard_schema, write_parts
+from sparse_ingest.runs.sorted_pieces import SortedPieces
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 
 if TYPE_CHECKING:
@@ -244,8 +245,8 @@ class Job:
                 "folder."
             )
 
-    def finish(self) -> None:
-        """Check ids over all shards, and mark the run as complete. Hold `alone`."""
+    def finish(self, hashes: SortedPieces | None = None) -> None:
+        """Check ids over all shards, hashed in `hashes` or read here, and mark the run as complete. Hold `alone`."""
         positions = self.starts.positions if self.corpus.rereadable else self._walked
         self.warn_of_merged_rows()
         self._refuse_missing()
@@ -258,7 +259,7 @@ class Job:
             )
         if self.run.complete():
             return
-        self._refuse_or_drop_duplicates(positions)
+        self._refuse_or_drop_duplicates(positions, hashes)
         self.run.sweep()
         sums = {"terms" if name == "nnz" else name: count for name, count in self.run.totals().items()}
         self.run.mark_complete({**sums, "duplicates_checked": True})
@@ -361,10 +362,10 @@ class Job:
     def _stop_if_requested(self) -> None:
         stop_if_requested(self.reporter, self.run.path)
 
-    def _refuse_or_drop_duplicates(self, starts: Sequence[Position]) -> None:
+    def _refuse_or_drop_duplicates(self, starts: Sequence[Position], hashes: SortedPieces | None) -> None:
         """Raise `CorpusError` for an id in two shards, or with `skip` remove the later row."""
         passages = self.settings.overflow == "passages"
-        duplicates = Duplicates(self.run, self.cursor, starts, passages=passages)
+        duplicates = Duplicates(self.run, self.cursor, starts, passages=passages, hashes=hashes)
         if self.options.on_bad_document == "fail":
             duplicates.refuse()
         else:

@@ -18,8 +18,10 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def run_on_ray(
     options: RayOptions,
     out: object,
     reporter: Reporter,
-    done: Callable[[object], None] | None = None,
+    done: Callable[[Any], None] | None = None,
 ) -> None:
     """Make all groups of shards of the run `out` in tasks of Ray.
 
@@ -79,24 +81,43 @@ def run_on_ray(
         SparseIngestError: the error of a worker, with its message; or a group failed too often.
         Interrupted: `reporter` requested a stop.
     """
+    with tasks_of_ray(options, out=out, reporter=reporter) as run_on:
+        run_on(build, arguments, groups, done=done)
+
+
+@contextmanager
+def tasks_of_ray(options: RayOptions, *, out: object, reporter: Reporter) -> Iterator[Callable[..., None]]:
+    """Connect to Ray for the block, in which the yielded function may run several steps, as `run_on_ray` runs one."""
     with connected(options, reporter) as pool:
-        work = Work(
-            token=uuid.uuid4().hex,
-            build=build,
-            arguments=tuple(arguments),
-            workers=pool.workers,
-            cpus=pool.cpus,
-            device="cuda:0" if pool.gpus else "cpu",
-            folder=str(Path.cwd()),
-            imports_folder=bool({"", str(Path.cwd())}.intersection(sys.path)),
-            level=logging.getLogger(_LOGGER).getEffectiveLevel(),
-        )
-        driver = _Driver(pool, work, out, reporter, done)
-        try:
-            driver.make([None], 1)
-            driver.make(groups(), pool.workers)
-        finally:
-            driver.end()
+        yield partial(_run, pool, out, reporter)
+
+
+def _run(
+    pool: Pool,
+    out: object,
+    reporter: Reporter,
+    build: Callable[..., Callable[[range], object]],
+    arguments: Sequence[Any],
+    groups: Callable[[], Sequence[range]],
+    done: Callable[[Any], None] | None = None,
+) -> None:
+    work = Work(
+        token=uuid.uuid4().hex,
+        build=build,
+        arguments=tuple(arguments),
+        workers=pool.workers,
+        cpus=pool.cpus,
+        device="cuda:0" if pool.gpus else "cpu",
+        folder=str(Path.cwd()),
+        imports_folder=bool({"", str(Path.cwd())}.intersection(sys.path)),
+        level=logging.getLogger(_LOGGER).getEffectiveLevel(),
+    )
+    driver = _Driver(pool, work, out, reporter, done)
+    try:
+        driver.make([None], 1)
+        driver.make(groups(), pool.workers)
+    finally:
+        driver.end()
 
 
 @dataclass(eq=False)
@@ -128,7 +149,7 @@ class _Driver:
     """The tasks of one run."""
 
     def __init__(
-        self, pool: Pool, work: Work, out: object, reporter: Reporter, done: Callable[[object], None] | None
+        self, pool: Pool, work: Work, out: object, reporter: Reporter, done: Callable[[Any], None] | None
     ) -> None:
         self._pool, self._out, self._reporter, self._done = pool, out, reporter, done
         self._work = [ray.put(pickle.dumps(work))]  # Ray would make its arrays read-only

@@ -14,7 +14,7 @@ from typing import Any
 
 from sparse_ingest.cluster import installed
 from sparse_ingest.cluster.bulk_bodies import BodyWriter
-from sparse_ingest.cluster.client import ConnectionLike, connect
+from sparse_ingest.cluster.client import ConnectionLike, connect, for_other_processes
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
@@ -48,8 +48,8 @@ def refuse_clashes(options: LoadOptions, connection: ConnectionLike) -> None:
     options.refuse_without_ray()
     if options.executor == "ray" and options.since:
         raise UsageError("--since compares two runs in one process. Omit --executor ray.")
-    if options.executor == "ray" and not isinstance(connection, Connection):
-        raise UsageError("Other processes cannot use a client. Pass url= or connection=Connection(...).")
+    if options.executor == "ray":
+        for_other_processes(connection)
 
 
 def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions) -> Callable[..., None] | None:
@@ -59,10 +59,9 @@ def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions)
     with needs_extra("ray", "--executor ray"):
         from sparse_ingest.executors.ray import run_on_ray
 
-    assert isinstance(connection, Connection)
     claim, operations = delivery.claim, delivery.operations
     sending = Sending(
-        connection=connection,
+        connection=for_other_processes(connection),
         run=operations.run.path,
         writer=operations.writer,
         pruning=operations.pruning,

@@ -15,9 +15,10 @@ import numpy as np
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, shard_schema_of, take_rows, write_shard
-from sparse_ingest.runs.sorted_pieces import SortedPieces
+from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
 
 RANGE_IDS = 8_000_000  # ids in memory at a time: 64 MB of hashes
+MOST_REPEATED = 1_000_000  # hashes whose ids are compared in one pass over the shards, about 300 MB
 
 
 class Duplicate(NamedTuple):
@@ -28,18 +29,36 @@ class Duplicate(NamedTuple):
     again: tuple[int, int]
 
 
-def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS) -> Iterator[Duplicate]:
-    """Yield every row of the finished shards whose id an earlier row has, in no particular order."""
-    shards = run.done_shards()
-    rows = sum(map(run.rows_of, shards))
-    pieces = SortedPieces(run.scratch_path("ids").parent, 1, rows=rows, range_rows=range_ids)
-    for shard in shards:
-        hashes = np.fromiter((hash_id(doc_id) for _, doc_id in read_doc_ids(run.shard_path(shard))), dtype=np.uint64)
-        pieces.add(hashes.reshape(-1, 1))
-    for hashes in pieces.ranges():
-        together = np.sort(hashes[:, 0])
-        if repeated := set(together[1:][together[1:] == together[:-1]].tolist()):
+def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS, hashes: SortedPieces | None = None) -> Iterator[Duplicate]:
+    """Yield every row of the finished shards whose id an earlier row has, in no particular order.
+
+    `hashes` has the `id_hashes` of all finished shards; without it they are computed here.
+    """
+    if hashes is None:
+        hashes = pieces_of(run, range_ids=range_ids)
+        for shard in run.done_shards():
+            hashes.add(id_hashes(run, shard))
+    repeated: set[int] = set()
+    for some in hashes.ranges():
+        together = np.sort(some[:, 0])
+        repeated.update(together[1:][together[1:] == together[:-1]].tolist())
+        if len(repeated) >= MOST_REPEATED:
             yield from _confirm(run, repeated)
+            repeated = set()
+    if repeated:
+        yield from _confirm(run, repeated)
+
+
+def pieces_of(run: Run, *, range_ids: int = RANGE_IDS) -> SortedPieces:
+    """Return empty storage for the `id_hashes` of all finished shards."""
+    rows = sum(map(run.rows_of, run.done_shards()))
+    return SortedPieces(run.scratch_path("ids").parent, 1, rows=rows, range_rows=range_ids)
+
+
+def id_hashes(run: Run, shard: int) -> Numbers:
+    """Return the hashes of the ids of a shard: uint64 [rows, 1], 8 bytes per row."""
+    hashes = np.fromiter((hash_id(doc_id) for _, doc_id in read_doc_ids(run.shard_path(shard))), dtype=np.uint64)
+    return hashes.reshape(-1, 1)
 
 
 def _confirm(run: Run, repeated: set[int]) -> Iterator[Duplicate]:

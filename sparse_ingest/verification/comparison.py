@@ -6,30 +6,29 @@ documents token by token: if the sum of the fingerprints of a document's terms d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.cluster import mappings
+from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.postings import IndexScan
-from sparse_ingest.cluster.reading import Stored, StoredReader, as_weight
+from sparse_ingest.cluster.reading import Stored, StoredReader, as_weight, reader_of
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
-from sparse_ingest.pruning import prune
-from sparse_ingest.records import SparseRows, batched
+from sparse_ingest.records import batched
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.checking import shard_parts
-from sparse_ingest.runs.ids import hash_id
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
+from sparse_ingest.runs.sorted_pieces import SECOND, SortedPieces, match
+from sparse_ingest.verification.loaded import Expected, Loaded, Places, RunPart, rows_of, term_fingerprints
 
 NAMED = 20  # differences and ids in the report
 RANGE_ROWS = 2_000_000  # documents of both sides matched at a time: 24 bytes each, four times as much while sorting
 _BATCH = 200
-_Places = npt.NDArray[np.int64]
 
 
 class WeightDifference(NamedTuple):
@@ -90,49 +89,18 @@ class VerifyReport:
         if len(self.differences) < NAMED:
             self.differences.append(WeightDifference(doc_id, token, expected, found))
 
+    def note_missing(self, doc_id: str) -> None:
+        """Count a missing document, and store the first ids."""
+        self.missing += 1
+        if len(self.missing_ids) < NAMED:
+            self.missing_ids.append(doc_id)
 
-class Expected(NamedTuple):
-    """A document of the run with its loaded vector."""
-
-    doc_id: str
-    token_ids: npt.NDArray[np.integer]
-    weights: npt.NDArray[np.float32]
-
-
-class Loaded(NamedTuple):
-    """The documents of some shards as they were loaded. Places number the documents of all these shards."""
-
-    run: Run
-    shards: Sequence[int]
-    rows: Sequence[int]
-    pruning: dict[str, Any]
-    refused: frozenset[str]
-
-    def parts(self) -> Iterator[tuple[int, SparseRows]]:
-        """Yield all vectors, with the place of the first document of each part."""
-        for shard, start, _ in self._places():
-            for part in shard_parts(self.run, shard):
-                yield start, prune(part.vectors, **self.pruning)
-                start += len(part.rows)
-
-    def documents(self, places: _Places) -> Iterator[Expected]:
-        """Yield the documents at some ascending places; other shards are not read."""
-        for shard, start, end in self._places():
-            if not len(_between(places, start, end)):
-                continue
-            for part in shard_parts(self.run, shard):
-                chosen = _between(places, start, start + len(part.rows)) - start
-                start += len(part.rows)
-                if len(chosen):
-                    vectors = prune(part.vectors.take(chosen), **self.pruning)
-                    for row, doc_id in enumerate(vectors.doc_ids):
-                        token_ids, weights = vectors.row(row)
-                        yield Expected(doc_id, token_ids, weights.astype(np.float32))
-
-    def _places(self) -> Iterator[tuple[int, int, int]]:
-        """Return each shard, the place of its first document, and the place after its last."""
-        ends = list(accumulate(self.rows))
-        return zip(self.shards, [0, *ends][:-1], ends, strict=True)
+    def include(self, later: VerifyReport) -> None:
+        """Add what was found in documents after those of this report."""
+        for name in ("checked_documents", "checked_weights", "differing", "missing"):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        self.differences += later.differences[: NAMED - len(self.differences)]
+        self.missing_ids += later.missing_ids[: NAMED - len(self.missing_ids)]
 
 
 @dataclass
@@ -206,36 +174,23 @@ class WeightChecker:
         return self.report.differing > before
 
 
-def compare_ids(snapshot: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
-    """Note the ids that are only in the run or only in the index."""
-    sides = _BothSides(snapshot, loaded, report, folder)
-    for start, vectors in loaded.parts():
-        sides.add(start, vectors, np.zeros(len(vectors.doc_ids), dtype=np.uint64))
-    sides.note_mismatches()
+def checker_of(client: Client, there: Index, field: str, run: Run, report: VerifyReport) -> WeightChecker:
+    """Return the checker for the kind of field."""
+    vocabulary = run.vocabulary()
+    reader, ceiling = reader_of(client, there, field)
+    keys: Sequence[str | None] = vocabulary if ceiling is None else mappings.token_id_keys(vocabulary)
+    return WeightChecker(reader, vocabulary, keys, ceiling, report)
 
 
-def compare_all(
-    snapshot: IndexScan, name: str, loaded: Loaded, checker: WeightChecker, folder: Path, reporter: Reporter
-) -> None:
+def compare_all(sides: BothSides, name: str, checker: WeightChecker, reporter: Reporter) -> None:
     """Note the ids that are only in the run or only in the index, and every different weight."""
     report = checker.report
-    sides = _BothSides(snapshot, loaded, report, folder)
-    vocabulary = loaded.run.vocabulary()
-    frequencies = np.zeros(len(vocabulary), dtype=np.int64)
-    expected = 0
-    lengths: list[npt.NDArray[np.int32]] = []
-    for start, vectors in loaded.parts():
-        terms = term_fingerprints(vectors.token_ids, stored_weights(vectors.weights).view(np.uint32))
-        kept = sides.add(start, vectors, row_fingerprints(vectors.indptr, terms))
-        expected += int(kept.sum())
-        frequencies += np.bincount(vectors.token_ids, minlength=len(vocabulary))
-        lengths.append(np.where(kept, np.diff(vectors.indptr), 0).astype(np.int32))
-    terms_of = np.concatenate([*lengths, np.zeros(0, dtype=np.int32)])
+    terms_of = sides.terms()
     total = int(terms_of.sum())
-    queries, numbers, likely = _token_queries(vocabulary, frequencies, checker.reader.groups)
+    queries, numbers, likely = _token_queries(checker.vocabulary, sides.frequencies, checker.reader.groups)
     read = reached = 0
     reporter.advance(0)  # starts the clock
-    for query, places, weights in snapshot.weights(name, queries, likely):
+    for query, places, weights in sides.snapshot.weights(name, queries, likely):
         at = np.searchsorted(sides.places, places)
         sides.fingerprints[at] += term_fingerprints(numbers[query], weights.view(np.uint32))
         read += len(places)
@@ -243,55 +198,49 @@ def compare_all(
         reporter.advance(reached - before)
     gone, differing = sides.note_mismatches()
     # Different documents are counted when they are explained.
-    report.checked_documents = expected - len(gone) - len(differing)
+    report.checked_documents = sides.expected - len(gone) - len(differing)
     report.checked_weights = total - int(terms_of[gone].sum() + terms_of[differing].sum())
-    for batch in batched(loaded.documents(differing), _BATCH):
+    for batch in batched(sides.loaded.documents(differing), _BATCH):
         checker.check_strictly(batch)
 
 
-def term_fingerprints(tokens: npt.NDArray[Any] | int, codes: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """Return a hash for each pair of a token id and its stored value."""
-    mixed = (np.asarray(tokens).astype(np.uint64) << np.uint64(32)) | codes.astype(np.uint64)
-    # The finalizer of splitmix64.
-    mixed = (mixed + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+class BothSides:
+    """The documents of an index, numbered by ascending place, and those of a run, which `add` receives in any order.
 
-
-def row_fingerprints(indptr: npt.NDArray[np.int64], terms: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return the fingerprint of each row: the sum of its terms' fingerprints, modulo 2^64, in any order."""
-    before = np.zeros(len(terms) + 1, dtype=np.uint64)
-    np.cumsum(terms, out=before[1:])
-    return before[indptr[1:]] - before[indptr[:-1]]
-
-
-class _BothSides:
-    """The documents of a run and of an index. Those of the index are numbered by ascending place."""
+    `expected` documents of the run should be in the index; `frequencies` has how many have each token.
+    """
 
     def __init__(self, snapshot: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
-        self._snapshot, self._loaded, self._report = snapshot, loaded, report
+        self.snapshot, self.loaded, self._report = snapshot, loaded, report
+        self.expected = 0
+        self.frequencies = np.zeros(len(loaded.run.vocabulary()), dtype=np.int64)
+        self._terms: list[tuple[int, npt.NDArray[np.int32]]] = []
         rows = sum(loaded.rows) + report.index_documents
         self._documents = SortedPieces(folder, 3, rows=rows, range_rows=RANGE_ROWS)
         places, count = [np.empty(0, np.int64)], 0
         for some, ids in snapshot.ids():
-            self._documents.add(_rows(ids, 0, np.arange(count, count + len(ids), dtype=np.uint64) | SECOND))
+            self._documents.add(rows_of(ids, 0, np.arange(count, count + len(ids), dtype=np.uint64) | SECOND))
             places.append(some)
             count += len(ids)
         self.places = np.concatenate(places)
         self.fingerprints = np.zeros(count, dtype=np.uint64)  # of the documents of the index
 
-    def add(self, start: int, vectors: SparseRows, fingerprints: Numbers) -> npt.NDArray[np.bool_]:
-        """Add a part of the run without the documents that the load refused. Return which rows were added."""
-        kept = np.array([doc_id not in self._loaded.refused for doc_id in vectors.doc_ids], dtype=np.bool_)
-        ids = [doc_id for doc_id, stays in zip(vectors.doc_ids, kept.tolist(), strict=True) if stays]
-        self._documents.add(_rows(ids, fingerprints[kept], (np.flatnonzero(kept) + start).astype(np.uint64)))
-        return kept
+    def add(self, part: RunPart) -> None:
+        """Add a part of the run."""
+        self._documents.add(part.documents)
+        self.expected += len(part.documents)
+        self.frequencies += part.frequencies
+        self._terms.append((part.start, part.terms))
 
-    def note_mismatches(self) -> tuple[_Places, _Places]:
+    def terms(self) -> npt.NDArray[np.int32]:
+        """Return the number of terms of each document of the run, 0 if the load refused it."""
+        self._terms.sort(key=lambda one: one[0])
+        return np.concatenate([*(terms for _, terms in self._terms), np.zeros(0, dtype=np.int32)])
+
+    def note_mismatches(self) -> tuple[Places, Places]:
         """Note missing and extra ids. Return the places in the run of missing and of different documents."""
         missing, differing = [], []
-        lone: tuple[list[_Places], list[_Places]] = [], []
+        lone: tuple[list[Places], list[Places]] = [], []
         for rows in self._documents.ranges():
             there = rows[:, 2] >= SECOND
             rows[there, 1] = self.fingerprints[(rows[there, 2] & ~SECOND).astype(np.int64)]
@@ -304,18 +253,10 @@ class _BothSides:
                 first.append(np.sort(self.places[found.places[flags]])[:NAMED])
         gone = np.sort(np.concatenate(missing))
         self._report.missing += len(gone)
-        self._report.missing_ids += [one.doc_id for one in self._loaded.documents(gone[:NAMED])]
+        self._report.missing_ids += [one.doc_id for one in self.loaded.documents(gone[:NAMED])]
         for some, names in zip(lone, (self._report.extra_ids, self._report.doubled_ids), strict=True):
-            names.extend(self._snapshot.id_at(int(place)) for place in np.sort(np.concatenate(some))[:NAMED])
+            names.extend(self.snapshot.id_at(int(place)) for place in np.sort(np.concatenate(some))[:NAMED])
         return gone, np.sort(np.concatenate(differing))
-
-
-def _rows(ids: Sequence[str], fingerprints: Numbers | int, places: Numbers) -> Numbers:
-    """Return rows for `match`."""
-    rows = np.empty((len(ids), 3), dtype=np.uint64)
-    rows[:, 0] = np.fromiter(map(hash_id, ids), dtype=np.uint64, count=len(ids))
-    rows[:, 1], rows[:, 2] = fingerprints, places
-    return rows
 
 
 def _token_queries(
@@ -335,7 +276,7 @@ def _token_queries(
     return [*([tokens[token_id]] for token_id in held), *unused], numbers, likely
 
 
-def check_sample(loaded: Loaded, places: _Places, checker: WeightChecker, reporter: Reporter, *, ids_too: bool) -> None:
+def check_sample(loaded: Loaded, places: Places, checker: WeightChecker, reporter: Reporter, *, ids_too: bool) -> None:
     """Compare the weights of the documents at some places, and with `ids_too` note the missing documents."""
     report = checker.report
     reporter.advance(0)  # starts the clock
@@ -344,11 +285,5 @@ def check_sample(loaded: Loaded, places: _Places, checker: WeightChecker, report
         absent, _ = checker.check(batch)
         for doc_id in absent if ids_too else ():
             if doc_id not in loaded.refused:
-                report.missing += 1
-                if len(report.missing_ids) < NAMED:
-                    report.missing_ids.append(doc_id)
+                report.note_missing(doc_id)
         reporter.advance(report.checked_documents - before)
-
-
-def _between(places: _Places, low: int, high: int) -> _Places:
-    return places[slice(*np.searchsorted(places, [low, high]))]

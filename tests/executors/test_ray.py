@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,42 +9,46 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from support import stub_shards
 from support.checkpoints import make_masked_lm
 from support.loads import MANY, broken_titles, ids_in, into, run_with_bad_titles
 from support.reporters import Recorder
-from support.run_contents import contents, lasting
+from support.run_contents import contents, lasting, write
 from support.runs import DOCUMENTS, make_run
 from support.stub_shards import ROWS, Stub, is_complete
 
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.journal import open_journal
+from sparse_ingest.encoding import duplicates
 from sparse_ingest.encoding.encode import encode
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, RunError
 from sparse_ingest.executors.options import RayOptions
+from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.runs.ids import hash_id
+from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
-from sparse_ingest.executors import ray as executor  # noqa: E402
+from support.ray_nodes import IMPORTS, Cluster, two_nodes  # noqa: E402
 
-STORE = 100_000_000  # bytes
-IMPORTS = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_USAGE_STATS_ENABLED": "0"}
+from sparse_ingest.executors import ray as executor  # noqa: E402
+from sparse_ingest.executors.ray_cluster import connected  # noqa: E402
+
+LASTING = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
 
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[None]:
-    """A Ray with two CPUs to which this process is connected, so that tests share its processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in IMPORTS.items():
-            patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, object_store_memory=STORE, log_to_driver=False, logging_level="ERROR")
+    """A Ray of this machine, as commands start it, that all tests share."""
+    with connected(RayOptions(), Recorder()):
         yield
-        ray.shutdown()
 
 
 def made(folder: Path, shards: int, reporter: Recorder | None = None, **stub: Any) -> list[object]:
@@ -81,11 +84,17 @@ def test_each_group_is_made_once_by_a_process_that_keeps_its_maker(connection: N
 @pytest.mark.parametrize("behavior, kind, message", [
     ("raise", CorpusError, "corpus.jsonl:3: bad."),
     ("extra", MissingExtraError, 'This needs the extra "fast"'),
-    ("bug", RunError, r"ZeroDivisionError: a bug\); 2 shards from number 0 failed 5 times"),
+    ("bug", RunError, r"ZeroDivisionError: a bug\); 2 shards from number 0 failed 2 times"),
 ])  # fmt: skip
 def test_an_error_ends_the_run_with_its_message(
-    connection: None, tmp_path: Path, behavior: str, kind: type[Exception], message: str
+    connection: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    behavior: str,
+    kind: type[Exception],
+    message: str,
 ) -> None:
+    monkeypatch.setattr(executor, "MOST_FAILURES", 2)
     with pytest.raises(kind, match=message) as caught:
         made(tmp_path, 4, behavior=behavior, shard=1)
     assert type(caught.value) is kind
@@ -111,20 +120,36 @@ def test_a_stop_request_ends_tasks_after_a_window(connection: None, tmp_path: Pa
     assert len(list(tmp_path.glob("shard-*"))) < 100
 
 
-def test_encode_gives_the_same_bytes_as_one_process(connection: None, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    rows = ({"_id": str(row), "text": f"the river stone {row} " * (row % 7)} for row in range(100))
-    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"model": str(make_masked_lm(tmp_path / "model")), "shard_rows": 20, "dtype": "float32", "device": "cpu"}
+def test_encode_gives_the_same_bytes_as_one_process(
+    connection: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "TASK_ROWS", 20)
+    rows = [{"_id": str(row % 38), "text": f"the river stone {row} " * (row % 7)} for row in range(40)]
+    corpus = write(tmp_path / "corpus.jsonl", rows)  # the last two ids are duplicates
+    settings = {"model": str(make_masked_lm(tmp_path / "model")), "shard_rows": 10, "dtype": "float32", "device": "cpu"}
+    settings["on_bad_document"] = "skip"
     alone = encode(corpus, tmp_path / "alone", **settings)
-    run = encode(corpus, tmp_path / "ray", executor="ray", workers=2, **settings)
-    for name in ("manifest.json", "vocab.json", "complete.json"):
-        assert (run.path / name).read_bytes() == (alone.path / name).read_bytes()
-    assert contents(run.path / "shards") == contents(alone.path / "shards")
+    run = encode(corpus, tmp_path / "ray", executor="ray", workers=1, **settings)
+    assert run.report.skipped == 2
+    assert lasting_bytes(run) == lasting_bytes(alone)
     assert lasting(run) == lasting(alone)
-    corpus.write_text(corpus.read_text().replace("stone 78", "stone 87"))
-    with pytest.raises(RunError, match="The corpus changed: rows 60 to 79 differ"):
-        encode(corpus, tmp_path / "ray", executor="ray", workers=2, **settings)
+    corpus.write_text(corpus.read_text().replace("stone 27", "stone 72"))
+    with pytest.raises(RunError, match="The corpus changed: rows 20 to 29 differ"):
+        encode(corpus, tmp_path / "ray", executor="ray", workers=1, **settings)
+
+
+def lasting_bytes(run: Run) -> dict[str, bytes]:
+    """Return the files that have the same bytes on every machine."""
+    return {name: content for name, content in contents(run.path).items() if name.startswith(LASTING)}
+
+
+def test_tasks_hash_the_ids_of_all_shards(connection: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "TASK_ROWS", 8)
+    run = make_run(tmp_path, MANY, shard_rows=3)
+    with executor.tasks_of_ray(RayOptions(workers=2), out=run.path, reporter=Recorder()) as run_on:
+        hashes = duplicates.hash_in_tasks(run_on, run)
+    assert hashes is not None
+    assert sorted(np.concatenate(list(hashes.ranges()))[:, 0].tolist()) == sorted(map(hash_id, MANY))
 
 
 def test_a_load_in_tasks_journals_every_shard_and_every_refusal(
@@ -141,6 +166,27 @@ def test_a_load_in_tasks_journals_every_shard_and_every_refusal(
     assert [letter.doc_id for letter in journal.dead()] == ["words"]
     again = into(client, index_name, run, **settings)
     assert (again.loaded_shards, again.documents) == (0, 5)
+
+
+@pytest.mark.parametrize("kind, sample", [
+    ("rank_features", None), ("sparse_vector", None), pytest.param("rank_features", 4, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_verify_in_tasks_gives_the_report_of_one_process(
+    connection: None, client: Client, index_name: str, tmp_path: Path, kind: str, sample: int | None
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=7)
+    into(client, index_name, run, kind=kind, pipeline=Pipeline())
+    at = Connection(client.address)
+    for number in range(3, 60, 2):
+        client.call("PUT", f"/{index_name}/_doc/d{number}", {})
+    for number in range(0, 60, 20):
+        client.call("DELETE", f"/{index_name}/_doc/d{number}")
+    client.call("PUT", f"/{index_name}/_doc/stranger", {})
+    alone = verify(run, index=index_name, connection=at, sample=sample)
+    report = verify(run, index=index_name, connection=at, sample=sample, executor="ray", workers=2)
+    assert replace(report, seconds=0) == replace(alone, seconds=0)
+    assert (report.missing, report.extra) == (3, 1)
+    assert sample or report.differing == 58  # two weights of each changed document
 
 
 @pytest.mark.slow
@@ -162,20 +208,22 @@ def test_a_killed_worker_of_a_load_doubles_and_loses_nothing(
     assert verify(run, index=index_name, connection=Connection(client.address)).ok
 
 
-def test_a_local_ray_listens_on_loopback_only_and_ends_with_the_run(tmp_path: Path) -> None:
-    driver = drive(tmp_path, 40, 0.1)
-    wait_for(lambda: list(tmp_path.glob("shard-*")), driver)
-    tree = psutil.Process(driver.pid)
-    processes = [tree, *tree.children(recursive=True)]
+def test_a_local_ray_listens_on_loopback_only(connection: None) -> None:
     addresses = {
         (process.name(), at.laddr.ip)
-        for process in processes
+        for process in psutil.Process().children(recursive=True)
         for at in process.net_connections("inet")
         if at.status == psutil.CONN_LISTEN
     }
-    names = {name for name, _ in addresses}
-    assert {"gcs_server", "raylet"} <= names
+    assert {"gcs_server", "raylet"} <= {name for name, _ in addresses}
     assert {ip for _, ip in addresses} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+@pytest.mark.slow
+def test_a_local_ray_ends_with_the_run_and_prints_nothing(tmp_path: Path) -> None:
+    driver = drive(tmp_path, 40, 0.1)
+    wait_for(lambda: list(tmp_path.glob("shard-*")), driver)
+    processes = psutil.Process(driver.pid).children(recursive=True)
     output, notes = driver.communicate(timeout=60)
     assert (driver.returncode, output) == (0, ""), notes
     assert is_complete(tmp_path, 40)
@@ -205,37 +253,12 @@ def test_fifteen_thousand_shards_take_a_minute_and_little_memory(tmp_path: Path)
     assert usage.ru_maxrss < 400_000  # KB
 
 
-class Cluster:
-    """A head without CPUs, and two nodes with one CPU each."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self._cluster.add_node(num_cpus=1, object_store_memory=STORE, wait=False) for _ in range(2)]
-        self._cluster.wait_for_nodes()
-        self.address = self._cluster.address
-
-    def process(self, kind: str, node: Any = None) -> psutil.Process:
-        """Return the process of the head, or of a node."""
-        return psutil.Process((node or self._cluster.head_node).all_processes[kind][0].process.pid)
-
-    def shutdown(self) -> None:
-        self._cluster.shutdown()
-
-
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     if ray.is_initialized():
         ray.shutdown()
-    for name, value in IMPORTS.items():
-        monkeypatch.setenv(name, value)
-    cluster = Cluster()
-    try:
+    with two_nodes() as cluster:
         yield cluster
-    finally:
-        cluster.shutdown()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from support.runs import make_run
 
 from sparse_ingest.runs import ids as ids_module
 from sparse_ingest.runs.files import SkippedRow
-from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
+from sparse_ingest.runs.ids import Duplicate, find_duplicates, id_hashes, pieces_of, remove_rows
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard, shard_schema_of, take_rows, write_shard
 
@@ -83,6 +83,16 @@ def test_an_aborted_search_for_duplicates_can_be_repeated(tmp_path: Path) -> Non
     run = run_of(tmp_path, names, 3)
     assert len(list(islice(find_duplicates(run, range_ids=3), 1))) == 1
     assert set(find_duplicates(run)) == naive(names, 3)
+
+
+def test_hashes_from_other_processes_are_used_in_any_order(tmp_path: Path) -> None:
+    names = [*NAMES[:7], *NAMES[:2]]
+    run = run_of(tmp_path, names, 3)
+    hashes = pieces_of(run, range_ids=2)
+    hashes.add(np.concatenate([id_hashes(run, 2), id_hashes(run, 1)]))
+    hashes.add(id_hashes(run, 0))
+    assert set(find_duplicates(run, hashes=hashes)) == naive(names, 3)
+    assert list(find_duplicates(run, hashes=pieces_of(run))) == []
 
 
 def test_an_empty_run_has_no_duplicates(tmp_path: Path) -> None:

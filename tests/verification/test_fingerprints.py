@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparse_ingest.verification.comparison import row_fingerprints, term_fingerprints
+from sparse_ingest.verification.loaded import row_fingerprints, term_fingerprints
 
 
 def test_a_fingerprint_ignores_the_order_of_terms_and_changes_with_every_bit() -> None:
