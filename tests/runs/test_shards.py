@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sparse_ingest.runs.shards import (
     PART_ROWS,
     ShardPart,
     drop_bits,
+    parse_fields,
     read_doc_ids,
     read_shard,
     shard_schema,
@@ -221,3 +223,21 @@ def test_rows_of_a_part_can_be_selected() -> None:
     assert list(left.vectors.doc_ids) == ["d1", "d3"]
     assert (left.vectors.indptr.tolist(), left.vectors.token_ids.tolist()) == ([0, 0, 2], [4, 5])
     assert not len(take_rows(part, np.array([], dtype=np.int64)).rows)
+
+
+FIELDS = (
+    '{"a": 0, "b": -0, "c": 1.0, "d": 5e-324, "e": [true, null, {"": "\\u00e9\\ud83d\\ude00"}]}',
+    '{"a": 12345678901234567890123, "b": 0.1000000000000000055511151231257827, "a": 18446744073709551616}',
+    '{"a": NaN, "b": -Infinity, "c": 1e400, "d": "\\ud800"}',
+)
+
+
+@pytest.mark.parametrize("text", FIELDS)
+def test_fields_are_read_as_json_reads_them(text: str) -> None:
+    assert repr(parse_fields(text, "id")) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1} x', '{"a": 01}', '{"a": "\t"}', '{"a":' * 100_000])
+def test_fields_that_are_not_an_object_are_refused(text: str) -> None:
+    with pytest.raises(RunError, match="fields of document 'id' are not a JSON object"):
+        parse_fields(text, "id")
