@@ -119,12 +119,13 @@ def _print_step(run: Run, options: EncodeOptions, as_json: bool) -> None:
     what = f"{starts.rows:,} rows in {counted(len(starts.positions), 'shard')} are planned"
     then = "make them with --part 1/N to N/N, then run --finish"
     if options.part:
-        what = f"part {options.part} has no shard"
-        if shards:
-            what = (
-                f"part {options.part}: shards {shards.start} to {shards.stop - 1} of {len(starts.positions)} are made"
-            )
-        then = f"{done} are done in all; when all are, run --finish"
+        named = f"shards {shards.start} to {shards.stop - 1}" if len(shards) > 1 else f"shard {shards.start}"
+        what = f"part {options.part} is done ({named if shards else 'no shard'})"
+        then = f"{done} of {counted(len(starts.positions), 'shard')} are done"
+        if done == len(starts.positions):
+            then += "; run --finish"
+    if run.complete():
+        then = "the run is complete"
     print_result(as_json, state, [f"{run.path}: {what}; {then}."])
 
 

@@ -23,7 +23,7 @@ from sparse_ingest.encoding.job import Job
 from sparse_ingest.encoding.options import EncodeOptions, with_options
 from sparse_ingest.encoding.planner import part_of
 from sparse_ingest.encoding.settings import resolve
-from sparse_ingest.errors import UsageError, counted, needs_extra
+from sparse_ingest.errors import RunError, UsageError, counted, needs_extra
 from sparse_ingest.executors.local import Worker, run_on_devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.records import field_path, is_within
@@ -71,17 +71,19 @@ def encode(
     chosen = options_from(EncodeOptions, options, settings, "encode")
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
     source = _opened(corpus, full, chosen, reporter)
-    alone = _refuse_clashing_steps(chosen, source)
+    is_step = _refuse_clashing_steps(chosen, source)
     chosen.refuse_without_ray()
     on_ray = chosen.executor == "ray"
     if on_ray:
-        chosen = _for_ray(chosen, source, alone)
+        chosen = _for_ray(chosen, source, is_step)
     devices = [chosen.device] if on_ray else _devices(chosen.device, source, place, reporter)
     arguments = source, place, full, chosen
+    if chosen.finish and not has_manifest(place):
+        raise RunError(f"{place} is not a run. Check --out; a shared run starts with --plan-only.")
     with naming(place, Path(tempfile.gettempdir())):
         if on_ray:
             _in_processes([], arguments, reporter)
-        elif alone:
+        elif is_step and (len(devices) == 1 or not chosen.part):
             _one_step(Job(Worker(devices[0]), *arguments, reporter), chosen)
         elif len(devices) == 1:
             job = Job(Worker(devices[0]), *arguments, reporter)
@@ -91,7 +93,7 @@ def encode(
         else:
             _in_processes(devices, arguments, reporter)
     run = open_run(place)
-    if alone and not chosen.finish:
+    if chosen.plan_only or chosen.part:
         return run
     if dropped := run.report.without_token:
         reporter.warn(lost_weights(dropped, run.vocabulary()))
@@ -112,22 +114,26 @@ def _refuse_clashing_steps(options: EncodeOptions, corpus: Corpus) -> bool:
 def _one_step(job: Job, options: EncodeOptions) -> None:
     """Plan a shared run, make one part of its shards, or finish it."""
     if options.part:
-        shards = part_of(options.part, job.starts)
-        if not shards:
-            job.reporter.note(f"--part {options.part} has no shard: the run has {counted(job.shards, 'shard')}.")
-        job.make(shards)
+        job.make(_shards_of(job, options.part))
     elif options.finish:
         with job.alone():
             job.check_all()
             job.finish()
     else:
-        job.starts  # noqa: B018 - found and stored
+        job.plan()
         job.warn_of_merged_rows()
 
 
-def _for_ray(options: EncodeOptions, corpus: Corpus, alone: bool) -> EncodeOptions:
+def _shards_of(job: Job, part: str) -> range:
+    """Return the shards of a part, with a note if it has none."""
+    if not (shards := part_of(part, job.starts)):
+        job.reporter.note(f"--part {part} has no shard: the run has {counted(job.shards, 'shard')}.")
+    return shards
+
+
+def _for_ray(options: EncodeOptions, corpus: Corpus, is_step: bool) -> EncodeOptions:
     """Return the options for workers of Ray. Raise `UsageError` for those that exclude it."""
-    if alone:
+    if is_step:
         raise UsageError("--executor ray makes all shards and finishes the run. Omit --plan-only, --part and --finish.")
     if not corpus.rereadable:
         raise UsageError("--executor ray: only one process can read standard input. Pass the corpus as a file.")
@@ -139,7 +145,10 @@ def _for_ray(options: EncodeOptions, corpus: Corpus, alone: bool) -> EncodeOptio
 def _in_processes(
     devices: Sequence[str], arguments: tuple[Corpus, Place, Pipeline, EncodeOptions], reporter: Reporter
 ) -> None:
-    """Complete a run whose shards other processes make, on devices or in tasks of Ray; this one has no model."""
+    """Complete a run, or make a part of it, with other processes on devices or in tasks of Ray.
+
+    This process has no model.
+    """
     out, options = arguments[1], arguments[3]
     with ExitStack() as stack:
         opened: list[Job] = []
@@ -147,9 +156,9 @@ def _in_processes(
         def groups() -> list[range]:
             # The first process has created the run.
             opened.append(job := Job(Worker(options.device), *arguments, reporter))
-            stack.enter_context(job.alone())
-            reporter.begin("documents", job.starts.rows)
-            return job.starts.groups
+            if not options.part:
+                stack.enter_context(job.alone())
+            return job.groups(_shards_of(job, options.part) if options.part else range(job.shards))
 
         hashes = None
         if devices:
@@ -161,7 +170,8 @@ def _in_processes(
                 run_on(Job, arguments, groups)
                 if not opened[0].run.complete():
                     hashes = hash_in_tasks(run_on, opened[0].run)
-        opened[0].finish(hashes)
+        if not options.part:
+            opened[0].finish(hashes)
 
 
 def dry_run(

@@ -96,9 +96,6 @@ class Job:
             refuse_differences(existing, self._identity(dtype)[1])
         elif dtype == "auto":
             dtype, auto = self._choose_dtype()
-            if existing := existing_run(out):  # another process has created it, and may have chosen another dtype
-                dtype = existing.manifest.identity["dtype"]
-                refuse_differences(existing, self._identity(dtype)[1])
         if self.old:
             refuse_other_settings(self.old, self._identity(dtype)[1])
         if existing and existing.has_vocabulary():
@@ -107,7 +104,13 @@ class Job:
         run_id, identity = self._identity(dtype)
         record = model_record(self.checkpoint, self.model, self.requested_model)
         manifest = Manifest(FORMAT, run_id, identity, self.options.shard_rows, record, auto)
-        return create_or_open_run(out, manifest, self._encoder.vocabulary)
+        try:
+            return create_or_open_run(out, manifest, self._encoder.vocabulary)
+        except RunError:
+            if auto and not existing and existing_run(out):  # created by another process, with another dtype
+                self._encoder = None
+                return self._open(out)
+            raise
 
     def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
         """Return the dtype that `auto` chooses on the first documents, and why; keep its encoder if it is the last."""
@@ -192,7 +195,7 @@ class Job:
             if not held:
                 raise RunError(
                     f"Another process is encoding {self.run.path}. Wait until it has finished. Several processes share "
-                    "a run with --plan-only, then --part I/N for each, then --finish."
+                    "a run with --plan-only, then --part I/N for each, then --finish; or with --executor ray."
                 )
             yield
 
@@ -204,12 +207,20 @@ class Job:
                 self.cursor.jump(self.starts.begins[shard])
             self._make(shard)
 
+    def plan(self) -> None:
+        """Find where the shards start, unless the run has a plan."""
+        logger.info("%d shards of %d rows.", self.shards, self.starts.rows)
+
+    def groups(self, shards: range) -> list[range]:
+        """Return the groups of some shards, whose rows are the documents of the progress."""
+        self.reporter.begin("documents", rows_of(self.starts, shards))
+        own = (range(max(group.start, shards.start), min(group.stop, shards.stop)) for group in self.starts.groups)
+        return [group for group in own if group]
+
     def make(self, shards: range) -> None:
         """Make some shards, with progress."""
-        self.reporter.begin("documents", rows_of(self.starts, shards))
-        for group in self.starts.groups:
-            if own := range(max(group.start, shards.start), min(group.stop, shards.stop)):
-                self(own)
+        for group in self.groups(shards):
+            self(group)
 
     def make_all(self) -> None:
         """Make every shard that is not done, and check the others."""
@@ -238,7 +249,8 @@ class Job:
         if not self.corpus.rereadable:
             return
         following = self.starts.positions[shard + 1 :]
-        if (self.cursor.position != following[0]) if following else (self.cursor.position.row != self.starts.rows):
+        is_end = self.cursor.position.row == self.starts.rows and not self.cursor.peek(1)
+        if not (self.cursor.position == following[0] if following else is_end):
             raise RunError(
                 f"The corpus changed: {part_name(shard)} of {self.run.path} ends before row "
                 f"{self.cursor.position.row}, at another place than when the shards were planned. Encode into a new "
@@ -285,7 +297,8 @@ class Job:
         if missing := [shard for shard in range(self.shards) if not self.run.done(shard)]:
             raise RunError(
                 f"{counted(len(missing), 'shard')} of {self.run.path} {'is' if len(missing) == 1 else 'are'} missing, "
-                f"the first is {part_name(missing[0])}. Run the --part that has it again, then --finish."
+                f"the first is {part_name(missing[0])}. Run the parts again, or --part 1/1, which makes what is "
+                "missing; then --finish."
             )
 
     def _row_count(self) -> int:
@@ -324,7 +337,7 @@ class Job:
                         f"--batch-tokens {lowered.batch_tokens}, or with a file."
                     ) from lowered
                 self.cursor.jump(start)
-        if self.run.done(shard):  # another process was faster; it has the same bytes
+        if sha256 is None:  # another process was faster
             spool.remove()
             return
         self.run.write_skipped(shard, sorted(counts.skipped))
@@ -339,11 +352,17 @@ class Job:
             "host": platform.node(),
             "batch_tokens": encoder.batch_tokens,
         }, exclusive=True)  # fmt: skip
+        if (self.run.done(shard) or {}).get("sha256") != sha256:
+            self.run.unmark_done(shard)  # its record may not be of its file
+            raise RunError(
+                f"Another process made other bytes for {part_name(shard)} of {self.run.path} at the same time: with "
+                "another --batch-tokens, type of device or release. Use the same for all parts, and run this one again."
+            )
         spool.remove()
         _return_memory()
 
-    def _write_shard(self, shard: int, counts: Counts, spool: Spool) -> str:
-        """Write the rows at the cursor as a shard, and return its SHA-256."""
+    def _write_shard(self, shard: int, counts: Counts, spool: Spool) -> str | None:
+        """Write the rows at the cursor as a shard. Return its SHA-256, or None if another process has finished it."""
         scratch = self.run.scratch_path(f"{part_name(shard)}.{uuid.uuid4().hex}.parquet")
         with (
             self.stages.busy(WALL),
@@ -356,8 +375,7 @@ class Job:
                 self.estimate.watch(parts, scratch, first_row=counts.first_row), scratch=scratch, schema=self.schema
             )
             self._refuse_other_end(shard)
-            self.run.add_shard(shard, scratch, sha256)
-        return sha256
+            return sha256 if self.run.add_shard(shard, scratch, sha256) else None
 
     def _stop_if_requested(self) -> None:
         stop_if_requested(self.reporter, self.run.path)

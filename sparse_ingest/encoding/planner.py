@@ -37,7 +37,7 @@ def planned(run: Run, corpus: Corpus, limit: int | None, reporter: Reporter) -> 
             raise _unusable(run)
         return found
     found = find_starts(corpus, run.manifest.shard_rows, limit, reporter=_Planning(reporter))
-    if run.complete() is None:
+    if run.writable:
         groups = [group.start for group in found.groups] + [len(found.positions)]
         content = {"rows": found.rows, "positions": found.positions, "begins": found.begins, "groups": groups}
         write_json(run.path / "starts.json", content, exclusive=True)

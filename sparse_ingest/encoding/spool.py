@@ -9,7 +9,6 @@ and its window encoded again. Files are written in a thread, atomically, and not
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ import msgspec
 import numpy as np
 
 from sparse_ingest.encoding.counts import OF_ROWS, OfRows, WindowCounts
+from sparse_ingest.errors import StorageError
 from sparse_ingest.records import SourceRow, SparseRows
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.manifest import canonical_json
@@ -84,13 +84,14 @@ class Spool:
 
     def find(self, key: str, rows: list[SourceRow]) -> Finished | None:
         """Return the window of a key, whose documents are from these rows; None if it is not stored, or is damaged."""
-        if self._earlier is None:
-            self._earlier = {path.name for path in self._folder.iterdir()} if self._folder.exists() else set()
-        if (name := f"{key}.window") not in self._earlier:
-            return None
+        name = f"{key}.window"
         try:
+            if self._earlier is None:
+                self._earlier = {path.name for path in self._folder.iterdir()} if self._folder.exists() else set()
+            if name not in self._earlier:
+                return None
             return _unpacked((self._folder / name).read_bytes(), rows)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (StorageError, OSError, ValueError, TypeError, KeyError) as error:
             logger.info("%s is not used: %s", self._folder / name, error)
             return None
 
@@ -120,9 +121,11 @@ class Spool:
 
     def _write(self, name: str, window: Finished) -> None:
         # Another process that has finished the same shard may delete the folder at any time.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self._folder / name, _packed(window), sync=False)
+        except (StorageError, OSError) as error:
+            logger.info("%s is not stored: %s", self._folder / name, error)
 
 
 def _packed(window: Finished) -> bytes:

@@ -32,6 +32,7 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
     RuntimeEnvSetupError,
+    TaskCancelledError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -178,6 +179,8 @@ class _Driver:
         while self._open and not (self._stopped and not self._running()):
             if not self._stopped and self._reporter.stop_requested():
                 self._stop()
+            if self._stopped:
+                self._cancel_unplaced()
             # Ray keeps a worker for tasks that already wait; for short ones asking for another takes most of the time.
             self._submit(2 * slots if self._median() < QUICK_S else slots)
             self._pool.check()
@@ -240,9 +243,12 @@ class _Driver:
         self._stopped = True
         self._waiting.clear()
         self._mail = None  # ask again, with the request
+
+    def _cancel_unplaced(self) -> None:
+        """Cancel tasks that wait for a free node."""
         for attempt in self._attempts.values():
             if attempt.heard is None and time.monotonic() - attempt.submitted > START_S:
-                ray.cancel(attempt.task)  # it waits for a free node
+                ray.cancel(attempt.task)
 
     def _receive(self) -> None:
         """Wait a moment for the mailbox and for tasks that end, and act on them."""
@@ -352,6 +358,8 @@ class _Driver:
             raise _unfit(_reason(error)) from error
         if isinstance(error, TaskUnschedulableError):
             raise RunError(f"Ray cannot place a task: {_reason(error)}. Change --workers or --worker-cpus.") from error
+        if self._stopped and isinstance(error, TaskCancelledError):
+            return None
         where = self._pool.where(attempt.node)
         if isinstance(error, OutOfMemoryError):
             return self._failed(attempt, f"Memory ran out{where}, and Ray ended a worker")

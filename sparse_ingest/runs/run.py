@@ -201,8 +201,8 @@ class Run:
         if self._leases:
             self._leases.refuse_lost()
 
-    def add_shard(self, shard: int, scratch: Path, sha256: str) -> None:
-        """Move a new shard to its final name; if another process has finished this shard, its file stays."""
+    def add_shard(self, shard: int, scratch: Path, sha256: str) -> bool:
+        """Move a new shard to its final name. Return False if another process has finished it, whose file stays."""
         record = self._record_path(shard)
         if record.exists() and not self.shard_path(shard).exists():  # the shard was lost after it was done
             record.unlink(missing_ok=True)
@@ -212,7 +212,7 @@ class Run:
             return record.exists()
 
         self.refuse_lost()
-        add_whole(scratch, self.shard_path(shard), sha256, kept)
+        return add_whole(scratch, self.shard_path(shard), sha256, kept)
 
     def mark_done(self, shard: int, record: dict[str, Any], *, exclusive: bool = False) -> None:
         """Mark a shard as finished; with `exclusive` an existing record is kept.

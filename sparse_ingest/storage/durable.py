@@ -118,10 +118,11 @@ def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None
     raise StorageError(f"Another process keeps writing {target}. Stop it, then run the command again.")
 
 
-def add_whole(scratch: Path, target: Place, sha256: str, kept: Callable[[], bool]) -> None:
-    """Move a complete, synced file to its final name, unless another process has written that file.
+def add_whole(scratch: Path, target: Place, sha256: str, kept: Callable[[], bool]) -> bool:
+    """Move a complete, synced file to its final name. Return False if another process's file there is `kept`.
 
-    A file there with this SHA-256 stays, and one that is `kept`; another one, left by a killed process, is replaced.
+    A file there with this SHA-256 is this one; another one that is not kept was left by a killed process, and is
+    replaced.
     """
     for _ in range(_ATTEMPTS):
         try:
@@ -129,13 +130,20 @@ def add_whole(scratch: Path, target: Place, sha256: str, kept: Callable[[], bool
                 target.upload(scratch, exclusive=True)
             else:
                 os.link(scratch, target)
+        except FileNotFoundError:  # another process has finished the run, and removed this file
+            if not kept():
+                raise
+            return False
         except FileExistsError:
-            if not kept() and _sha256_of(target) != sha256:
+            if kept():
+                scratch.unlink(missing_ok=True)
+                return False
+            if _sha256_of(target) != sha256:
                 target.unlink(missing_ok=True)
                 continue
-        scratch.unlink()
+        scratch.unlink(missing_ok=True)
         sync_folder(target.parent)
-        return
+        return True
     raise StorageError(f"Another process keeps writing {target}. Stop it, then run the command again.")
 
 

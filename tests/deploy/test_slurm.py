@@ -68,7 +68,7 @@ def test_three_jobs_make_the_run_of_one_process(tmp_path: Path, monkeypatch: pyt
     found, expected = contents(tmp_path / "run"), contents(tmp_path / "expected")
     same = [name for name in expected if not name.startswith(("done/", "locks/"))]
     assert [name for name in same if found.get(name) != expected[name]] == []
-    assert "part 2/3: shards 2 to 3 of 5" in (jobs / "log").read_text()
+    assert "part 2/3 is done (shards 2 to 3); " in (jobs / "log").read_text()
     assert json.loads(found["complete.json"])["rows"] == len(ROWS)
 
 

@@ -20,7 +20,7 @@ from support.run_contents import ROWS, VOLATILE, contents, documents, lasting, w
 
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.files import SkippedRow
-from sparse_ingest.runs.run import open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard, store_weights, text_hash
 
 
@@ -541,10 +541,12 @@ def test_parts_in_any_order_and_at_once_give_the_run_of_one_process(many, tmp_pa
     logs = [(tmp_path / f"log-{number}").read_text() for number in range(len(parts))]
     assert [worker.exitcode for worker in workers] == [0] * len(parts), logs
     early = command(*arguments, "--out", out, "--finish")
-    assert early.code == 1 and "14 shards of " in early.err and "the first is part-00000. Run the --part" in early.err
+    assert (
+        early.code == 1 and "14 shards of " in early.err and "the first is part-00000. Run the parts again" in early.err
+    )
     assert not (out / "complete.json").exists()
     assert (
-        "part 1/3: shards 0 to 13 of 41 are made; 41 are done in all"
+        "part 1/3 is done (shards 0 to 13); 41 of 41 shards are done; run --finish"
         in command(*arguments, "--out", out, "--part", "1/3").out
     )
     assert command(*arguments, "--out", out, "--finish").code == 3
@@ -568,6 +570,72 @@ def test_steps_of_a_shared_run_are_checked(encode, given: tuple[str, ...], messa
 def test_a_part_without_a_shard_ends_with_a_note(encode) -> None:
     answer = encode("--part", "2/9")
     assert answer.code == 0 and "--part 2/9 has no shard: the run has 3 shards" in answer.err
+
+
+def test_a_finish_without_a_run_creates_nothing(encode, tmp_path: Path) -> None:
+    answer = encode("--finish")
+    assert answer.code == 1 and "run is not a run. Check --out; a shared run starts with --plan-only." in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_complete_run_of_an_earlier_release_is_planned_again(encode, tmp_path: Path) -> None:
+    assert encode().code == 0
+    (tmp_path / "run" / "starts.json").unlink()
+    answer = encode("--plan-only")
+    assert answer.code == 0 and "20 rows in 3 shards are planned; the run is complete." in answer.out
+
+
+def test_rows_after_the_planned_end_are_refused(encode, tmp_path: Path) -> None:
+    rows = [{"_id": f"{place:02}", "text": "river " * 9} for place in range(20)]
+    changing = write(tmp_path / "changing.jsonl", rows)
+    assert encode("--plan-only", specs=(changing,)).code == 0
+    before = changing.read_bytes()
+    lines = before.splitlines(keepends=True)
+    # One more row in as many bytes, in the last shard.
+    short = b'{"_id": "x", "text": "a"}\n'
+    fill = len(lines[-1]) - len(short) - len(b'{"_id": "y", "text": ""}\n')
+    changing.write_bytes(b"".join(lines[:-1]) + short + b'{"_id": "y", "text": "%b"}\n' % (b"b" * fill))
+    assert len(changing.read_bytes()) == len(before)
+    answer = encode("--part", "1/1", specs=(changing,))
+    assert answer.code == 1 and "The corpus changed: part-00002 of " in answer.err
+    assert open_run(tmp_path / "run").done_shards() == [0, 1]
+
+
+def test_a_shard_that_another_process_made_is_kept_or_replaced(encode, tmp_path: Path) -> None:
+    assert encode().code == 0
+    run = open_run(tmp_path / "run")
+    content = run.shard_path(1).read_bytes()
+    scratch, sha256 = run.scratch_path("part-00001.x.parquet"), hashlib.sha256(b"mine").hexdigest()
+    scratch.write_bytes(b"mine")
+    assert not run.add_shard(1, scratch, sha256), "it is done"
+    assert run.shard_path(1).read_bytes() == content and not scratch.exists()
+    assert not run.add_shard(1, scratch, sha256), "it is done, and the file was removed at the end of the run"
+    run.unmark_done(1)
+    scratch.write_bytes(b"mine")
+    assert run.add_shard(1, scratch, sha256), "a killed process left the other file"
+    assert run.shard_path(1).read_bytes() == b"mine"
+    scratch.write_bytes(b"mine")
+    assert run.add_shard(1, scratch, sha256) and not scratch.exists(), "the same bytes"
+
+
+def test_other_bytes_of_two_processes_are_an_error_and_made_again(encode, tmp_path: Path, monkeypatch) -> None:
+    assert encode().code == 0
+    run, done = open_run(tmp_path / "run"), open_run(tmp_path / "run").done(1)
+    before = contents(run.path / "shards")
+    run.unmark_done(1)
+    add = Run.add_shard
+
+    def late(self: Run, shard: int, scratch: Path, sha256: str) -> bool:
+        added = add(self, shard, scratch, sha256)
+        self.mark_done(shard, {**(done or {}), "sha256": "0" * 64})  # of a process whose file this one has replaced
+        return added
+
+    monkeypatch.setattr(Run, "add_shard", late)
+    answer = encode()
+    assert answer.code == 1 and "Another process made other bytes for part-00001 of " in answer.err
+    monkeypatch.setattr(Run, "add_shard", add)
+    assert run.done(1) is None and encode().code == 0
+    assert contents(run.path / "shards") == before
 
 
 def test_a_second_encode_of_a_run_is_refused(encode, tmp_path: Path) -> None:

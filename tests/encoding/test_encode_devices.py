@@ -241,6 +241,17 @@ def test_a_stopped_process_is_reported_with_its_pid(corpus: Corpus, tmp_path: Pa
     corpus.compare(out)
 
 
+@pytest.mark.slow
+def test_a_part_uses_all_devices(corpus: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert command(*corpus.arguments(out, "cpu"), "--plan-only").code == 0
+    answer = command(*corpus.arguments(out, "cpu,cpu"), "--part", "1/2")
+    assert answer.code == 0 and "part 1/2 is done (shards 0 to 5); 6 of 11 shards are done" in answer.out
+    assert command(*corpus.arguments(out, "cpu"), "--part", "2/2").code == 0
+    assert command(*corpus.arguments(out, "cpu"), "--finish").code == 3
+    corpus.compare(out)
+
+
 def test_standard_input_is_refused_with_several_devices(corpus: Corpus, tmp_path: Path) -> None:
     arguments = corpus.arguments(tmp_path / "run", "cpu,cpu")
     arguments[arguments.index("--corpus") + 1] = "-"

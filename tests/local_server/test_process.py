@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
+from support.deadlines import until
 from support.json_page import check
 from support.servers import Running, environment, random_free_port, server_home, start_program
 
@@ -66,6 +67,8 @@ def stand_in(home: Path) -> Iterator[Callable[[int], Instance]]:
         token = secrets.token_hex(16)
         command = [sys.executable, "-c", "import time; time.sleep(600)", TOKEN + token]
         children.append(subprocess.Popen(command))
+        # A process that has just started has no command line for a moment.
+        until(lambda: command[-1] in psutil.Process(children[-1].pid).cmdline())
         log = record_of(port).parent / "logs" / "server.log"
         instance = Instance(
             f"http://127.0.0.1:{port}", port, children[-1].pid, home / "data", "1g", log, OPENSEARCH_VERSION, "", token
