@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
 from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, counted, first_line
-from sparse_ingest.executors.failures import carried, raise_carried
+from sparse_ingest.executors.carrying import carried, raise_carried
 from sparse_ingest.reporting import Reporter, SilentReporter
 from sparse_ingest.runs.run import RunLike
 

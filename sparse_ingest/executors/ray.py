@@ -39,7 +39,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sparse_ingest.errors import Interrupted, RunError, StorageError, counted, first_line
-from sparse_ingest.executors.failures import raise_carried
+from sparse_ingest.executors.carrying import raise_carried
 from sparse_ingest.executors.options import RayOptions
 from sparse_ingest.executors.ray_cluster import Pool, connected
 from sparse_ingest.executors.ray_task import Beat, Counts, Mailbox, Outcome, Work, make_group

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sparse_ingest.errors import SparseIngestError, first_line
-from sparse_ingest.executors.failures import carried
+from sparse_ingest.executors.carrying import carried
 from sparse_ingest.executors.local import Worker
 from sparse_ingest.reporting import SilentReporter
 
@@ -62,7 +62,7 @@ class Beat(NamedTuple):
 class Outcome(NamedTuple):
     """How an attempt ended.
 
-    `made` with a result; `failed` with an exception (failures.py); `died` with a reason; `unfit` with the reason why
+    `made` with a result; `failed` with an exception (carrying.py); `died` with a reason; `unfit` with the reason why
     the process cannot read what the driver sent.
     """
 
