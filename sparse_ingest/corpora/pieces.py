@@ -18,7 +18,7 @@ from sparse_ingest.errors import Interrupted
 
 @dataclass(frozen=True)
 class Search:
-    """What is looked for in a source: the first of every `shard_rows` rows of the corpus, up to `limit` rows.
+    """Which rows the planner looks for: the first of every `shard_rows` rows of the corpus, up to `limit` rows.
 
     `rows_before` is the number of rows of earlier sources, or None if they are still being counted; files of lines are
     cut into pieces of `piece_bytes`.

@@ -86,7 +86,7 @@ def find_starts(
 
 
 class _Start(NamedTuple):
-    """The start of a shard, with what `Spot` has of it."""
+    """The start of a shard; `before` and `after` are as in `Spot`."""
 
     position: Position
     begin: Position

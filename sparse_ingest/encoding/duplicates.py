@@ -93,11 +93,10 @@ def hash_in_tasks(run_on: Callable[..., None], run: Run) -> SortedPieces | None:
 
     `run_on` calls the function of `build_hasher` in tasks.
     """
-    hashes, shards = pieces_of(run), len(run.done_shards())
-    step = max(1, TASK_ROWS // run.manifest.shard_rows)
-    groups = [range(first, min(first + step, shards)) for first in range(0, shards, step)]
+    groups = run.groups(len(run.done_shards()), TASK_ROWS)
     if len(groups) <= 1:
         return None
+    hashes = pieces_of(run)
     run_on(build_hasher, (run.path,), lambda: groups, done=hashes.add)
     return hashes
 

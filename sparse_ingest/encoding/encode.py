@@ -23,8 +23,9 @@ from sparse_ingest.encoding.job import Job
 from sparse_ingest.encoding.options import EncodeOptions, with_options
 from sparse_ingest.encoding.planner import part_of
 from sparse_ingest.encoding.settings import resolve
-from sparse_ingest.errors import RunError, UsageError, counted, needs_extra
+from sparse_ingest.errors import RunError, UsageError, counted
 from sparse_ingest.executors.local import Worker, run_on_devices
+from sparse_ingest.executors.tasks import tasks_of_ray
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.records import field_path, is_within
 from sparse_ingest.reporting import Reporter, reporter_of
@@ -71,11 +72,11 @@ def encode(
     chosen = options_from(EncodeOptions, options, settings, "encode")
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
     source = _opened(corpus, full, chosen, reporter)
-    is_step = _refuse_clashing_steps(chosen, source)
+    _refuse_clashing_steps(chosen, source)
     chosen.refuse_without_ray()
     on_ray = chosen.executor == "ray"
     if on_ray:
-        chosen = _for_ray(chosen, source, is_step)
+        chosen = _for_ray(chosen, source)
     devices = [chosen.device] if on_ray else _devices(chosen.device, source, place, reporter)
     arguments = source, place, full, chosen
     if chosen.finish and not has_manifest(place):
@@ -83,13 +84,8 @@ def encode(
     with naming(place, Path(tempfile.gettempdir())):
         if on_ray:
             _in_processes([], arguments, reporter)
-        elif is_step and (len(devices) == 1 or not chosen.part):
-            _one_step(Job(Worker(devices[0]), *arguments, reporter), chosen)
-        elif len(devices) == 1:
-            job = Job(Worker(devices[0]), *arguments, reporter)
-            with job.alone():
-                job.make_all()
-                job.finish()
+        elif len(devices) == 1 or chosen.plan_only or chosen.finish:
+            _in_this_process(Job(Worker(devices[0]), *arguments, reporter), chosen)
         else:
             _in_processes(devices, arguments, reporter)
     run = open_run(place)
@@ -100,28 +96,32 @@ def encode(
     return run
 
 
-def _refuse_clashing_steps(options: EncodeOptions, corpus: Corpus) -> bool:
-    """Return whether one step of a shared run is requested. Raise `UsageError` for two, or for standard input."""
+def _refuse_clashing_steps(options: EncodeOptions, corpus: Corpus) -> None:
+    """Raise `UsageError` for two steps of a shared run, or for one with Ray or standard input."""
     flags = {"--plan-only": options.plan_only, "--part": options.part, "--finish": options.finish}
     given = [flag for flag, value in flags.items() if value]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are different steps. Run one after the other.")
+    if given and options.executor == "ray":
+        raise UsageError("--executor ray makes all shards and finishes the run. Omit --plan-only, --part and --finish.")
     if given and not corpus.rereadable:
         raise UsageError(f"{given[0]}: standard input has no parts. Pass the corpus as a file.")
-    return bool(given)
 
 
-def _one_step(job: Job, options: EncodeOptions) -> None:
-    """Plan a shared run, make one part of its shards, or finish it."""
-    if options.part:
-        job.make(_shards_of(job, options.part))
-    elif options.finish:
-        with job.alone():
-            job.check_all()
-            job.finish()
-    else:
+def _in_this_process(job: Job, options: EncodeOptions) -> None:
+    """Complete a run, or do one step of a shared one."""
+    if options.plan_only:
         job.plan()
         job.warn_of_merged_rows()
+    elif options.part:
+        job.make(_shards_of(job, options.part))
+    else:
+        with job.alone():
+            if options.finish:
+                job.check_all()
+            else:
+                job.make_all()
+            job.finish()
 
 
 def _shards_of(job: Job, part: str) -> range:
@@ -131,10 +131,8 @@ def _shards_of(job: Job, part: str) -> range:
     return shards
 
 
-def _for_ray(options: EncodeOptions, corpus: Corpus, is_step: bool) -> EncodeOptions:
+def _for_ray(options: EncodeOptions, corpus: Corpus) -> EncodeOptions:
     """Return the options for workers of Ray. Raise `UsageError` for those that exclude it."""
-    if is_step:
-        raise UsageError("--executor ray makes all shards and finishes the run. Omit --plan-only, --part and --finish.")
     if not corpus.rereadable:
         raise UsageError("--executor ray: only one process can read standard input. Pass the corpus as a file.")
     if options.device not in ("auto", "cpu"):
@@ -164,8 +162,6 @@ def _in_processes(
         if devices:
             run_on_devices(devices, Job, arguments, groups, out=out, reporter=reporter)
         else:
-            with needs_extra("ray", "--executor ray"):
-                from sparse_ingest.executors.ray import tasks_of_ray
             with tasks_of_ray(options, out=out, reporter=reporter) as run_on:
                 run_on(Job, arguments, groups)
                 if not opened[0].run.complete():

@@ -1,7 +1,7 @@
 """One process's work on a run: open or create it, make shards, check ids, and mark it as complete.
 
-In: a corpus, the run folder, a pipeline, options. A shard is made by whoever is asked to (encode.py, executors/); two
-processes that make the same one do no harm, since the first file stays. shard_maker.py computes the content of a shard.
+In: a corpus, the run folder, a pipeline, options. Any process may make any shard (encode.py and executors/ divide
+them); if two make the same one, the first file stays. shard_maker.py computes the content of a shard.
 """
 
 from __future__ import annotations
@@ -248,9 +248,11 @@ class Job:
         """Raise `RunError` if the cursor, after a shard, is not where the next one starts in the plan."""
         if not self.corpus.rereadable:
             return
-        following = self.starts.positions[shard + 1 :]
-        is_end = self.cursor.position.row == self.starts.rows and not self.cursor.peek(1)
-        if not (self.cursor.position == following[0] if following else is_end):
+        if shard + 1 < self.shards:
+            as_planned = self.cursor.position == self.starts.positions[shard + 1]
+        else:
+            as_planned = self.cursor.position.row == self.starts.rows and not self.cursor.peek(1)
+        if not as_planned:
             raise RunError(
                 f"The corpus changed: {part_name(shard)} of {self.run.path} ends before row "
                 f"{self.cursor.position.row}, at another place than when the shards were planned. Encode into a new "

@@ -61,7 +61,7 @@ class _Planning(SilentReporter):
 
 
 def stored_starts(run: Run) -> Starts:
-    """Return what starts.json of a run has. Raise `RunError` if it is missing, or damaged."""
+    """Read where the shards of a run start from its starts.json. Raise `RunError` if that is missing, or damaged."""
     record = read_record(run.path / "starts.json", _StartsRecord)
     if record is None:
         raise RunError(f"{run.path} has no plan of its shards. Run `sparse-ingest encode --plan-only` first.")

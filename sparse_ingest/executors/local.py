@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
 from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, counted, first_line
-from sparse_ingest.executors.carrying import carried, raise_carried
+from sparse_ingest.executors.carrying import RecordHandler, carried, raise_carried
 from sparse_ingest.reporting import Reporter, SilentReporter
 from sparse_ingest.runs.run import RunLike
 
@@ -225,7 +225,7 @@ class _Child:
             self.connection.send_bytes(work)
 
     def make(self, group: range) -> None:
-        """Let it make a group."""
+        """Send it a group to make."""
         self.group = group
         with contextlib.suppress(OSError):  # it has died; its pipe reports that
             self.connection.send(group)
@@ -281,7 +281,7 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
     """Build a maker, and make groups until there is no other one; return the last message to send."""
     try:
         worker, cores, level = connection.recv()
-        logging.getLogger(_LOGGER).addHandler(_PipeHandler(reporter))
+        logging.getLogger(_LOGGER).addHandler(RecordHandler(reporter.send))
         logging.getLogger(_LOGGER).setLevel(level)
         if worker.device == "cpu":
             os.sched_setaffinity(0, cores)  # before a library counts them
@@ -359,14 +359,3 @@ class _PipeReporter(SilentReporter):
         count, tokens, self._count, self._tokens = self._count, self._tokens, 0, 0
         self._last = time.monotonic()
         self.send("advance", count, tokens, self._detail)
-
-
-class _PipeHandler(logging.Handler):
-    """Sends the log records of a process through its pipe."""
-
-    def __init__(self, reporter: _PipeReporter) -> None:
-        super().__init__()
-        self._reporter = reporter
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._reporter.send("log", record.levelno, "%s", record.getMessage())

@@ -18,10 +18,8 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +38,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sparse_ingest.errors import Interrupted, RunError, StorageError, counted, first_line
 from sparse_ingest.executors.carrying import raise_carried
-from sparse_ingest.executors.options import RayOptions
-from sparse_ingest.executors.ray_cluster import Pool, connected
+from sparse_ingest.executors.ray_cluster import Pool
 from sparse_ingest.executors.ray_task import Beat, Counts, Mailbox, Outcome, Work, make_group
 from sparse_ingest.reporting import Reporter
 
@@ -56,44 +53,7 @@ WAIT_S = 2.0  # after a storage error; doubled each time
 _LOGGER = "sparse_ingest"
 
 
-def run_on_ray(
-    build: Callable[..., Callable[[range], object]],
-    arguments: Sequence[Any],
-    groups: Callable[[], Sequence[range]],
-    *,
-    options: RayOptions,
-    out: object,
-    reporter: Reporter,
-    done: Callable[[Any], None] | None = None,
-) -> None:
-    """Make all groups of shards of the run `out` in tasks of Ray.
-
-    Args:
-        build: A function of a module, called once per process with a `Worker`, `arguments` and a `Reporter`; it returns
-            the function that makes a group.
-        arguments: Its arguments, which can be pickled.
-        groups: Called once, after the first process has built its maker.
-        options: The cluster and the workers.
-        out: The run, for messages.
-        reporter: Receives the progress of all workers.
-        done: Called with what the maker returned for each group, once for each.
-
-    Raises:
-        SparseIngestError: the error of a worker, with its message; or a group failed too often.
-        Interrupted: `reporter` requested a stop.
-    """
-    with tasks_of_ray(options, out=out, reporter=reporter) as run_on:
-        run_on(build, arguments, groups, done=done)
-
-
-@contextmanager
-def tasks_of_ray(options: RayOptions, *, out: object, reporter: Reporter) -> Iterator[Callable[..., None]]:
-    """Connect to Ray for the block, in which the yielded function may run several steps, as `run_on_ray` runs one."""
-    with connected(options, reporter) as pool:
-        yield partial(_run, pool, out, reporter)
-
-
-def _run(
+def run_on(
     pool: Pool,
     out: object,
     reporter: Reporter,
@@ -102,6 +62,22 @@ def _run(
     groups: Callable[[], Sequence[range]],
     done: Callable[[Any], None] | None = None,
 ) -> None:
+    """Run one step in tasks of Ray: make all groups of shards of the run `out`.
+
+    Args:
+        pool: The workers.
+        out: The run, for messages.
+        reporter: Receives the progress of all workers.
+        build: A function of a module, called once per process with a `Worker`, `arguments` and a `Reporter`; it returns
+            the function that makes a group.
+        arguments: Its arguments, which can be pickled.
+        groups: Called once, after the first process has built its maker.
+        done: Called with what the maker returned for each group, once for each.
+
+    Raises:
+        SparseIngestError: the error of a worker, with its message; or a group failed too often.
+        Interrupted: `reporter` requested a stop.
+    """
     work = Work(
         token=uuid.uuid4().hex,
         build=build,

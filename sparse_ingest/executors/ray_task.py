@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sparse_ingest.errors import SparseIngestError, first_line
-from sparse_ingest.executors.carrying import carried
+from sparse_ingest.executors.carrying import RecordHandler, carried
 from sparse_ingest.executors.local import Worker
 from sparse_ingest.reporting import SilentReporter
 
@@ -153,8 +153,8 @@ def _built(work: Work, reporter: TaskReporter) -> Callable[[range], object]:
         os.chdir(work.folder)
     logger = logging.getLogger(_LOGGER)
     logger.setLevel(work.level)
-    if not any(isinstance(one, _Handler) for one in logger.handlers):
-        logger.addHandler(_Handler(reporter))
+    if not any(isinstance(one, RecordHandler) for one in logger.handlers):
+        logger.addHandler(RecordHandler(reporter.message))
     if work.device == "cpu":
         _claim_cores(work.cpus)
     return work.build(Worker(work.device, 0, work.workers), *work.arguments, reporter)
@@ -270,14 +270,3 @@ class TaskReporter(SilentReporter):
                         self._messages = [*beat.messages, *self._messages]
             else:
                 self._stopping = self._stopping or (stop and beat.attempt == self._attempt)
-
-
-class _Handler(logging.Handler):
-    """Sends the log records of a process to the driver."""
-
-    def __init__(self, reporter: TaskReporter) -> None:
-        super().__init__()
-        self._reporter = reporter
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._reporter.message("log", record.levelno, "%s", record.getMessage())

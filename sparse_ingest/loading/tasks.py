@@ -7,9 +7,8 @@ settings of the index are not touched here: the process that started the load wr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from sparse_ingest.cluster import installed
@@ -18,8 +17,9 @@ from sparse_ingest.cluster.client import ConnectionLike, connect, for_other_proc
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
-from sparse_ingest.errors import UsageError, needs_extra
+from sparse_ingest.errors import UsageError
 from sparse_ingest.executors.local import Worker
+from sparse_ingest.executors.tasks import tasks_of_ray
 from sparse_ingest.loading.delivery import Delivery, Operations, Sent
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.records import Refusal
@@ -56,9 +56,6 @@ def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions)
     """Return the function that sends groups of shards in tasks of Ray, or None if this process sends them."""
     if options.executor != "ray":
         return None
-    with needs_extra("ray", "--executor ray"):
-        from sparse_ingest.executors.ray import run_on_ray
-
     claim, operations = delivery.claim, delivery.operations
     sending = Sending(
         connection=for_other_processes(connection),
@@ -71,7 +68,12 @@ def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions)
         max_rate=options.max_rate,
         retries=delivery.retries,
     )
-    return partial(run_on_ray, build_sender, (sending,), options=replace(options, worker_gpus=0))
+
+    def send_in_tasks(groups: Callable[[], Sequence[range]], *, done: Callable[[Any], None], **how: Any) -> None:
+        with tasks_of_ray(replace(options, worker_gpus=0), **how) as run_on:
+            run_on(build_sender, (sending,), groups, done=done)
+
+    return send_in_tasks
 
 
 def build_sender(worker: Worker, sending: Sending, reporter: Reporter) -> Callable[[range], list[Sent]]:

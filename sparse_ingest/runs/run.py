@@ -184,6 +184,11 @@ class Run:
             raise RunError(f"{paths[stray]} is not named like a shard's record, part-00000.json. Delete or move it.")
         return sorted(shards.values())
 
+    def groups(self, shards: int, rows: int) -> list[range]:
+        """Divide the first `shards` shards into groups of about `rows` rows, at least one shard each."""
+        step = max(1, rows // self.manifest.shard_rows)
+        return [range(first, min(first + step, shards)) for first in range(0, shards, step)]
+
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""
         return totals_of(self._records())
@@ -273,13 +278,13 @@ class Run:
     def sweep(self) -> None:
         """Remove unfinished files of killed processes. Every shard must be done, so that no process writes one."""
         if (tmp := self.path / "tmp").exists():
-            for folder in tmp.glob("part-*"):
-                if folder.is_dir():
-                    remove_folder(folder)
+            for left in tmp.glob("part-*"):
+                if left.is_dir():
+                    remove_folder(left)
+                else:
+                    left.unlink(missing_ok=True)
         if isinstance(self.path, RemotePath):
             return
-        for left in (self.path / "tmp").glob("part-*.parquet"):
-            left.unlink(missing_ok=True)
         for folder in (self.path, self.path / "shards", self.path / "done", self.path / "skipped"):
             for path in folder.glob(".new-*"):
                 path.unlink(missing_ok=True)

@@ -104,25 +104,21 @@ def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None
         scratch.replace(target)
         sync_folder(target.parent)
         return
-    for _ in range(_ATTEMPTS):
-        try:
-            target.upload(scratch, exclusive=True)
-        except FileExistsError:
-            # From a killed process, or from this one if the answer was lost. Deleted, never overwritten: a delayed
-            # upload of a process that has lost its lock then fails at the new file.
-            before()
-            target.unlink(missing_ok=True)
-        else:
-            scratch.unlink()
-            return
-    raise StorageError(f"Another process keeps writing {target}. Stop it, then run the command again.")
+
+    def kept() -> bool:
+        # What is there is from a killed process, or from this one if the answer was lost. It is deleted, never
+        # overwritten: a delayed upload of a process that has lost its lock then fails at the new file.
+        before()
+        return False
+
+    add_whole(scratch, target, None, kept)
 
 
-def add_whole(scratch: Path, target: Place, sha256: str, kept: Callable[[], bool]) -> bool:
+def add_whole(scratch: Path, target: Place, sha256: str | None, kept: Callable[[], bool]) -> bool:
     """Move a complete, synced file to its final name. Return False if another process's file there is `kept`.
 
-    A file there with this SHA-256 is this one; another one that is not kept was left by a killed process, and is
-    replaced.
+    A file there with this SHA-256 is this one. Another one that is not kept was left by a killed process, and is
+    replaced; with None any.
     """
     for _ in range(_ATTEMPTS):
         try:
@@ -138,7 +134,7 @@ def add_whole(scratch: Path, target: Place, sha256: str, kept: Callable[[], bool
             if kept():
                 scratch.unlink(missing_ok=True)
                 return False
-            if _sha256_of(target) != sha256:
+            if sha256 is None or _sha256_of(target) != sha256:
                 target.unlink(missing_ok=True)
                 continue
         scratch.unlink(missing_ok=True)

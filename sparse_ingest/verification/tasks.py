@@ -16,8 +16,8 @@ import numpy as np
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import connect
 from sparse_ingest.cluster.connection import Connection
-from sparse_ingest.errors import needs_extra
 from sparse_ingest.executors.local import Worker
+from sparse_ingest.executors.tasks import tasks_of_ray
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.verification.comparison import BothSides, VerifyReport, check_sample, checker_of
@@ -25,7 +25,7 @@ from sparse_ingest.verification.loaded import Loaded, RunPart
 from sparse_ingest.verification.options import VerifyOptions
 
 TASK_ROWS = 200_000  # compared in one task: 28 bytes each come back
-RunOn: TypeAlias = Callable[..., None]  # as `run_on_ray`, for a function, its arguments and groups of shards
+RunOn: TypeAlias = Callable[..., None]  # as `tasks_of_ray` yields it
 
 
 class Target(NamedTuple):
@@ -42,8 +42,6 @@ def run_on(options: VerifyOptions, run: Run, reporter: Reporter) -> Iterator[Run
     if options.executor != "ray":
         yield None
         return
-    with needs_extra("ray", "--executor ray"):
-        from sparse_ingest.executors.ray import tasks_of_ray
     with tasks_of_ray(replace(options, worker_gpus=0), out=run.path, reporter=reporter) as found:
         yield found
 
@@ -102,6 +100,4 @@ def _portable(loaded: Loaded) -> Loaded:
 
 
 def _groups(loaded: Loaded) -> list[range]:
-    shards = len(loaded.shards)
-    step = max(1, TASK_ROWS // loaded.run.manifest.shard_rows)
-    return [range(first, min(first + step, shards)) for first in range(0, shards, step)]
+    return loaded.run.groups(len(loaded.shards), TASK_ROWS)

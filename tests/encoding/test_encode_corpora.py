@@ -19,13 +19,14 @@ from support.checkpoints import make_masked_lm
 from support.forked import Answer, command
 from support.reporters import Recorder
 from support.run_contents import contents, documents, lasting, write
+from support.too_large import refuse_texts_of
 
 from sparse_ingest.corpora.documents import FieldNames, document_of
 from sparse_ingest.encoding import estimate
 from sparse_ingest.encoding.counts import RowHash
 from sparse_ingest.encoding.encode import dry_run
 from sparse_ingest.models.documents import DocumentEncoder
-from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
+from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.records import Document, SourceRow
 from sparse_ingest.runs.manifest import canonical_json
 from sparse_ingest.runs.run import open_run
@@ -307,16 +308,7 @@ def test_a_lowered_budget_encodes_the_complete_shard_again(encode, tmp_path: Pat
 def test_a_document_that_does_not_fit_into_memory_is_a_bad_document(
     overflow: str, encode, tmp_path: Path, monkeypatch
 ) -> None:
-    original = DocumentEncoder._rows
-
-    def fail_if_full(self, inputs, *arguments):
-        inputs = list(inputs)
-        for text, ids in inputs:
-            if len(ids) == 20:
-                raise DocumentTooLarge(text, 20, "cpu")
-        return original(self, inputs, *arguments)
-
-    monkeypatch.setattr(DocumentEncoder, "_rows", fail_if_full)
+    refuse_texts_of(20, monkeypatch)
     rows = [ROWS[1], {"_id": "huge", "text": LONG}, ROWS[2], {"_id": "huge too", "text": LONG}]
     rules = ("--set", f"encode.overflow={overflow}")
     answer = encode(rows, "run", *rules)

@@ -13,12 +13,13 @@ import pytest
 from support.checkpoints import make_masked_lm
 from support.reporters import Recorder
 from support.run_contents import contents, lasting, write
+from support.too_large import refuse_texts_of
 
 from sparse_ingest.encoding import encode as encoding
 from sparse_ingest.encoding import job, shard_maker
 from sparse_ingest.errors import CorpusError, Interrupted
 from sparse_ingest.models.documents import DocumentEncoder
-from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
+from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.runs.run import Run, open_run
 
 LONG = "river stone cloud " * 30
@@ -162,16 +163,7 @@ def test_skipped_documents_of_finished_windows_stay_skipped(
     overflow: str, encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that does not fit into memory, and with passages one whose ids would be too long."""
-    original = DocumentEncoder._rows
-
-    def fail_if_full(self: Any, inputs: Any, *arguments: Any) -> Any:
-        inputs = list(inputs)
-        for text, ids in inputs:
-            if len(ids) == 20:
-                raise DocumentTooLarge(text, 20, "cpu")
-        return original(self, inputs, *arguments)
-
-    monkeypatch.setattr(DocumentEncoder, "_rows", fail_if_full)
+    refuse_texts_of(20, monkeypatch)
     rows = [{"_id": f"d{place}", "text": f"the river {place}"} for place in range(20)]
     rows[1] = {"_id": "x" * 511, "text": "river"}
     rows[6]["text"] = LONG

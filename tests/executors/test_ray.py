@@ -31,6 +31,7 @@ from sparse_ingest.encoding import duplicates
 from sparse_ingest.encoding.encode import encode
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, RunError
 from sparse_ingest.executors.options import RayOptions
+from sparse_ingest.executors.tasks import tasks_of_ray
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.ids import hash_id
 from sparse_ingest.runs.run import Run
@@ -55,15 +56,9 @@ def connection() -> Iterator[None]:
 def made(folder: Path, shards: int, reporter: Recorder | None = None, **stub: Any) -> list[object]:
     """Make stub shards with two workers, and return the results."""
     results: list[object] = []
-    executor.run_on_ray(
-        stub_shards.build,
-        (Stub(folder, **stub),),
-        lambda: [range(first, min(first + 2, shards)) for first in range(0, shards, 2)],
-        options=RayOptions(workers=2),
-        out=folder,
-        reporter=reporter or Recorder(),
-        done=results.append,
-    )
+    groups = [range(first, min(first + 2, shards)) for first in range(0, shards, 2)]
+    with tasks_of_ray(RayOptions(workers=2), out=folder, reporter=reporter or Recorder()) as run_on:
+        run_on(stub_shards.build, (Stub(folder, **stub),), lambda: groups, done=results.append)
     return results
 
 
@@ -147,7 +142,7 @@ def lasting_bytes(run: Run) -> dict[str, bytes]:
 def test_tasks_hash_the_ids_of_all_shards(connection: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "TASK_ROWS", 8)
     run = make_run(tmp_path, MANY, shard_rows=3)
-    with executor.tasks_of_ray(RayOptions(workers=2), out=run.path, reporter=Recorder()) as run_on:
+    with tasks_of_ray(RayOptions(workers=2), out=run.path, reporter=Recorder()) as run_on:
         hashes = duplicates.hash_in_tasks(run_on, run)
     assert hashes is not None
     assert sorted(np.concatenate(list(hashes.ranges()))[:, 0].tolist()) == sorted(map(hash_id, MANY))

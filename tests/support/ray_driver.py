@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.executors.options import RayOptions
-from sparse_ingest.executors.ray import run_on_ray
+from sparse_ingest.executors.tasks import tasks_of_ray
 from sparse_ingest.storage.waiting import left_behind
 from support import stub_shards
 from support.reporters import Recorder
@@ -19,14 +19,9 @@ def main(folder: str, shards: str, seconds: str, address: str | None = None) -> 
     reporter = Recorder()
     stub = stub_shards.Stub(Path(folder), float(seconds))
     try:
-        run_on_ray(
-            stub_shards.build,
-            (stub,),
-            lambda: [range(number, number + 1) for number in range(int(shards))],
-            options=RayOptions(address=address, workers=2),
-            out=folder,
-            reporter=reporter,
-        )
+        groups = [range(number, number + 1) for number in range(int(shards))]
+        with tasks_of_ray(RayOptions(address=address, workers=2), out=folder, reporter=reporter) as run_on:
+            run_on(stub_shards.build, (stub,), lambda: groups)
     except SparseIngestError as error:
         print(error, file=sys.stderr)
         return error.exit_code
