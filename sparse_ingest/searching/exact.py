@@ -5,7 +5,11 @@ Memory: one part of the vectors plus k hits per query. For the scores of an inde
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -44,21 +48,34 @@ def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k:
     best = [ExactHits([], np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     asked = query_token_mask(np.concatenate([np.empty(0, np.uint32), *(query.token_ids for query in queries)]))
     first_row = 0
-    for part in parts:
-        postings = Postings.of(part, asked)
-        for number, query in enumerate(queries):
-            rows, scores = postings.scores(query.token_ids, query.weights)
-            held = best[number]
-            if len(held.scores) == k:
-                better = scores > held.scores[-1]
-                rows, scores = rows[better], scores[better]
+    # Contiguous, for the compiled function.
+    asked_for = [
+        (np.ascontiguousarray(query.token_ids, np.uint32), np.ascontiguousarray(query.weights, np.float32))
+        for query in queries
+    ]
+    threads = min(len(os.sched_getaffinity(0)), len(queries))
+
+    def search(postings: Postings, doc_ids: Sequence[str], numbers: range) -> None:
+        above = postings.above()
+        for number in numbers:
+            (token_ids, weights), held = asked_for[number], best[number]
+            least = float(held.scores[-1]) if len(held.scores) == k else -math.inf
+            rows, scores = above(token_ids, weights, least)
+            if not len(rows):
+                continue
             kept = best_places(scores, k)
             all_scores = np.concatenate([held.scores, scores[kept]])
-            all_ids = held.doc_ids + [part.doc_ids[row] for row in rows[kept].tolist()]
+            all_ids = held.doc_ids + [doc_ids[row] for row in rows[kept].tolist()]
             all_positions = np.concatenate([held.positions, rows[kept] + first_row])
             order = best_places(all_scores, k)
             best[number] = ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
-        first_row += len(part.doc_ids)
+
+    with ThreadPoolExecutor(threads or 1) as pool:
+        for part in parts:
+            postings = Postings.of(part, asked)
+            shares = [range(first, len(queries), threads) for first in range(threads)]
+            list(pool.map(partial(search, postings, part.doc_ids), shares))
+            first_row += len(part.doc_ids)
     return best
 
 

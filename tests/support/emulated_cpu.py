@@ -6,7 +6,8 @@ Tiles are kept in memory.
 
 import re
 
-from sparse_ingest.models.heads.cpu_kernel import Compiled, compile_kernel
+from sparse_ingest.models.compiled import Compiled
+from sparse_ingest.models.heads.cpu_kernel import compile_kernel
 
 LANES = range(16)
 

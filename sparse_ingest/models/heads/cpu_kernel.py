@@ -1,36 +1,30 @@
 """The vocabulary projection and the maximum over each document's tokens as one kernel, compiled here for CPUs.
 
-In: packed hidden states as 8-bit integers or bfloat16. Out: weights before the logarithm. LLVM comes in a wheel
-(llvmlite, extra `fast`), so no compiler is needed; compiling takes a few hundredths of a second. Without llvmlite or
-the instructions other heads compute the same (selection.py).
+In: packed hidden states as 8-bit integers or bfloat16. Out: weights before the logarithm. Without llvmlite
+(compiled.py) or the instructions other heads compute the same (selection.py).
 """
 
 from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
+from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function
 from sparse_ingest.models.heads.cpu_kernel_text import BLOCKS, FEATURES, GROUP_BYTES, PANEL, TILE_BYTES, kernel_text
 from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.packing import Packing
 
 DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16"}
-# In older versions the intrinsics have other arguments.
-OLDEST_LLVM = (22,)
 # With wider rows of bfloat16 a panel does not fit the cache that two threads of an AMX core share, and torch's product
 # is faster (speed relative to torch in a prototype: 0.9 at 768 wide, 1.2 at 256, 1.9 at 128).
 AMX_BFLOAT16_BYTES = 1024
 # Linux's numbers for the tiles of AMX, and for the request to use them.
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
 SYS_ARCH_PRCTL = 158
-
-Compiled = Callable[..., None]
 
 
 class Kernel:
@@ -96,34 +90,8 @@ def instructions_for(dtype: torch.dtype, width: int) -> str | None:
 
 
 def compile_kernel(text: str, feature: str | None = None) -> Compiled:
-    """Compile a module that needs a feature of this CPU, and return its function `maxima`, which is thread-safe.
-
-    Raises:
-        ImportError: llvmlite is not installed.
-        RuntimeError: its LLVM is too old, cannot parse the text, or does not see the feature.
-    """
-    from llvmlite import binding
-
-    if binding.llvm_version_info < OLDEST_LLVM:
-        found = ".".join(map(str, binding.llvm_version_info))
-        raise RuntimeError(f"llvmlite has LLVM {found}, but {OLDEST_LLVM[0]} is needed (llvmlite 0.50 or newer)")
-    features = binding.get_host_cpu_features()
-    if feature and not features.get(feature):  # LLVM would end this process
-        raise RuntimeError(f"LLVM sees no {feature} in this CPU")
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    module = binding.parse_assembly(text)
-    module.verify()
-    machine = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=features.flatten(), opt=3
-    )
-    engine: Any = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    address, number = ctypes.c_void_p, ctypes.c_int64
-    signature = ctypes.CFUNCTYPE(None, *[address] * 3, *[number] * 2, *[address] * 5)
-    function = signature(engine.get_function_address("maxima"))
-    function.engine = engine  # type: ignore[attr-defined]  # lives as long as the function
-    return function
+    """Compile a module that needs a feature of this CPU, and return its function `maxima`; see `compile_function`."""
+    return compile_function(text, "maxima", *[ADDRESS] * 3, *[NUMBER] * 2, *[ADDRESS] * 5, feature=feature)
 
 
 def _full_tiles(rows: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,51 @@
+"""Functions compiled on this machine from LLVM's text form. LLVM comes in a wheel (llvmlite, extra `fast`).
+
+Compiling takes a few hundredths of a second, and needs no compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+# In older versions the intrinsics have other arguments.
+OLDEST_LLVM = (22,)
+ADDRESS, NUMBER, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+Compiled = Callable[..., Any]
+
+
+def compile_function(text: str, name: str, *given: Any, returns: Any = None, feature: str | None = None) -> Compiled:
+    """Compile a module, and return a function of it, which releases the interpreter lock while it runs.
+
+    Args:
+        text: The module.
+        name: The function, which must be thread-safe.
+        *given: Types of its arguments.
+        returns: Type of its result.
+        feature: A feature that this CPU must have.
+
+    Raises:
+        ImportError: llvmlite is not installed.
+        RuntimeError: its LLVM is too old, cannot parse the text, or does not see the feature.
+    """
+    from llvmlite import binding
+
+    if binding.llvm_version_info < OLDEST_LLVM:
+        found = ".".join(map(str, binding.llvm_version_info))
+        raise RuntimeError(f"llvmlite has LLVM {found}, but {OLDEST_LLVM[0]} is needed (llvmlite 0.50 or newer)")
+    features = binding.get_host_cpu_features()
+    if feature and not features.get(feature):  # LLVM would end this process
+        raise RuntimeError(f"LLVM sees no {feature} in this CPU")
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    module = binding.parse_assembly(text)
+    module.verify()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=features.flatten(), opt=3
+    )
+    engine: Any = binding.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    function = ctypes.CFUNCTYPE(returns, *given)(engine.get_function_address(name))
+    function.engine = engine  # type: ignore[attr-defined]  # lives as long as the function
+    return function
