@@ -94,6 +94,8 @@ class Job:
         if existing:
             dtype = existing.manifest.identity["dtype"] if dtype == "auto" else dtype
             refuse_differences(existing, self._identity(dtype)[1])
+        elif dtype == "auto" and self.old:
+            dtype = self.old.manifest.identity["dtype"]
         elif dtype == "auto":
             dtype, auto = self._choose_dtype()
         if self.old:
@@ -113,13 +115,17 @@ class Job:
             raise
 
     def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
-        """Return the dtype that `auto` chooses on the first documents, and why; keep its encoder if it is the last."""
+        """Return the dtype that `auto` chooses, and why; keep its encoder if it is the last.
+
+        A corpus of fewer rows than a trial has is encoded in float32: a trial would take longer than it saves.
+        """
         from sparse_ingest.models.documents import choose_device
         from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
 
-        texts = [row.document.text for row in self.cursor.peek(SAMPLE) if row.document]
+        rows = self.cursor.peek(SAMPLE)
+        texts = [row.document.text for row in rows if row.document] if len(rows) == SAMPLE else []
         device = choose_device(self.worker.device)
-        if faster := faster_dtypes(device):
+        if texts and (faster := faster_dtypes(device)):
             self.reporter.note(f"Trying {', else '.join(faster)} against float32 on the first documents.")
         last: dict[str, DocumentEncoder] = {}
 

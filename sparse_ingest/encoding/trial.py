@@ -71,25 +71,26 @@ def predict(
     from sparse_ingest.models.documents import choose_devices
 
     devices = choose_devices(options.device)
-    options = replace(options, limit=None, on_bad_document="skip", shard_rows=len(documents), reuse=None,
-                      dedup_text="off")  # fmt: skip
+    options = replace(options, limit=None, on_bad_document="skip", reuse=None, dedup_text="off")
     reporter.note(f"Encoding a sample of at most {len(documents):,} documents, for about {TRIAL_S:.0f} s.")
     with TemporaryDirectory() as folder:
 
-        def encoded(some: Sequence[Document], meter: _Meter, like: Job | None = None) -> Job:
-            sample = _Sampled((), corpus.fields, documents=tuple(some))
-            job = Job(Worker(devices[0]), sample, Path(folder) / str(len(some)), pipeline, options, meter, like)
-            job.starts = Starts(len(some), [START], [START], [range(1)])
-            job.make_all()
+        def encoded(some: Sequence[Document], count: int, meter: _Meter, like: Job | None = None) -> Job:
+            """Encode the first `count` documents; the choice of `--dtype auto` reads more of them."""
+            sample, changed = _Sampled((), corpus.fields, documents=tuple(some)), replace(options, shard_rows=count)
+            job = Job(Worker(devices[0]), sample, Path(folder) / str(count), pipeline, changed, meter, like)
+            starts = [START, *(Position(0, row, row + 1, row) for row in range(count, len(some), count))]
+            job.starts = Starts(len(some), starts, starts, [range(shard, shard + 1) for shard in range(len(starts))])
+            job.make(range(1))
             return job
 
         meter = _Meter(reporter)
-        job = encoded(documents[:_WARM_DOCUMENTS], meter)
+        job = encoded(documents, _WARM_DOCUMENTS, meter)
         speed = _WARM_DOCUMENTS / max((job.run.done(0) or {})["seconds"]["wall"], 1e-3)
         count = max(_WARM_DOCUMENTS, min(len(documents), int(speed * TRIAL_S)))
         if count > _WARM_DOCUMENTS:
             meter = _Meter()
-            job = encoded(documents[-count:], meter, job)
+            job = encoded(documents[-count:], count, meter, job)
         return _prediction(job, meter, min(count, len(documents)), totals, len(devices))
 
 

@@ -32,6 +32,7 @@ WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10")
 WITH_VNNI = ("CORE_VNNI", *WITH_BFLOAT16)
 
 Product = Callable[[torch.Tensor], torch.Tensor]
+Sum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 logger = logging.getLogger(__name__)
 
 
@@ -45,21 +46,41 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
             module.weight.data = module.weight.new_empty(0)
 
 
-def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
-    """Return the function from rows to `rows @ weight.T + bias`."""
+def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None, *, gelu: bool = False) -> Product:
+    """Return the function from rows to `rows @ weight.T + bias`, or with `gelu` to GELU of it."""
     if has_fast_linear(weight.dtype):
-        return _onednn_product(weight, bias)
+        return _onednn_product(weight, bias, gelu=gelu)
+    if gelu:
+        return lambda rows: torch.nn.functional.gelu(torch.nn.functional.linear(rows, weight, bias))
     return lambda rows: torch.nn.functional.linear(rows, weight, bias)
 
 
-def _onednn_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+def sum_of(weight: torch.Tensor, bias: torch.Tensor) -> Sum:
+    """Return the function from rows and others to `rows @ weight.T + bias + others`."""
+    if has_fast_linear(weight.dtype):
+        return _onednn_sum(weight, bias)
+    return lambda rows, others: torch.nn.functional.linear(rows, weight, bias) + others
+
+
+def _onednn_product(weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    then, how = ("gelu", "none") if gelu else ("none", "")  # GELU as defined, without approximation
 
     def product(rows: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, then, [], how)
         return found
 
     return product
+
+
+def _onednn_sum(weight: torch.Tensor, bias: torch.Tensor) -> Sum:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+    def product_and_sum(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, others, packed, bias, "add")
+        return found
+
+    return product_and_sum
 
 
 @cache
@@ -69,8 +90,14 @@ def has_fast_linear(dtype: torch.dtype) -> bool:
         return False
     # Integers that both dtypes represent exactly.
     rows, weight, bias = torch.eye(8, dtype=dtype), torch.arange(64).view(8, 8).to(dtype), torch.arange(8).to(dtype)
+    expected = weight.T + bias
     try:
-        return torch.equal(_onednn_product(weight, bias)(rows), weight.T + bias)
+        return (
+            torch.equal(_onednn_product(weight, bias)(rows), expected)
+            and torch.equal(_onednn_sum(weight, bias)(rows, rows), expected + rows)
+            and torch.allclose(_onednn_product(-weight / 8, bias / 8, gelu=True)(rows).float(),
+                               torch.nn.functional.gelu((bias - weight.T).float() / 8), rtol=1e-2, atol=1e-6)
+        )  # fmt: skip
     except Exception as error:  # missing, another signature, not for this CPU: torch raises a different type for each
         logger.debug("The linear layers of oneDNN are not used: %s.", first_line(error))
         return False

@@ -57,7 +57,7 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
     config = read_config(folder)
     as_gte = config.get("model_type") == BUILT_AS_GTE
     try:
-        tensors = _read_weights(folder)
+        tensors = read_weights(folder)
         architecture, built, options = _gte(checkpoint.name, config) if as_gte else _known(folder, config, code)
         with without_report(), _no_more_than(checkpoint.name, tensors):
             # Without a folder transformers reads no other file, such as an adapter.
@@ -107,7 +107,7 @@ def _known(folder: Path, config: dict[str, Any], code: str | None) -> tuple[Any,
     return MODEL_FOR_MASKED_LM_MAPPING[type(built)], built, {}
 
 
-def _read_weights(folder: Path) -> dict[str, Any]:
+def read_weights(folder: Path) -> dict[str, Any]:
     """Return the tensors of a folder by name; safetensors files give slices, which are read on use."""
     from safetensors import safe_open
 

@@ -21,14 +21,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
-from sparse_ingest.checkpoints.checks import read_config, tokenizer_config, tokenizer_errors, tokenizer_text
+from sparse_ingest.checkpoints.checks import (
+    read_config,
+    read_tokenizer,
+    tokenizer_config,
+    tokenizer_errors,
+    tokenizer_text,
+)
 from sparse_ingest.checkpoints.layouts import transformers_has
 from sparse_ingest.checkpoints.modules import damaged, read_json
 from sparse_ingest.errors import CheckpointError, PipelineError
 from sparse_ingest.models.nanotokens import Encode, build_nanotokens
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.queries.weight_table import make_plain
+from sparse_ingest.queries.weight_table import BERT_CLASSES, make_plain
 from sparse_ingest.records import in_batches
 
 logger = logging.getLogger(__name__)
@@ -45,6 +52,19 @@ _BARE = {"add_special_tokens": False}
 OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")
 # One of these rows is needed: without, transformers would create an empty tokenizer.
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
+
+
+# The tokens of BERT's tokenizer by their keys in tokenizer_config.json, and its options with transformers' defaults.
+BERT_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+BERT_OPTIONS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+
+
+class Loaded(NamedTuple):
+    """A tokenizer of the library tokenizers, and the ids of its padding and of its special tokens."""
+
+    tokenizer: Any
+    padding_id: int
+    special_ids: list[int]
 
 
 class WindowLayout(NamedTuple):
@@ -135,11 +155,8 @@ class Tokenizer:
     PIECE_CHARACTERS = 1 << 15
 
     def __init__(self, folder: Path, settings: ModelSettings, *, window_stride: int | None = None) -> None:
-        loaded = _load(folder)
         self._folder = folder
-        self._tokenizer: Any = loaded.backend_tokenizer
-        self.padding_id = int(loaded.pad_token_id or 0)
-        self.special_ids = sorted(set(loaded.all_special_ids))
+        self._tokenizer, self.padding_id, self.special_ids = _bert_tokenizer(folder) or _any_tokenizer(folder)
         self._characters = 0
         self._prompt = settings.document_prompt or ""
         with tokenizer_errors(folder):
@@ -282,8 +299,50 @@ class Tokenizer:
         return tokens
 
 
-def _load(folder: Path) -> Any:
-    """Return the tokenizer of transformers, which reads a folder with only the files that were checked."""
+def _bert_tokenizer(folder: Path) -> Loaded | None:
+    """Read BERT's usual tokenizer, without the import of transformers, which takes a second.
+
+    None: a file has another class, option or token, of which transformers decides what it means.
+    """
+    config, path = tokenizer_config(folder), folder / "tokenizer.json"
+    settings = [config, *(read_json(folder / name) for name in OTHER_FILES)]
+    named = {key: _content(value) for one in settings for key, value in one.items() if key.endswith("_token")}
+    more = any(one.get(key) for one in settings for key in ("additional_special_tokens", "extra_special_tokens"))
+    is_bert = str(config.get("tokenizer_class")).removesuffix("Fast") in BERT_CLASSES
+    if not is_bert or more or named.items() - BERT_TOKENS.items() or not path.is_file():
+        return None
+    tokenizer = read_tokenizer(path)
+    model, normalizer = tokenizer.model, tokenizer.normalizer
+    if not isinstance(model, models.WordPiece) or not isinstance(normalizer, normalizers.BertNormalizer):
+        return None
+    added = tokenizer.get_added_tokens_decoder()
+    ids = {token.content: token_id for token_id, token in added.items()}
+    found = [
+        (model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word),
+        (normalizer.clean_text, normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars),
+        type(tokenizer.pre_tokenizer),
+        ids.keys(),
+        {repr(AddedToken(one.content, special=one.special, normalized=False)) == repr(one) for one in added.values()},
+        tokenizer.encode("").tokens,
+    ]
+    expected = [
+        ("[UNK]", "##", 100),
+        (True, *(config.get(key, usual) for key, usual in BERT_OPTIONS.items())),
+        pre_tokenizers.BertPreTokenizer,
+        set(BERT_TOKENS.values()),
+        {True},
+        ["[CLS]", "[SEP]"],
+    ]
+    return Loaded(tokenizer, ids["[PAD]"], sorted(ids.values())) if found == expected else None
+
+
+def _content(token: object) -> object:
+    """Return the text of a token in tokenizer_config.json."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _any_tokenizer(folder: Path) -> Loaded:
+    """Read a tokenizer with transformers, in a folder with only the files that were checked."""
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
     found = [sorted(path for name in row for path in folder.glob(name)) for row in TOKENIZER_FILES]
@@ -306,7 +365,8 @@ def _load(folder: Path) -> Any:
             **{name: read_json(folder / name) for name in OTHER_FILES if (folder / name).exists()},
         }.items():
             (Path(temporary) / name).write_text(json.dumps(content))
-        return AutoTokenizer.from_pretrained(temporary, config=like, local_files_only=True, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(temporary, config=like, local_files_only=True, trust_remote_code=False)
+    return Loaded(loaded.backend_tokenizer, int(loaded.pad_token_id or 0), sorted(set(loaded.all_special_ids)))
 
 
 def _ascending(starts: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:

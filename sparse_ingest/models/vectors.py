@@ -21,6 +21,7 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import SparseIngestError
+from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
 from sparse_ingest.models.heads.selection import build_head, lacks_kernel
@@ -77,7 +78,9 @@ class VectorMaker:
         self._activation = settings.activation or "relu"
         self._padding_id = tokenizer.padding_id
         with _on(device):
-            self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
+            self.body = packed_bert(checkpoint, device=device, dtype=in_body) or Body(
+                checkpoint, device=device, dtype=in_body, trust_remote_code=trusted
+            )
             weight, bias = self.body.weight, self.body.bias
             how: dict[str, Any] = {"device": device, "dtype": in_body, "int8": dtype.startswith("int8")}
             self._head = build_head(weight, bias, **how)

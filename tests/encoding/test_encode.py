@@ -463,14 +463,24 @@ def test_fields_are_stored_with_the_vectors(encode, tmp_path: Path) -> None:
 
 
 def test_dtype_auto_is_decided_once_and_recorded(encode, tmp_path: Path) -> None:
-    assert encode("--dtype", "auto").code == 0
+    large = write(tmp_path / "large.jsonl", MANY[:256])
+    assert encode("--dtype", "auto", specs=(large,)).code == 0
     manifest = open_run(tmp_path / "run").manifest
     chosen = manifest.auto["dtype"]["dtype"]
     assert chosen == manifest.identity["dtype"] in ("float32", "bfloat16", "int8", "int8-bfloat16")
-    assert manifest.auto["dtype"]["documents"] == 20
+    assert manifest.auto["dtype"]["documents"] == 256
+    assert encode("--reuse", tmp_path / "run", specs=(large,), out="reused").code == 0
+    assert open_run(tmp_path / "reused").manifest.identity["dtype"] == chosen
 
 
-def test_dtype_auto_builds_each_encoder_once(encode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_of_fewer_rows_than_a_trial_is_encoded_in_float32(encode, tmp_path: Path) -> None:
+    small = write(tmp_path / "small.jsonl", MANY[:255])
+    answer = encode("--dtype", "auto", specs=(small,))
+    assert answer.code == 0 and "Trying" not in answer.err
+    assert open_run(tmp_path / "run").manifest.identity["dtype"] == "float32"
+
+
+def test_dtype_auto_builds_each_encoder_once(encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparse_ingest.models import documents as module
     from sparse_ingest.models import precision
 
@@ -484,7 +494,7 @@ def test_dtype_auto_builds_each_encoder_once(encode, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "DocumentEncoder", RecordingEncoder)
     monkeypatch.setattr(precision, "KEPT_MASS", 0)
     monkeypatch.setattr(precision, "KEPT_TERMS", 0)
-    assert encode("--dtype", "auto").code == 0
+    assert encode("--dtype", "auto", specs=(write(tmp_path / "large.jsonl", MANY[:256]),)).code == 0
     assert built == ["float32", *precision.faster_dtypes("cpu")[:1]]
 
 

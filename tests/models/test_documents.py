@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_pipeline
 from sparse_ingest.errors import CheckpointError, PipelineError, UsageError
-from sparse_ingest.models.body import Body
+from sparse_ingest.models.bert import PackedBert
 from sparse_ingest.models.documents import choose_device
 from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
@@ -99,8 +99,8 @@ def test_every_worker_computes_on_one_thread(plain: Path, monkeypatch: pytest.Mo
     import torch
 
     encoder, before, seen = shared_encoder(plain), torch.get_num_threads(), []
-    hidden = Body.hidden
-    monkeypatch.setattr(Body, "hidden", lambda *given: seen.append(torch.get_num_threads()) or hidden(*given))
+    hidden = PackedBert.hidden
+    monkeypatch.setattr(PackedBert, "hidden", lambda *given: seen.append(torch.get_num_threads()) or hidden(*given))
     encoder.encode(TEXTS)
     assert set(seen) == {1} and torch.get_num_threads() == before
 

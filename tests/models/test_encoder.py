@@ -332,18 +332,18 @@ def test_queries_of_an_inference_free_model_import_neither_torch_nor_transformer
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets an entry for each BERT model that transformers builds."""
-    from transformers import BertForMaskedLM
+    """Return a list that gets an entry for each BERT model that is built."""
+    from sparse_ingest.models.bert import PackedBert
 
     found: list[str] = []
-    build = BertForMaskedLM.__init__
+    build = PackedBert.__init__
 
     @functools.wraps(build)
     def counted(self: Any, *arguments: Any, **options: Any) -> None:
         found.append(type(self).__name__)
         build(self, *arguments, **options)
 
-    monkeypatch.setattr(BertForMaskedLM, "__init__", counted)
+    monkeypatch.setattr(PackedBert, "__init__", counted)
     return found
 
 

@@ -30,7 +30,7 @@ if torch.cuda.is_available():
 def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMaker]:
     """Return a model in half precision on a GPU that does not exist."""
     pytest.importorskip("torch.nn.attention.varlen")
-    maker = build_encoder(make_masked_lm(tmp_path / "bert"), dtype="float16").maker
+    maker = build_encoder(make_masked_lm(tmp_path / "modernbert", "modernbert"), dtype="float16").maker
     assert maker.body.packs
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()

@@ -1,0 +1,242 @@
+"""BERT, RoBERTa and DistilBERT up to the vocabulary projection, computed on packed documents without transformers.
+
+In: a checkpoint's files. Out: the same hidden states as those of transformers' classes, up to the order of sums, in
+less time: transformers takes seconds to import, and here GELU and residual sums are part of the linear layers, and
+query, key and value are one product. A checkpoint with another architecture, another option in its config, or weights
+that are missing, damaged or differ in shape is left to body.py, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from sparse_ingest.checkpoints.checks import read_config
+from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
+from sparse_ingest.errors import CheckpointError
+from sparse_ingest.models.linear import product_of, sum_of
+from sparse_ingest.models.masked_lms import read_weights
+from sparse_ingest.models.packing import Packing, ordinal_positions, packed_attention, positions_behind, to_device
+from sparse_ingest.models.tokenizer import TokenIds
+
+EPS = 1e-12  # transformers' default
+# Largest difference of hidden states on a GPU, relative to the largest one.
+CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of the tensors of an architecture, and of the options in its config."""
+
+    embeddings: str
+    layer: str
+    attention: tuple[str, str, str, str]  # query, key, value, output
+    feed_forward: tuple[str, str]
+    norms: tuple[str, str]  # after attention, after the feed-forward layers
+    head: tuple[str, str]  # dense layer and norm before the projection
+    projection: tuple[str, ...]  # names of its weight; without one of them it is that of the word embeddings
+    biases: tuple[str, ...]  # names of its bias
+    sizes: tuple[str, str, str, str] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    activation: str = "hidden_act"
+
+
+_BERT_LAYER = {
+    "attention": (*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense"),
+    "feed_forward": ("intermediate.dense", "output.dense"),
+    "norms": ("attention.output.LayerNorm", "output.LayerNorm"),
+}
+BERT = Names(
+    embeddings="bert.embeddings",
+    layer="bert.encoder.layer",
+    head=("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
+    projection=("cls.predictions.decoder.weight",),
+    biases=("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    **_BERT_LAYER,  # type: ignore[arg-type]
+)
+ROBERTA = Names(
+    embeddings="roberta.embeddings",
+    layer="roberta.encoder.layer",
+    head=("lm_head.dense", "lm_head.layer_norm"),
+    projection=("lm_head.decoder.weight",),
+    biases=("lm_head.decoder.bias", "lm_head.bias"),
+    **_BERT_LAYER,  # type: ignore[arg-type]
+)
+DISTILBERT = Names(
+    embeddings="distilbert.embeddings",
+    layer="distilbert.transformer.layer",
+    attention=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
+    feed_forward=("ffn.lin1", "ffn.lin2"),
+    norms=("sa_layer_norm", "output_layer_norm"),
+    head=("vocab_transform", "vocab_layer_norm"),
+    projection=("vocab_projector.weight",),
+    biases=("vocab_projector.bias",),
+    sizes=("dim", "n_layers", "n_heads", "hidden_dim"),
+    activation="activation",
+)
+ARCHITECTURES = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "distilbert": DISTILBERT,
+}
+# Options that change what is computed, with the only values that are computed here.
+PLAIN_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": (None, "absolute"), "is_decoder": (None, False), "add_cross_attention": (None, False),
+    "embedding_size": (None,), "pruned_heads": (None, {}),
+}  # fmt: skip
+
+
+class _Norm(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return layer_norm(rows, rows.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class _Layer(NamedTuple):
+    projections: Callable[[Tensor], Tensor]  # query, key and value
+    output: Callable[[Tensor, Tensor], Tensor]
+    attention_norm: _Norm
+    up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor, Tensor], Tensor]
+    norm: _Norm
+
+
+class _Unlike(Exception):
+    """The checkpoint is not computed here."""
+
+
+def packed_bert(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> PackedBert | None:
+    """Build the body of a checkpoint, or return None if it has to be built by transformers."""
+    try:
+        found = PackedBert(checkpoint, device=device, dtype=dtype)
+        sample = [np.arange(length, dtype=np.int32) % len(found.bias) for length in (5, 5, 3)]
+        with torch.inference_mode():
+            states = found.hidden(sample, 0)[0].to("cpu", torch.float32)
+            if device.type != "cpu":
+                expected = PackedBert(checkpoint, device=torch.device("cpu"), dtype=torch.float32).hidden(sample, 0)[0]
+                if (states - expected).abs().amax() > CLOSE[dtype] * expected.abs().amax():
+                    raise _Unlike(f"its hidden states differ on {device}")
+        if not states.isfinite().all():
+            raise _Unlike("its hidden states are not finite")
+    except (_Unlike, CheckpointError, KeyError, TypeError, ValueError) as reason:
+        logger.debug("%s is built by transformers: %s.", checkpoint.name, reason)
+        return None
+    return found
+
+
+class PackedBert:
+    """A model of `ARCHITECTURES` on one device in one dtype; as `Body`, but always packed."""
+
+    packs = True
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+        config = read_config(checkpoint.transformer)
+        names = ARCHITECTURES.get(str(config.get("model_type")))
+        if names is None or code_reference(checkpoint.transformer):
+            raise _Unlike("it has another architecture")
+        options = {**PLAIN_OPTIONS, names.activation: (None, "gelu")}
+        if unusual := [key for key, plain in options.items() if config.get(key) not in plain]:
+            raise _Unlike(f"its config has {unusual[0]}")
+        self.device, self._dtype = device, dtype
+        width, layers, self._heads, inner = (int(config[size]) for size in names.sizes)
+        self._eps = float(config.get("layer_norm_eps", EPS)) if names is not DISTILBERT else EPS
+        found = _Tensors(checkpoint.transformer)
+        words = found[f"{names.embeddings}.word_embeddings.weight"]
+        places = found[f"{names.embeddings}.position_embeddings.weight"]
+        if (config["vocab_size"], width) != words.shape or (config["max_position_embeddings"], width) != places.shape:
+            raise _Unlike("its embeddings have other sizes than its config")
+        if names is not DISTILBERT:  # every token is in the first segment
+            places = places + found[f"{names.embeddings}.token_type_embeddings.weight"][0]
+        padding_id = int(config.get("pad_token_id", 1))
+        self._positions = partial(positions_behind, padding_id) if names is ROBERTA else ordinal_positions
+        self.weight = found.one_of(names.projection, words if config.get("tie_word_embeddings", True) else None)
+        self.bias = found.one_of(names.biases, None)
+        if self.weight.shape != words.shape or self.bias.shape != (len(words),):
+            raise _Unlike("its projection has another size than its embeddings")
+        self._words, self._places = self._put(words), self._put(places)
+        self._norm = self._norm_of(found, f"{names.embeddings}.LayerNorm")
+        if any(len(found[f"{names.layer}.{number}.{names.feed_forward[0]}.bias"]) != inner for number in range(layers)):
+            raise _Unlike("its layers have another size than its config")
+        self._layers = [self._layer(found, names, f"{names.layer}.{number}") for number in range(layers)]
+        self._head = product_of(*self._linear(found, names.head[0]), gelu=True)
+        self._head_norm = self._norm_of(found, names.head[1])
+
+    def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[Tensor, Packing]:
+        """Return the hidden states `[rows, hidden]` of a batch, and the rows of each document."""
+        packing = Packing(tuple(map(len, token_ids)), self.device)
+        ids = to_device(np.concatenate(token_ids).astype(np.int64), self.device)
+        rows = self._norm(self._words[ids] + self._places[to_device(self._positions(token_ids), self.device)])
+        for layer in self._layers:
+            rows = layer.attention_norm(layer.output(self._attend(layer.projections(rows), packing), rows))
+            rows = layer.norm(layer.down(layer.up(rows), rows))
+        return self._head_norm(self._head(rows)), packing
+
+    def _attend(self, projected: Tensor, packing: Packing) -> Tensor:
+        """Return `[rows, width]` of `[rows, 3 * width]`."""
+        query, key, value = projected.view(1, len(projected), 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        found, _ = packed_attention(None, query, key, value, None, packing=packing)
+        return found.reshape(len(projected), -1)
+
+    def _layer(self, found: _Tensors, names: Names, at: str) -> _Layer:
+        *projections, output = (f"{at}.{name}" for name in names.attention)
+        up, down = (f"{at}.{name}" for name in names.feed_forward)
+        after_attention, after = (self._norm_of(found, f"{at}.{name}") for name in names.norms)
+        return _Layer(
+            product_of(*self._linear(found, *projections)),
+            sum_of(*self._linear(found, output)),
+            after_attention,
+            product_of(*self._linear(found, up), gelu=True),
+            sum_of(*self._linear(found, down)),
+            after,
+        )
+
+    def _linear(self, found: _Tensors, *names: str) -> tuple[Tensor, Tensor]:
+        """Return the weight and the bias of linear layers as one."""
+        weight, bias = (torch.cat([found[f"{name}.{part}"] for name in names]) for part in ("weight", "bias"))
+        return self._put(weight), self._put(bias)
+
+    def _norm_of(self, found: _Tensors, name: str) -> _Norm:
+        return _Norm(self._put(found[f"{name}.weight"]), self._put(found[f"{name}.bias"]), self._eps)
+
+    def _put(self, tensor: Tensor) -> Tensor:
+        return tensor.to(device=self.device, dtype=self._dtype)
+
+
+class _Tensors:
+    """The tensors of a checkpoint in float32, as its config describes them."""
+
+    def __init__(self, folder: Path) -> None:
+        # Norms of checkpoints from TensorFlow have a gamma and a beta.
+        ours = {"gamma": "weight", "beta": "bias"}
+        parts = ((*name.rpartition("."), tensor) for name, tensor in read_weights(folder).items())
+        self._tensors = {f"{module}{dot}{ours.get(last, last)}": tensor for module, dot, last, tensor in parts}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor; raise `_Unlike` if it is missing, or has a number that is not finite."""
+        if name not in self._tensors:
+            raise _Unlike(f"it has no {name}")
+        tensor: Tensor = self._tensors[name][:].to(torch.float32)
+        if not tensor.sum().isfinite():
+            raise _Unlike(f"{name} may not be finite")
+        return tensor
+
+    def one_of(self, names: Sequence[str], tied: Tensor | None) -> Tensor:
+        """Return the tensor of these names, and the same as `tied` if that is given."""
+        found = [self[name] for name in names if name in self._tensors] + ([] if tied is None else [tied])
+        if not found or any(not torch.equal(one, found[0]) for one in found):
+            raise _Unlike(f"{' and '.join(names)} are missing or differ")
+        return found[0]

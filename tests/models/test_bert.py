@@ -1,0 +1,140 @@
+"""BERT, RoBERTa and DistilBERT computed without transformers: the same hidden states, and what is left to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.checkpoints import PACKAGED, TEXTS, build_encoder, make_masked_lm
+from support.families import changed
+
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.models.bert import PackedBert, packed_bert
+from sparse_ingest.models.body import Body
+
+CPU = torch.device("cpu")
+ARCHITECTURES = ("bert", "roberta", "distilbert")
+# Largest difference relative to the largest number: bfloat16 has 8 bits.
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: make_masked_lm(root / kind, kind) for kind in ARCHITECTURES}
+
+
+@pytest.fixture
+def own(models: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of BERT that the test may change."""
+    return Path(shutil.copytree(models["bert"], tmp_path / "own"))
+
+
+def body_of(model: Path | str, dtype: torch.dtype = torch.float32) -> PackedBert | None:
+    return packed_bert(read_checkpoint(str(model)), device=CPU, dtype=dtype)
+
+
+def states(body: Any, vocabulary: int) -> torch.Tensor:
+    """Return the hidden states of documents of several lengths."""
+    documents = [np.resize(np.arange(5, vocabulary, dtype=np.int32), length) for length in (60, 33, 33, 2, 1)]
+    with torch.inference_mode():
+        found: torch.Tensor = body.hidden(documents, 0)[0]
+    return found
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, PACKAGED])
+def test_hidden_states_and_projection_are_those_of_transformers(
+    kind: str, dtype: torch.dtype, models: dict[str, Path]
+) -> None:
+    model = models.get(kind, kind)
+    found = body_of(model, dtype)
+    expected = Body(read_checkpoint(str(model)), device=CPU, dtype=dtype)
+    assert found is not None and torch.equal(found.weight, expected.weight) and torch.equal(found.bias, expected.bias)
+    ours, theirs = (states(body, len(expected.bias)).float() for body in (found, expected))
+    assert (ours - theirs).abs().amax() <= CLOSE[dtype] * theirs.abs().amax()
+
+
+def test_an_untied_projection_is_read(own: Path) -> None:
+    weights = load_file(own / "model.safetensors")
+    words = weights["bert.embeddings.word_embeddings.weight"]
+    untied = {"cls.predictions.decoder.weight": words.flip(0).contiguous()}
+    untied["cls.predictions.decoder.bias"] = weights["cls.predictions.bias"].clone()
+    save_file(weights | untied, own / "model.safetensors")
+    changed(own, "config.json", {"tie_word_embeddings": False})
+    found = body_of(own)
+    expected = Body(read_checkpoint(str(own)), device=CPU, dtype=torch.float32)
+    assert found is not None and torch.equal(found.weight, expected.weight) and torch.equal(found.weight, words.flip(0))
+
+
+def without(name: str) -> Callable[[Path], object]:
+    def change(model: Path) -> None:
+        weights = load_file(model / "model.safetensors")
+        del weights[name]
+        save_file(weights, model / "model.safetensors")
+
+    return change
+
+
+def infinite(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["bert.encoder.layer.1.output.dense.weight"][3, 3] = torch.inf
+    save_file(weights, model / "model.safetensors")
+
+
+def option(**values: object) -> Callable[[Path], object]:
+    return lambda model: changed(model, "config.json", values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        option(hidden_act="relu"), option(position_embedding_type="relative_key"), option(is_decoder=True),
+        option(vocab_size=50), option(max_position_embeddings=20), option(model_type="electra"),
+        option(num_hidden_layers=3), option(num_attention_heads=None), infinite,
+        without("bert.encoder.layer.0.attention.output.LayerNorm.bias"), without("cls.predictions.bias"),
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_or_damaged_is_left_to_transformers(change: Callable[[Path], object], own: Path) -> None:
+    assert body_of(own) is not None
+    change(own)
+    assert body_of(own) is None
+
+
+TOKENIZER_CHANGES: list[dict[str, object]] = [
+    {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}, {"cls_token": "[MASK]"},
+    {"additional_special_tokens": ["fire"]}, {"pad_token": "water"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, *TOKENIZER_CHANGES], ids=str)
+def test_tokens_are_those_of_transformers(settings: dict[str, object], own: Path) -> None:
+    from transformers import AutoTokenizer
+
+    changed(own, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", **settings})
+    texts = [*TEXTS, "Überé BIRD 日本 fire [MASK] x"]
+    expected = [AutoTokenizer.from_pretrained(own)(text, truncation=True, max_length=60)["input_ids"] for text in texts]
+    found = build_encoder(own, max_length=60).tokenize(texts)
+    assert [window.token_ids.tolist() for window in found] == expected
+
+
+def test_encoding_imports_no_transformers_and_nothing_that_only_training_needs(tmp_path: Path) -> None:
+    program = (
+        "import json, sys\n"
+        "import sparse_ingest\n"
+        f"encoder = sparse_ingest.SparseEncoder({PACKAGED!r})\n"
+        "assert encoder.encode_document('a river') and encoder.encode_query('a river')\n"
+        "print(json.dumps([name for name in ('transformers', 'torch._dynamo', 'torch.distributed.tensor', 'scipy') "
+        "if name in sys.modules]))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout) == []
