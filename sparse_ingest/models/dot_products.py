@@ -55,7 +55,7 @@ class Postings(NamedTuple):
 
     def above(self) -> Callable[[npt.NDArray[np.uint32], npt.NDArray[np.float32], float], Matching]:
         """Return a function from token ids, weights and a score to the rows with larger scores, for one thread."""
-        compiled = _compiled()
+        compiled = compiled_above()
         if compiled is None:
             return self._numpy_above
         rows, scores = np.empty(self.row_count, np.int32), np.empty(self.row_count, np.float32)
@@ -80,7 +80,7 @@ class Postings(NamedTuple):
 
 
 @cache
-def _compiled() -> Compiled | None:
+def compiled_above() -> Compiled | None:
     """Return the compiled function; None without llvmlite, or if it cannot compile here."""
     try:
         return compile_function(_ABOVE, "above", *[ADDRESS] * 9, NUMBER, NUMBER, FLOAT, returns=NUMBER)

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
+from sparse_ingest.models.dot_products import compiled_above
 from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.exact import QueryVector, search_exact
+
+
+@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+def computed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With llvmlite, and without it."""
+    if request.param == "numpy":
+        monkeypatch.setitem(sys.modules, "llvmlite", None)
+    compiled_above.cache_clear()
+    assert (compiled_above() is None) == (request.param == "numpy")
+    yield
+    compiled_above.cache_clear()
 
 
 def csr(rows: list[dict[int, float]], ids: list[str] | None = None, ids_type=np.uint16, weights_type=np.float32):
