@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sparse_ingest.errors import counted
+from sparse_ingest.errors import counted, listed
 from sparse_ingest.pipeline import in_words as settings_in_words
 from sparse_ingest.planning.drawing import sentences
 from sparse_ingest.planning.drawing import table as plan_table
@@ -153,8 +153,7 @@ def _speed(figures: ReportFigures) -> str:
         cells = [[name, round(spent, 3), f"{spent / wall:.1%}"] for name, spent in rows]
         charts += _figure(caption, svg, ["stage", "seconds busy", "share of duration"], cells)
     unit = f"{_unit(figures)}s/s"
-    charts += _rates("Encoding speed by shard", f"{unit} of each shard, from its first row to its file.",
-                     figures.speeds, unit)  # fmt: skip
+    charts += _rates("Encoding speed by shard", "From the first row of a shard to its file.", figures.speeds, unit)
     return _grid(charts) + _facts(recorded)
 
 
@@ -163,7 +162,7 @@ def _rates(title: str, shows: str, speeds: Sequence[ShardSpeed], unit: str) -> s
     timed = [one for one in speeds if one.seconds and one.documents]
     if len(timed) < 2:
         return ""
-    caption = Caption(title, shows[0].upper() + shows[1:], "shard", unit)
+    caption = Caption(title, shows, "shard", unit)
     svg = line_chart(caption, [(one.shard, one.documents / one.seconds) for one in timed])
     slowest = sorted(timed, key=lambda one: one.documents / one.seconds)[:_ROWS]
     rows = [[one.shard, one.documents, one.seconds, round(one.documents / one.seconds, 1)] for one in slowest]
@@ -172,38 +171,29 @@ def _rates(title: str, shows: str, speeds: Sequence[ShardSpeed], unit: str) -> s
 
 def _distributions(figures: ReportFigures) -> str:
     found, unit = figures.distributions, _unit(figures)
-    texts = found.characters.count if found.characters else 0
-    sample = f"In a sample of {texts:,} {unit}s." if texts < figures.counts["rows"] else f"Of all {unit}s."
-    charts = "".join(
-        _histogram(Caption(*texts), distribution, every)
-        for distribution, every, texts in (
-            (found.terms, 0, (f"Terms per {unit}", "Non-zero weights of each vector.", "terms", f"{unit}s")),
-            (found.weights, 0, ("Weights", "Non-zero weights of all vectors.", "weight", "terms")),
-            (found.characters, 0, ("Lengths of texts", sample, "characters", f"{unit}s")),
-            (found.postings, 3, (
-                "Lengths of posting lists",
-                f"{found.used:,} of {found.vocabulary:,} tokens of the vocabulary occur. Bars grow by 1, 2, 5, 10.",
-                f"{unit}s with the token", "tokens")),
+    sampled = found.characters.count if found.characters else 0
+    sample = f"In a sample of {sampled:,} {unit}s." if sampled < figures.counts["rows"] else f"Of all {unit}s."
+    used = f"{found.used:,} of {found.vocabulary:,} tokens of the vocabulary occur. Bars grow by 1, 2, 5, 10."
+    charts = [
+        _histogram(Caption(title, shows, x, y), distribution, every)
+        for distribution, every, title, shows, x, y in (
+            (found.terms, 0, f"Terms per {unit}", "Non-zero weights of each vector.", "terms", f"{unit}s"),
+            (found.weights, 0, "Weights", "Non-zero weights of all vectors.", "weight", "terms"),
+            (found.characters, 0, "Lengths of texts", sample, "characters", f"{unit}s"),
+            (found.postings, 3, "Lengths of posting lists", used, f"{unit}s with the token", "tokens"),
         )
         if distribution
-    )  # fmt: skip
+    ]
     if found.longest:
-        caption = Caption(
-            "Longest posting lists",
-            f"The {len(found.longest)} tokens that occur in most {unit}s, with the share of {unit}s. A query with one "
-            "of them visits that many.",
+        shows = (
+            f"The {len(found.longest)} tokens that occur in most {unit}s. A query with one of them visits that many."
         )
-        tokens = [_token_text(one.token) for one in found.longest]
-        bars = [
-            (token, one.documents, f"{number_text(one.documents)}, {one.share:.0%}")
-            for token, one in zip(tokens, found.longest, strict=True)
-        ]
-        rows = [
-            [token, one.documents, f"{one.share:.2%}", round(one.mean_weight, 4)]
-            for token, one in zip(tokens, found.longest, strict=True)
-        ]
-        charts += _figure(caption, ranked_bars(caption, bars), ["token", f"{unit}s", "share", "mean weight"], rows)
-    return _grid(charts) or f"<p>The run has no {unit}s.</p>"
+        caption = Caption("Longest posting lists", shows)
+        named = [(_token_text(one.token), one) for one in found.longest]
+        bars = [(text, one.documents, f"{number_text(one.documents)}, {one.share:.0%}") for text, one in named]
+        rows = [[text, one.documents, f"{one.share:.2%}", round(one.mean_weight, 4)] for text, one in named]
+        charts.append(_figure(caption, ranked_bars(caption, bars), ["token", f"{unit}s", "share", "mean weight"], rows))
+    return _grid("".join(charts)) or f"<p>The run has no {unit}s.</p>"
 
 
 def _histogram(caption: Caption, found: Distribution, every: int) -> str:
@@ -318,9 +308,9 @@ def _verification(figures: ReportFigures) -> str:
         + ("other clients wrote too" if expected is None else f"{expected:,} expected"),
         "compared": f"{report.checked_weights:,} weights of {report.checked_documents:,} documents, and all ids",
         "different weights": report.differing,
-        "missing documents": report.missing,
-        "extra documents": report.extra,
-        "duplicate documents": report.doubled,
+        "missing documents": _counted_ids(report.missing, report.missing_ids),
+        "extra documents": _counted_ids(report.extra, report.extra_ids),
+        "duplicate documents": _counted_ids(report.doubled, report.doubled_ids),
         "shards not loaded": report.unloaded_shards,
         "could not be checked": " ".join(report.notes),
     }
@@ -328,6 +318,10 @@ def _verification(figures: ReportFigures) -> str:
              "none" if one.found is None else one.found] for one in report.differences]  # fmt: skip
     heads = ["document", "token", "expected", "found"]
     return _facts(facts) + (_table(heads, rows, "First different weights") if rows else "")
+
+
+def _counted_ids(count: int, doc_ids: Sequence[str]) -> str:
+    return f"{count:,}" + (f": {listed(doc_ids, 5)}" if doc_ids else "")
 
 
 def _unit(figures: ReportFigures) -> str:
@@ -359,10 +353,9 @@ def _value_text(value: object) -> str:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
     """Return a table; columns of numbers are aligned to the right."""
-    right = [
-        all(isinstance(cell, int | float) or cell[-1:] == "%" for cell in cells) for cells in zip(*rows, strict=True)
-    ]
-    kinds = [' class="number"' if one else "" for one in right] or [""] * len(headings)
+    columns = [[row[place] for row in rows] for place in range(len(headings))]
+    numeric = [all(isinstance(cell, int | float) or str(cell)[-1:] == "%" for cell in cells) for cells in columns]
+    kinds = [' class="number"' if one else "" for one in numeric]
     head = "".join(f'<th scope="col"{kind}>{escaped(one)}</th>' for kind, one in zip(kinds, headings, strict=True))
     body = "".join(
         "<tr>"
