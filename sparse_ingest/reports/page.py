@@ -16,9 +16,11 @@ from sparse_ingest.reports.distributions import Distribution
 from sparse_ingest.reports.figures import LoadHistory, ReportFigures, ShardSpeed
 from sparse_ingest.reports.style import STYLE
 from sparse_ingest.runs.files import COUNT_LABELS
+from sparse_ingest.verification.comparison import VerifyReport
 
 _VALUE_CHARACTERS = 300
 _ROWS = 20  # of a table that could have thousands
+_OVERLAP = "From the first request of a shard to its last answer. Shards overlap, so the load was faster than each."
 _STAGES = {"tokenise": "tokenize"}
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -116,7 +118,7 @@ def _notes(figures: ReportFigures) -> str:
     if report is None:
         notes.append(("Note", "No index was compared with the run: not verified."))
     elif report.ok:
-        notes.append(("OK", "The index matches the run."))
+        notes.append(("OK", f"The index matches the run: {_compared(report)}."))
     else:
         notes.append(("Warning", "The index differs from the run; see Verification."))
     return _list_of(notes)
@@ -266,7 +268,7 @@ def _load(figures: ReportFigures, load: LoadHistory) -> str:
         + (_list_of(notes) if notes else "")
         + _facts(facts)
         + (_table(heads, refusals, f"Documents refused by {name}") if refusals else "")
-        + _grid(_rates(f"Loading speed by shard, {name}", "Shards overlap.", load.speeds, "documents/s"))
+        + _grid(_rates(f"Loading speed by shard, {name}", _OVERLAP, load.speeds, "documents/s"))
     )
 
 
@@ -306,7 +308,7 @@ def _verification(figures: ReportFigures) -> str:
         "result": "the index matches the run" if report.ok else "the index differs from the run",
         "documents": f"{report.index_documents:,} in the index, "
         + ("other clients wrote too" if expected is None else f"{expected:,} expected"),
-        "compared": f"{report.checked_weights:,} weights of {report.checked_documents:,} documents, and all ids",
+        "compared": _compared(report),
         "different weights": report.differing,
         "missing documents": _counted_ids(report.missing, report.missing_ids),
         "extra documents": _counted_ids(report.extra, report.extra_ids),
@@ -318,6 +320,11 @@ def _verification(figures: ReportFigures) -> str:
              "none" if one.found is None else one.found] for one in report.differences]  # fmt: skip
     heads = ["document", "token", "expected", "found"]
     return _facts(facts) + (_table(heads, rows, "First different weights") if rows else "")
+
+
+def _compared(report: VerifyReport) -> str:
+    ids = "" if report.notes else "all ids and "
+    return f"{ids}{report.checked_weights:,} weights of {report.checked_documents:,} documents were compared"
 
 
 def _counted_ids(count: int, doc_ids: Sequence[str]) -> str:

@@ -50,11 +50,11 @@ caption { text-align: left; padding: .25rem 0; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
 .number { text-align: right; }
 footer { margin-top: 2.5rem; font-size: .9rem; }
-@media (max-width: 40rem) { body { padding: 1rem .9rem 2rem; } .facts div { grid-template-columns: 8rem 1fr; }
+@media (max-width: 40rem) { body { padding: 1rem .9rem 2rem; } .facts div { grid-template-columns: 9.5rem 1fr; }
   svg text { font-size: 13.5px; }
   figure { padding: .75rem; } .tiles { grid-template-columns: 1fr 1fr; } .tiles dd { font-size: 1.2rem; } }
 @media print { :root { --back: #fff; --card: #fff; --text: #000; --muted: #444; --rule: #bbb; --bar: #0f766e;
   --tail: #7fb3ae; --strong: #8a4b08; --good: #1a7f37; --link: #000; } body { max-width: none; font-size: 11pt; }
-  nav, summary { display: none; } details::details-content { content-visibility: visible; height: auto; }
+  nav, summary, details:not([open]) { display: none; } .grid { grid-template-columns: 1fr 1fr; }
   figure, .tiles div, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """

@@ -129,7 +129,12 @@ def test_a_loaded_and_verified_index_is_shown(client: Client, index_name: str, t
     assert found["mapping"] == {
         "parent": "keyword", "sparse": "rank_features", "text": "text", "title": "text",
     }  # fmt: skip
-    for text in (f"Load into index {index_name}", "top_k 1", "The index matches the run.", "6 of 6"):
+    for text in (
+        f"Load into index {index_name}",
+        "top_k 1",
+        "The index matches the run: all ids and 60 weights of 60 documents",
+        "6 of 6",
+    ):
         assert text in page
     client.call("DELETE", f"/{index_name}/_doc/d7", params={"refresh": "true"})
     answer = command("report", run.path, "--out", tmp_path / "second.html", *options)
