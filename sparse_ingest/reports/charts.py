@@ -38,12 +38,12 @@ def escaped(text: object) -> str:
     return html.escape(printable(without_secrets(str(text))))
 
 
-def number_text(value: float) -> str:
-    """Return a number with few digits, such as 0.25, 2,500 or 1.5M."""
-    if abs(value) >= 1e4:
-        size, unit = next(one for one in _UNITS if abs(value) >= one[0])
-        return f"{value / size:.4g}{unit}"
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+def number_text(value: float, digits: int = 6) -> str:
+    """Return a number with a unit from 10,000 on, and with at most so many digits, such as 0.25, 2,500 or 1.5M."""
+    size, unit = next((one for one in _UNITS if abs(value) >= max(1e4, one[0])), (1.0, ""))
+    if unit or value != int(value):
+        value = float(f"{value / size:.{min(digits, 4) if unit else digits}g}")
+    return f"{value:,.0f}{unit}" if value == int(value) else f"{value:,g}{unit}"
 
 
 def range_text(bar: Bar) -> str:

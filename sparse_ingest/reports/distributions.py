@@ -7,7 +7,7 @@ are read. Texts are long, so their lengths are always those of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.checking import finished_shards, shard_parts, shard_vectors
+from sparse_ingest.runs.checking import shard_parts, shard_vectors
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import MAX_FLOAT16, drop_bits, parse_fields
 
@@ -77,16 +77,15 @@ class Distributions:
     used: int
 
 
-def read_distributions(run: Run, reporter: Reporter) -> Distributions:
-    """Read the vectors of a run, and the texts of some of its documents.
+def read_distributions(run: Run, rows: Mapping[int, int], reporter: Reporter) -> Distributions:
+    """Read the vectors of a run, and the texts of some of its documents; `rows` has the documents of each shard.
 
     Raises:
         RunError: a shard is missing or damaged.
     """
-    shards, vocabulary = finished_shards(run), run.vocabulary()
-    rows = sum(map(run.rows_of, shards))
-    read = _spaced(shards, max(1, len(shards) * MAX_DOCUMENTS // rows) if rows > MAX_DOCUMENTS else len(shards))
-    reporter.begin("documents", sum(map(run.rows_of, read)))
+    shards, vocabulary, total = list(rows), run.vocabulary(), sum(rows.values())
+    read = _spaced(shards, max(1, len(shards) * MAX_DOCUMENTS // total)) if total > MAX_DOCUMENTS else shards
+    reporter.begin("documents", sum(rows[shard] for shard in read))
     terms = np.zeros(1, dtype=np.int64)
     weights = np.zeros(1 << 16, dtype=np.int64)  # by the bits of a float16
     postings, sums = np.zeros(len(vocabulary), dtype=np.int64), np.zeros(len(vocabulary))
@@ -100,27 +99,28 @@ def read_distributions(run: Run, reporter: Reporter) -> Distributions:
         reporter.advance(len(vectors.doc_ids))
     documents = int(terms.sum())
     lengths, of_length = np.unique(postings[postings > 0], return_counts=True)
-    longest = np.argsort(-postings, kind="stable")[: min(LONGEST, len(lengths) and int((postings > 0).sum()))].tolist()
+    used = int((postings > 0).sum())
+    longest = np.argsort(-postings, kind="stable")[: min(LONGEST, used)].tolist()
     return Distributions(
         shards=len(read),
         documents=documents,
         terms=_distribution(np.arange(len(terms)), terms),
         weights=_distribution(np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64), weights),
-        characters=_distribution(*np.unique(_text_lengths(run, shards), return_counts=True)),
+        characters=_distribution(*np.unique(_text_lengths(run, shards, total), return_counts=True)),
         postings=_distribution(lengths, of_length, edges=_series(postings.max(initial=0))),
         longest=[
             PostingList(vocabulary[one] or "", int(postings[one]), postings[one] / documents, sums[one] / postings[one])
             for one in longest
         ],
         vocabulary=sum(token is not None for token in vocabulary),
-        used=int((postings > 0).sum()),
+        used=used,
     )
 
 
-def _text_lengths(run: Run, shards: Sequence[int]) -> Numbers:
+def _text_lengths(run: Run, shards: Sequence[int], total: int) -> Numbers:
     """Return the characters of the texts of all documents, or of the first ones of evenly spaced shards."""
     lengths: list[int] = []
-    chosen = _spaced(shards, TEXT_SHARDS) if sum(map(run.rows_of, shards)) > TEXT_DOCUMENTS else shards
+    chosen = _spaced(shards, TEXT_SHARDS) if total > TEXT_DOCUMENTS else shards
     for number, shard in enumerate(chosen, start=1):
         for part in shard_parts(run, shard):
             carried = map(parse_fields, part.fields, part.vectors.doc_ids)

@@ -12,6 +12,7 @@ from sparse_ingest.cluster.journal import Journal, documents_of, journals, loade
 from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.reporting import shortened
 from sparse_ingest.reports.distributions import Distributions
+from sparse_ingest.runs.files import COUNTS, totals_of
 from sparse_ingest.runs.manifest import flattened
 from sparse_ingest.runs.run import Run
 from sparse_ingest.storage.addresses import without_secrets
@@ -113,17 +114,20 @@ def of_run(run: Run) -> dict[str, Any]:
     Raises:
         RunError: a record is damaged, or a shard is missing.
     """
-    manifest, recorded = run.manifest, {name: Counter[str]() for name in _RECORDED}
+    manifest, recorded = run.manifest, {name: dict[str, None]() for name in (*_RECORDED, "versions")}
     seconds: Counter[str] = Counter()
-    speeds, versions = [], Counter[str]()
+    speeds, counts = [], []
     for shard in run.done_shards():
         record = run.need_done(shard)
         spent = record.get("seconds", {})
         seconds.update(spent)
         speeds.append(ShardSpeed(shard, record["rows"], float(spent.get("wall", 0))))
-        versions.update(f"{name} {number}" for name, number in (record.get("versions") or {}).items())
+        counts.append({name: record.get(name, 0) for name in COUNTS})
+        versions = record.get("versions")
+        of_shard = versions.items() if isinstance(versions, dict) else ()
+        recorded["versions"] |= dict.fromkeys(f"{name} {number}" for name, number in of_shard)
         for name in _RECORDED:
-            recorded[name].update([str(record[name])] if name in record else [])
+            recorded[name] |= dict.fromkeys([str(record[name])] if name in record else [])
     identity = {**manifest.identity, **dict(flattened({"fields": manifest.identity.get("fields")}))}
     settings = {name: value for name, value in identity.items() if name not in _SHOWN_ELSEWHERE}
     corpus = identity.get("corpus")
@@ -132,11 +136,11 @@ def of_run(run: Run) -> dict[str, Any]:
         "run_id": manifest.run_id,
         "complete": run.complete() is not None,
         "model": _clean(dict(flattened(manifest.model))),
-        "corpus": _clean(corpus if isinstance(corpus, list) else []),
+        "corpus": _clean([one for one in corpus if isinstance(one, dict)] if isinstance(corpus, list) else []),
         "settings": _clean(settings),
         "auto": _clean(manifest.auto),
-        "counts": run.totals(),
-        "recorded": _clean({name: list(found) for name, found in {**recorded, "versions": versions}.items()}),
+        "counts": totals_of(counts),
+        "recorded": _clean({name: list(found) for name, found in recorded.items()}),
         "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
         "speeds": speeds,
         "loads": [_history(run, *uuids, journal) for uuids, journal in journals(run).items()],

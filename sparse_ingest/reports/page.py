@@ -20,7 +20,7 @@ from sparse_ingest.verification.comparison import VerifyReport
 
 _VALUE_CHARACTERS = 300
 _ROWS = 20  # of a table that could have thousands
-_OVERLAP = "From the first request of a shard to its last answer. Shards overlap, so the load was faster than each."
+_OVERLAP = "From the first request of a shard to its last answer. Shards overlap, so the load as a whole was faster."
 _STAGES = {"tokenise": "tokenize"}
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -91,7 +91,7 @@ def _tiles(figures: ReportFigures) -> str:
     ]
     wall = sum(one.seconds for one in figures.speeds)
     if wall:
-        tiles.append((number_text(rows / wall), f"{unit}s/s while encoding"))
+        tiles.append((number_text(rows / wall, 3), f"{unit}s/s while encoding"))
     if figures.index:
         tiles.append((size_text(figures.index.bytes), f"index {figures.index.index}"))
     inner = "".join(f"<div><dd>{escaped(value)}</dd><dt>{escaped(label)}</dt></div>" for value, label in tiles)
@@ -199,10 +199,8 @@ def _distributions(figures: ReportFigures) -> str:
 
 
 def _histogram(caption: Caption, found: Distribution, every: int) -> str:
-    summary = (
-        f"Mean {number_text(found.mean)}, median {number_text(found.median)}, 95th percentile "
-        f"{number_text(found.p95)}, largest {number_text(found.largest)}."
-    )
+    named = {"Mean": found.mean, "median": found.median, "95th percentile": found.p95, "largest": found.largest}
+    summary = ", ".join(f"{name} {number_text(value, 3)}" for name, value in named.items()) + "."
     caption = caption._replace(shows=f"{caption.shows} {summary}".strip())
     rows = [[range_text(bar), bar.count, f"{bar.count / found.count:.2%}"] for bar in found.bars]
     return _figure(caption, bar_chart(caption, found.bars, every=every), [caption.x, caption.y, "share"], rows)
@@ -210,9 +208,11 @@ def _histogram(caption: Caption, found: Distribution, every: int) -> str:
 
 def _plan(plan: PlanReport) -> str:
     """Return the frontier of the engines of an index if they were measured, otherwise that of pruning rules."""
-    points, best, cost, x = plan.points, plan.frontier, "visited", "postings visited by a query"
+    title, cost, x = "Pruning frontier", "visited", "postings visited by a query"
+    points, best = plan.points, plan.frontier
     if plan.settings:
-        points, best, cost, x = plan.settings, plan.settings_frontier, "latency_p50_ms", "latency of a query, p50, ms"
+        title, cost, x = "Engine frontier", "latency_p50_ms", "latency of a query, p50, ms"
+        points, best = plan.settings, plan.settings_frontier
     known = sorted({(value, 1 - points[place].loss) for place in best if (value := getattr(points[place], cost))})
     line: list[tuple[float, float]] = []
     for value, kept in known:
@@ -221,11 +221,11 @@ def _plan(plan: PlanReport) -> str:
     chart = ""
     if line:
         shows = f"The best {plan.quality} at each cost, relative to unpruned vectors ({plan.full_quality:.4f})."
-        caption = Caption("Pruning frontier", shows, x, "quality kept")
+        caption = Caption(title, shows, x, "quality kept")
         chosen = plan.choice and getattr(plan.choice.point, cost)
         ring = (float(chosen), 1 - plan.choice.point.loss) if plan.choice and chosen else None
         limit = 1 - plan.allowed_loss, f"loss of {plan.allowed_loss:.1%}"
-        low = max(line[0][1], 1 - 10 * plan.allowed_loss)
+        low = min(max(line[0][1], 1 - 10 * plan.allowed_loss), line[-1][1])
         shown = [point for point in line if point[1] >= low]
         svg = line_chart(caption, shown, low=min(low, limit[0]), chosen=ring, limit=limit)
         (head, *rows), _, _ = plan_table(plan, points, best, _ROWS)
@@ -251,7 +251,7 @@ def _load(figures: ReportFigures, load: LoadHistory) -> str:
         notes.append(("Warning", f"Not finished: {load.shards:,} of {counted(shards, 'shard')} are loaded."))
     if load.waiting:
         notes.append(("Warning", f"Settings that a stopped load has not restored: {', '.join(load.waiting)}."))
-    rate = f", at least {number_text(load.documents / load.seconds)} documents/s" if load.seconds else ""
+    rate = f", at least {number_text(load.documents / load.seconds, 3)} documents/s" if load.seconds else ""
     facts = {
         "cluster UUID": load.cluster_uuid,
         "index UUID": load.index_uuid,

@@ -70,11 +70,12 @@ def report(
     reached = connection_of(url, connection)
     shown, mapping = (None, None) if index is None else _index(index, reached)
     compared = verify_index(opened, index=index, connection=reached, progress=reporter) if verify and index else None
+    found = of_run(opened)
     figures = ReportFigures(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         release=version("sparse-ingest"),
-        **of_run(opened),
-        distributions=read_distributions(opened, reporter),
+        **found,
+        distributions=read_distributions(opened, {one.shard: one.documents for one in found["speeds"]}, reporter),
         index=shown,
         mapping=mapping,
         plan=planned,

@@ -97,6 +97,19 @@ def test_a_run_without_documents_terms_or_end_has_a_report(documents, complete, 
         assert text in page
 
 
+def test_the_rows_of_a_run_of_passages_are_called_passages(tmp_path: Path) -> None:
+    _, page = written(make_run(tmp_path / "run", overflow="passages"), tmp_path)
+    assert "passages in 2 shards" in page and "Terms per passage" in page
+
+
+def test_foreign_values_in_records_give_a_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", corpus=["text", {"name": None, "size": {"a": [1]}}])
+    path = run.path / "done" / "part-00000.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "versions": [1], "device": {"a": 1}, "host": None}))
+    figures, _ = written(run, tmp_path)
+    assert figures.recorded["device"] == ["{'a': 1}"]
+
+
 def test_without_an_index_no_request_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", "http://127.0.0.1:9")
     assert written(make_run(tmp_path / "run"), tmp_path)[0].index is None
