@@ -56,6 +56,7 @@ from .planning.plan import plan
 from .queries.idf import write_idf
 from .records import Document, Query, SparseRows
 from .reporting import Reporter
+from .reports.report import report
 from .runs.shards import read_shard
 from .searching.document_terms import DocumentTerm, DocumentTerms
 from .searching.encoded import encode
@@ -142,6 +143,7 @@ __all__ = [
     "rank_run",
     "read_pipeline",
     "read_shard",
+    "report",
     "restore_settings",
     "roll_back",
     "search_index",

@@ -14,7 +14,7 @@ SHARED = ("errors", "records", "pipeline", "pruning", "reporting")
 # A module may import from its own package, from those before it in this list, and from the shared modules.
 LAYERS = (
     "storage", "corpora", "checkpoints", "queries", "models", "runs", "cluster", "executors", "encoding",
-    "verification", "loading", "searching", "evaluation", "planning", "serving", "local_server", "cli",
+    "verification", "loading", "searching", "evaluation", "planning", "reports", "serving", "local_server", "cli",
 )  # fmt: skip
 # Library -> the only package that may import it (None: no package).
 OWNERS = {

@@ -24,21 +24,8 @@ if TYPE_CHECKING:
     from sparse_ingest.encoding.trial import Prediction
     from sparse_ingest.runs.run import Run
 
-# Labels of `status` that differ from the JSON key.
-LABELS = {
-    "run_id": "run id",
-    "rows": "documents or passages",
-    "nnz": "non-zero weights",
-    "empty": "without terms",
-    "truncated": "truncated to the limit",
-    "skipped": "bad documents skipped",
-    "underflow": "weights below float16 range",
-    "windows": "windows read",
-    "reused": "copied from another run",
-    "deduplicated": "copied from an equal text",
-    "without_token": "weights without a token",
-    "seconds": "seconds per stage",
-}
+# Labels of `status` that differ from the JSON key, apart from those of counts.
+_LABELS = {"run_id": "run id", "seconds": "seconds per stage"}
 
 
 @command()
@@ -172,6 +159,7 @@ def _predicted(run: Prediction, documents: int) -> Iterator[str]:
 def status(run: Place, as_json: bool) -> None:
     """Show the settings, shards and documents of a run folder, and where it was loaded."""
     from sparse_ingest.cluster.journal import journals
+    from sparse_ingest.runs.files import COUNT_LABELS
     from sparse_ingest.searching.search import open_run
 
     opened = open_run(run)
@@ -204,7 +192,7 @@ def status(run: Place, as_json: bool) -> None:
         "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items()),
     }
     lines = [
-        (LABELS.get(key, key), f"{value:,}" if isinstance(value, int) else value)
+        ((COUNT_LABELS | _LABELS).get(key, key), f"{value:,}" if isinstance(value, int) else value)
         for key, value in shown.items()
         if key != "loads"
     ]

@@ -17,7 +17,7 @@ WIDTH = 120
 COMMANDS_BY_HEADING = {
     "First steps": "demo doctor help",
     "Models": "pipelines inspect idf",
-    "Run folders": "encode status",
+    "Run folders": "encode status report",
     "Indexes": "index load verify",
     "Search": "search query show evaluate plan",
     "Local OpenSearch": "server",
@@ -37,7 +37,7 @@ OPTIONS_BY_HEADING = {
     "Pipelines on the server": "search-pipeline ingest-pipeline model-id default",
     "Cluster": "url user password api-key ca client-cert client-key aws-region aws-service timeout",
     "Local OpenSearch": "port heap data with-ml keep-server folder",
-    "Output": "out all explain trec trec-run compare per-query table json verbose quiet help",
+    "Output": "out plan verify all explain trec trec-run compare per-query table json verbose quiet help",
 }
 
 

@@ -30,6 +30,7 @@ from sparse_ingest.cli import (
     loading,
     planning,
     querying,
+    reports,
     searching,
     server,
     showing,
@@ -66,7 +67,7 @@ def cli() -> None:
 for command in (
     demo.demo, doctor.doctor, help.help_command, inspecting.pipelines, inspecting.inspect, indexing.idf,
     encoding.encode, encoding.status, indexing.index, loading.load, loading.verify, searching.search, querying.query,
-    showing.show, evaluating.evaluate, planning.plan, server.server,
+    showing.show, evaluating.evaluate, planning.plan, reports.report, server.server,
 ):  # fmt: skip
     cli.add_command(with_verbosity(command))
 

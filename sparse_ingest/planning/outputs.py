@@ -1,4 +1,7 @@
-"""Write plan.json, plan.png, plan.html and pipeline.toml, atomically. Existing files are never replaced."""
+"""Write plan.json, plan.png, plan.html and pipeline.toml, atomically, and read plan.json.
+
+Existing files are never replaced.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import Pipeline, changed, with_resolved_paths
 from sparse_ingest.planning.drawing import as_html, as_png, figure_class, sentences
-from sparse_ingest.planning.report import PlanReport
+from sparse_ingest.planning.report import Choice, PlanReport, Unsettled
 from sparse_ingest.storage.durable import write_atomic
+from sparse_ingest.storage.foreign_json import checked, read_json
 
 _ESCAPED = "backslashreplace"  # for bytes of a run's path that are not UTF-8
 NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
@@ -52,6 +56,31 @@ def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
     for name, content in contents.items():
         write_atomic(folder / name, content, exclusive=True)
     return [folder / name for name in contents]
+
+
+def read_plan(folder: Path) -> PlanReport:
+    """Read plan.json from the folder of a plan. The quality of single queries is not in it.
+
+    Raises:
+        UsageError: there is no such file, or it is not a plan.
+    """
+    path = folder / "plan.json"
+    try:
+        content = read_json(path, dict[str, Any])
+        for name, kind in (("choice", Choice), ("unsettled", Unsettled)):
+            if content.get(name) is not None:
+                content[name] = [checked(content[name], dict[str, Any]).get(key) for key in kind._fields]
+        report = checked(content, PlanReport)
+        for best, points in ((report.frontier, report.points), (report.settings_frontier, report.settings)):
+            if not all(0 <= place < len(points) for place in best):
+                raise ValueError("its frontier names points that it lacks")
+        return report
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist. Name the folder that `sparse-ingest plan --out` wrote.") from None
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is not a plan: {first_line(error)}. Name a folder of `sparse-ingest plan`."
+        ) from error
 
 
 def pipeline_text(pipeline: Pipeline, comments: Iterable[str]) -> str:

@@ -33,7 +33,8 @@ class Point:
     `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of unpruned vectors that it
     finds. `terms` is the mean per document, `visited` the postings that an exact search reads per query, `bytes` the
     predicted size of all postings, `index_bytes` the size of the index. `tied` queries have equal scores for the tenth
-    and eleventh document, and an index may return either. `per_query` is the quality of each query.
+    and eleventh document, and an index may return either. `per_query` is the quality of each query; plan.json
+    lacks it.
     """
 
     documents: PruningRule
@@ -53,7 +54,7 @@ class Point:
     latency_p50_ms: float | None = None
     latency_p95_ms: float | None = None
     loss: float
-    per_query: Values = field(repr=False, compare=False)
+    per_query: Values = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     @property
     def is_lossless(self) -> bool:

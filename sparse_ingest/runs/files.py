@@ -24,6 +24,20 @@ from sparse_ingest.storage.places import Place, RemotePath
 
 COUNTS = "rows nnz empty truncated skipped underflow windows reused deduplicated without_token".split()
 
+# Counts whose label differs from their key.
+COUNT_LABELS = {
+    "rows": "documents or passages",
+    "nnz": "non-zero weights",
+    "empty": "without terms",
+    "truncated": "truncated to the limit",
+    "skipped": "bad documents skipped",
+    "underflow": "weights below float16 range",
+    "windows": "windows read",
+    "reused": "copied from another run",
+    "deduplicated": "copied from an equal text",
+    "without_token": "weights without a token",
+}
+
 
 class SkippedRow(NamedTuple):
     """A source row that `--on-bad-document skip` skipped. `line` counts from 1 within `file`."""

@@ -89,14 +89,15 @@ def identity_of(content: dict[str, Any]) -> tuple[str, Identity]:
 
 def differences(stored: Identity, requested: Identity) -> list[Difference]:
     """Return the settings in which two identities differ, by dotted name, sorted by name."""
-    before, after = dict(_flatten(stored)), dict(_flatten(requested))
+    before, after = dict(flattened(stored)), dict(flattened(requested))
     both = (Difference(name, before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys()))
     return [one for one in both if one.stored != one.requested]
 
 
-def _flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flattened(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the dotted name and the value of each setting in nested objects."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from flattened(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value

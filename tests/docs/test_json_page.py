@@ -1,7 +1,7 @@
 """docs/reference/json-output.md has the keys that the commands print, and no others.
 
-Sections of commands that take long are checked by tests that run them anyway: `encode`, `inspect`, `plan`, `server`,
-`demo` and `evaluate --nano-beir`.
+Sections of commands that take long are checked by tests that run them anyway: `encode`, `inspect`, `plan`,
+`report`, `server`, `demo` and `evaluate --nano-beir`.
 """
 
 from __future__ import annotations

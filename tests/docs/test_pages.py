@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Pages whose code blocks run in this order, in one folder.
-GUIDES = ("getting-started", "guides/corpora", "guides/models", "guides/changing-corpora", "guides/searching",
-          "guides/services", "guides/evaluating", "guides/past-one-machine", "how-it-works/run-folder")  # fmt: skip
+GUIDES = ("getting-started", "guides/reports", "guides/corpora", "guides/models", "guides/changing-corpora",
+          "guides/searching", "guides/services", "guides/evaluating", "guides/past-one-machine",
+          "how-it-works/run-folder")  # fmt: skip
 
 
 def blocks(page: str, languages: str) -> list[tuple[str, str]]:
@@ -109,6 +110,7 @@ def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, mo
     assert re.search(r"^     rank \d of \d hits$", printed["guides/searching"], re.MULTILINE)
     assert printed["guides/services"].startswith("2 ")
     assert re.search(r"^nDCG@10 .* 0 +0 +1$", printed["guides/evaluating"], re.MULTILINE)
+    assert re.match(r"Wrote articles\.html\.\nWrote articles-index\.html\.\n\S+ \d ", printed["guides/reports"])
     assert printed["how-it-works/run-folder"].splitlines()[0].startswith("1 ['")
 
 

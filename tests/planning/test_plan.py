@@ -81,6 +81,10 @@ def posting_file_bytes(client: Client, index: str) -> int:
     return int(files["doc"]["size_in_bytes"])
 
 
+def test_a_written_plan_is_read_as_it_was(judged: PlanReport, files: Path) -> None:
+    assert outputs.read_plan(files).to_dict() == judged.to_dict()
+
+
 @pytest.mark.both_products(quick=False)
 def test_predictions_of_the_chosen_point_match_the_index(
     plan_inputs: Made, judged: PlanReport, client: Client, index_name: str
