@@ -10,7 +10,6 @@ Ray's own retries are off: with them the driver could neither report a death nor
 
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 import statistics
@@ -37,9 +36,9 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sparse_ingest.errors import Interrupted, RunError, StorageError, counted, first_line
-from sparse_ingest.executors.carrying import raise_carried
+from sparse_ingest.executors.carrying import Counts, Forwarder, log_level, raise_carried
 from sparse_ingest.executors.ray_cluster import Pool
-from sparse_ingest.executors.ray_task import Beat, Counts, Mailbox, Outcome, Work, make_group
+from sparse_ingest.executors.ray_task import Beat, Mailbox, Outcome, Work, make_group
 from sparse_ingest.reporting import Reporter
 
 LOOK_S = 0.2  # between checks for stop requests and late tasks
@@ -50,7 +49,6 @@ LATE_S, LATE = 10.0, 4  # a task is late after this time, and this multiple of t
 QUICK_S = 1.0  # groups that take less wait in the queues of Ray
 MOST_FAILURES = 5  # of one group: a process died, or storage failed
 WAIT_S = 2.0  # after a storage error; doubled each time
-_LOGGER = "sparse_ingest"
 
 
 def run_on(
@@ -87,7 +85,7 @@ def run_on(
         device="cuda:0" if pool.gpus else "cpu",
         folder=str(Path.cwd()),
         imports_folder=bool({"", str(Path.cwd())}.intersection(sys.path)),
-        level=logging.getLogger(_LOGGER).getEffectiveLevel(),
+        level=log_level(),
     )
     driver = _Driver(pool, work, out, reporter, done)
     try:
@@ -143,7 +141,7 @@ class _Driver:
         self._waiting: deque[_Group] = deque()
         self._open: set[_Group] = set()  # not done
         self._seconds: deque[float] = deque(maxlen=101)  # of the last groups
-        self._shown: set[str] = set()  # notes, which all workers send
+        self._forwarder = Forwarder(reporter)
         self._live_node = ""  # where a task reported or ended last
         self._number = 0
         self._stopped = False
@@ -262,24 +260,8 @@ class _Driver:
                 self._show(attempt, beat)
 
     def _show(self, attempt: _Attempt, beat: Beat) -> None:
-        """Report progress. What a second attempt repeats is not counted again; what all workers send is shown once."""
-        before, group = attempt.group.counts, attempt.group
-        group.counts = Counts(*map(max, zip(before, beat.counts, strict=True)))
-        units, tokens, planned, planned_tokens, earlier = (
-            now - then for now, then in zip(group.counts, before, strict=True)
-        )
-        if planned:
-            self._reporter.plan(planned, planned_tokens)
-        if earlier:
-            self._reporter.earlier(earlier)
-        if units or tokens:
-            self._reporter.advance(units, tokens=tokens, detail=beat.detail)
-        for name, *given in beat.messages:
-            if name == "expect":
-                self._reporter.expect(*given)
-            elif repr(given) not in self._shown:
-                self._shown.add(repr(given))
-                getattr(self._reporter if name != "log" else logging.getLogger(_LOGGER), name)(*given)
+        """Report progress. What a second attempt repeats is not counted again."""
+        attempt.group.counts = self._forwarder.show(attempt.group.counts, beat.collected)
 
     def _ended(self, attempt: _Attempt) -> None:
         """Act on the end of a task."""
