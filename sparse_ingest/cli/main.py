@@ -28,7 +28,6 @@ from sparse_ingest.cli import (
     indexing,
     inspecting,
     loading,
-    planning,
     querying,
     searching,
     server,
@@ -66,7 +65,7 @@ def cli() -> None:
 for command in (
     demo.demo, doctor.doctor, help.help_command, inspecting.pipelines, inspecting.inspect, indexing.idf,
     encoding.encode, encoding.status, indexing.index, loading.load, loading.verify, searching.search, querying.query,
-    showing.show, evaluating.evaluate, planning.plan, server.server,
+    showing.show, evaluating.evaluate, evaluating.plan, server.server,
 ):  # fmt: skip
     cli.add_command(with_verbosity(command))
 

@@ -12,7 +12,7 @@ from sparse_ingest.errors import needs_extra
 from sparse_ingest.pipeline import in_words as settings_in_words
 from sparse_ingest.planning.options import MOST_QUERIES
 from sparse_ingest.planning.report import PlanReport, Point
-from sparse_ingest.planning.rules import rule_text
+from sparse_ingest.planning.sweep import rule_text
 from sparse_ingest.reporting import aligned
 
 SHOWN_LOSS = 0.1  # a short table omits points that lose more
