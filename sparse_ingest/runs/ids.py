@@ -14,8 +14,9 @@ import numpy as np
 
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, shard_schema_of, take_rows, write_shard
+from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, shard_schema_of, take_rows, write_parts
 from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
+from sparse_ingest.storage.durable import move_whole
 
 RANGE_IDS = 8_000_000  # ids in memory at a time: 64 MB of hashes
 MOST_REPEATED = 1_000_000  # hashes whose ids are compared in one pass over the shards, about 300 MB
@@ -93,7 +94,8 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: M
     schema = shard_schema_of(path)
     run.unmark_done(shard)
     scratch = run.scratch_path(path.name)
-    sha256 = write_shard(remaining(), scratch=scratch, target=path, schema=schema, before=run.refuse_lost)
+    sha256 = write_parts(remaining(), scratch=scratch, schema=schema)
+    move_whole(scratch, path, run.refuse_lost)
     run.write_skipped(shard, skipped)
     terms = np.concatenate(lengths)
     counts = {"rows": len(terms), "nnz": int(terms.sum()), "empty": int((terms == 0).sum())}
