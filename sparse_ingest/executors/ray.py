@@ -53,18 +53,20 @@ WAIT_S = 2.0  # after a storage error; doubled each time
 
 def run_on(
     pool: Pool,
-    out: object,
+    does: str,
+    kept: str,
     reporter: Reporter,
     build: Callable[..., Callable[[range], object]],
     arguments: Sequence[Any],
     groups: Callable[[], Sequence[range]],
     done: Callable[[Any], None] | None = None,
 ) -> None:
-    """Run one step in tasks of Ray: make all groups of shards of the run `out`.
+    """Run one step in tasks of Ray: make all groups of shards.
 
     Args:
         pool: The workers.
-        out: The run, for messages.
+        does: What a worker does to its shards, for messages: "makes".
+        kept: What a stop leaves and what to do next, for messages.
         reporter: Receives the progress of all workers.
         build: A function of a module, called once per process with a `Worker`, `arguments` and a `Reporter`; it returns
             the function that makes a group.
@@ -87,7 +89,7 @@ def run_on(
         imports_folder=bool({"", str(Path.cwd())}.intersection(sys.path)),
         level=log_level(),
     )
-    driver = _Driver(pool, work, out, reporter, done)
+    driver = _Driver(pool, work, does, kept, reporter, done)
     try:
         driver.make([None], 1)
         driver.make(groups(), pool.workers)
@@ -124,9 +126,9 @@ class _Driver:
     """The tasks of one run."""
 
     def __init__(
-        self, pool: Pool, work: Work, out: object, reporter: Reporter, done: Callable[[Any], None] | None
+        self, pool: Pool, work: Work, does: str, kept: str, reporter: Reporter, done: Callable[[Any], None] | None
     ) -> None:
-        self._pool, self._out, self._reporter, self._done = pool, out, reporter, done
+        self._pool, self._does, self._kept, self._reporter, self._done = pool, does, kept, reporter, done
         self._work = [ray.put(pickle.dumps(work))]  # Ray would make its arrays read-only
         needs: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_retries": 0}
         if pool.accelerator:
@@ -160,8 +162,7 @@ class _Driver:
             self._pool.check()
             self._receive()
         if self._open:
-            kept = f"{self._out} keeps what is finished. Run the same command again to continue."
-            raise Interrupted(f"Stopped on request; {kept}")
+            raise Interrupted(f"Stopped on request; {self._kept}")
 
     def end(self) -> None:
         """End the tasks that still run: copies of finished groups, or all after an error."""
@@ -332,8 +333,8 @@ class _Driver:
         group.failures += 1
         if group.failures >= MOST_FAILURES:
             raise RunError(
-                f"{message}; {_shards(group)} failed {group.failures} times. The logs of Ray say more "
-                f"({self._pool.logs}). {self._out} keeps what is finished; run the same command again to continue."
+                f"{message}; {_shards(group)} failed {group.failures} times (the logs of Ray say more: "
+                f"{self._pool.logs}); {self._kept}"
             )
         self._warn_again(message)
         self._again(group)
@@ -344,7 +345,7 @@ class _Driver:
             self._waiting.appendleft(group)
 
     def _warn_again(self, message: str) -> None:
-        self._reporter.warn(f"{message}." + ("" if self._stopped else " Another worker makes its shards."))
+        self._reporter.warn(f"{message}." + ("" if self._stopped else f" Another worker {self._does} its shards."))
 
 
 def _unfit(reason: str) -> RunError:
