@@ -118,9 +118,8 @@ def _in_this_process(job: Job, options: EncodeOptions) -> None:
     else:
         with job.alone():
             if options.finish:
-                job.check_all()
-            else:
-                job.make_all()
+                job.refuse_missing()
+            job.make_all()
             job.finish()
 
 

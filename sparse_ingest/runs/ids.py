@@ -30,13 +30,16 @@ class Duplicate(NamedTuple):
     again: tuple[int, int]
 
 
-def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS, hashes: SortedPieces | None = None) -> Iterator[Duplicate]:
+def find_duplicates(
+    run: Run, *, range_ids: int = RANGE_IDS, hashes: SortedPieces | None = None, rows: int | None = None
+) -> Iterator[Duplicate]:
     """Yield every row of the finished shards whose id an earlier row has, in no particular order.
 
-    `hashes` has the `id_hashes` of all finished shards; without it they are computed here.
+    `hashes` has the `id_hashes` of all finished shards; without it they are computed here. `rows` is the number of
+    documents, if it is known.
     """
     if hashes is None:
-        hashes = pieces_of(run, range_ids=range_ids)
+        hashes = pieces_of(run, range_ids=range_ids, rows=rows)
         for shard in run.done_shards():
             hashes.add(id_hashes(run, shard))
     repeated: set[int] = set()
@@ -50,9 +53,9 @@ def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS, hashes: SortedPiece
         yield from _confirm(run, repeated)
 
 
-def pieces_of(run: Run, *, range_ids: int = RANGE_IDS) -> SortedPieces:
+def pieces_of(run: Run, *, range_ids: int = RANGE_IDS, rows: int | None = None) -> SortedPieces:
     """Return empty storage for the `id_hashes` of all finished shards."""
-    rows = sum(map(run.rows_of, run.done_shards()))
+    rows = sum(map(run.rows_of, run.done_shards())) if rows is None else rows
     return SortedPieces(run.scratch_path("ids").parent, 1, rows=rows, range_rows=range_ids)
 
 
