@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.manifest import FORMAT, Manifest, identity_of
 from sparse_ingest.runs.run import Run, create_or_open_run
-from sparse_ingest.runs.shards import PART_ROWS, ShardPart, shard_schema, store_weights, text_hash, write_shard
+from sparse_ingest.runs.shards import PART_ROWS, ShardPart, shard_schema, store_weights, text_hash, write_parts
 
 TOKENS = 30522
 SHARD_ROWS = 65536
@@ -54,9 +54,9 @@ def make_large_run(folder: Path, documents: int, terms: int) -> Run:
     for shard, first in enumerate(shards):
         rows = min(SHARD_ROWS, documents - first)
         parts = _parts(np.random.default_rng(first), vocabulary, first, rows, terms)
-        digest = write_shard(
-            parts, scratch=run.scratch_path(f"{shard}.parquet"), target=run.shard_path(shard), schema=schema
-        )
+        scratch = run.scratch_path(f"{shard}.parquet")
+        digest = write_parts(parts, scratch=scratch, schema=schema)
+        run.add_shard(shard, scratch, digest)
         run.mark_done(shard, {"first_row": first, "rows": rows, "nnz": rows * terms, "empty": 0, "sha256": digest})
     run.mark_complete(
         {"shards": len(shards), "rows": documents, "terms": documents * terms, "duplicates_checked": True}

@@ -138,7 +138,8 @@ def work(corpus: str, out: Path, speed: float, shard_rows: int, step: str, limit
     began = time.perf_counter()
     if step == "finish":
         with job.alone():
-            job.check_all()
+            job.refuse_missing()
+            job.make_all()
             job.finish()
     else:
         starts = job.starts

@@ -110,6 +110,8 @@ class Progress:
 
     def text(self, detail: str = "") -> str:
         """Return the time left and the rate, if they are known, and the detail."""
+        from tqdm import tqdm
+
         if not self._marks:
             return detail
         began, units, tokens = self._marks[0]
@@ -119,7 +121,7 @@ class Progress:
         else:
             rate, left = (self.done - self._earlier - units) / seconds, self.total and float(self.total - self.done)
             unit = self.unit
-        parts = [f"{clock_text(max(0.0, left) / rate)} left"] if rate and left is not None else []
+        parts = [f"{tqdm.format_interval(round(max(0.0, left) / rate))} left"] if rate and left is not None else []
         parts += [f"{rate:,.{0 if rate >= 100 else 1}f} {unit}/s"] if rate else []
         return ", ".join([*parts, detail] if detail else parts)
 
@@ -222,12 +224,6 @@ def size_text(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit in ("bytes", "KB") else f"{count:,.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
-
-
-def clock_text(seconds: float) -> str:
-    """Return a duration as minutes and seconds, such as 03:56, or with hours, as 1:03:56."""
-    minutes, left = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{left:02}" if minutes >= 60 else f"{minutes:02}:{left:02}"
 
 
 class Check(NamedTuple):

@@ -28,7 +28,6 @@ from sparse_ingest.cli import (
     indexing,
     inspecting,
     loading,
-    planning,
     querying,
     reports,
     searching,
@@ -67,7 +66,7 @@ def cli() -> None:
 for command in (
     demo.demo, doctor.doctor, help.help_command, inspecting.pipelines, inspecting.inspect, indexing.idf,
     encoding.encode, encoding.status, indexing.index, loading.load, loading.verify, searching.search, querying.query,
-    showing.show, evaluating.evaluate, planning.plan, reports.report, server.server,
+    showing.show, evaluating.evaluate, evaluating.plan, reports.report, server.server,
 ):  # fmt: skip
     cli.add_command(with_verbosity(command))
 

@@ -48,11 +48,6 @@ def kind_of(head: bytes) -> str | None:
     return None if _CONTROL.search(head) else TEXT
 
 
-def is_special(kind: str | None) -> bool:
-    """Return whether a kind is known and is not lines of text."""
-    return kind in _KINDS
-
-
 def is_never_read(kind: str | None) -> bool:
     """Return whether a kind is known and is not a format of a corpus."""
     return kind in _KINDS and not _KINDS[kind].is_read

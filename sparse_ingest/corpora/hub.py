@@ -12,7 +12,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from sparse_ingest.corpora.columns import chosen_columns, records_of, rows_of
 from sparse_ingest.corpora.contents import ARCHIVE_SUFFIXES
 from sparse_ingest.corpora.documents import BadRow, columns_text, json_object
 from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading_rows
-from sparse_ingest.corpora.pieces import PieceInFile, RowUnits, Search, Task
+from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
 from sparse_ingest.corpora.splits import BATCH_ROWS, SavedDataset, Split, sizes_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, file_changed, is_packed, suffix_of
@@ -136,7 +136,7 @@ class StreamedDataset(Split):
         """Yield a task for each data file, which counts its rows."""
         return (partial(self._count, file, search) for file in range(self._stream.num_shards))
 
-    def _count(self, file: int, search: Search) -> PieceInFile:
+    def _count(self, file: int, search: Search) -> RowUnits:
         with reading_rows(self.label, [1]):
             source = self._sources[file] = self._source(file)
             pieces = [task() for task in source.pieces(search)] if source else [None]
@@ -147,7 +147,7 @@ class StreamedDataset(Split):
                     rows = [self._counted(source.records(0, 1) if source else self._of_library(file), search)]
                 groups = RowUnits((sum(rows),))
         self._refuse_changed()
-        return PieceInFile(groups, file << _ROW_BITS, (file + 1) << _ROW_BITS)
+        return replace(groups, first=file << _ROW_BITS, following=(file + 1) << _ROW_BITS)
 
     def _counted(self, records: Iterator[Record], search: Search) -> int:
         rows = 0

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.corpora.pieces import Search, Spot, Task
+from sparse_ingest.corpora.pieces import Border, Search, Task
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, MAX_LINE, LineSource, file_changed
 
 _MARK_ROWS = 1024
@@ -26,11 +26,11 @@ _LINE_END = 2  # bytes, at most; a line that is longer and blank so far stays bl
 _NOT_BLANK = b"x"  # in place of the start of a line that is not blank
 
 IsBlank: TypeAlias = Callable[[bytes], bool]  # of a line with its line feed
-Places: TypeAlias = dict[int, tuple[int, int]]  # number of rows in the part -> offset and line after them
+Places: TypeAlias = dict[int, tuple[int, int]]  # number of rows in the span -> offset and line after them
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Span:
     """The lines of a source that start from byte `start` on and before byte `stop`; `lines` are before them."""
 
     source: LineSource
@@ -48,87 +48,78 @@ def line_pieces(
     size, step, marks = source.bytes or 0, search.piece_bytes, range(_MARK_ROWS, sys.maxsize, _MARK_ROWS)
     if not source.seekable:
         size = step = sys.maxsize
-        marks = search.borders(search.rows_before or 0)
-    first = _Part(source, is_blank, search, start, min(size, start + step), line - 1)
+        marks = search.shard_borders(0)  # those of the first source, and of others by chance
+    first = _Span(source, is_blank, search, start, min(size, start + step), line - 1)
     yield partial(_count, first, marks)
     for cut in range(first.stop, size, step):
         yield partial(_count, replace(first, start=cut, stop=min(size, cut + step), lines=0), marks)
 
 
-def _count(part: _Part, marks: range) -> LinesPiece | None:
-    scan = _Scan(part, marks, part.search.limit)
-    return LinesPiece(part, scan) if scan.read() else None
+def _count(span: _Span, marks: range) -> _LinesPiece | None:
+    piece = _LinesPiece(span, marks, span.search.limit)
+    return piece if piece.read() else None
 
 
-class LinesPiece:
-    """A counted piece of lines."""
-
-    def __init__(self, part: _Part, scan: _Scan) -> None:
-        self._part, self._marks = part, scan.places
-        self.rows, self.lines, self.end = scan.rows, scan.lines, scan.end
-
-    def spots(self, rows: range) -> list[Spot]:
-        """Return the borders after these numbers of rows."""
-        if self._part.source.seekable:
-            return [Spot(offset, line, offset) for offset, line in map(self._after, rows)]
-        places = self._marks if all(row in self._marks for row in rows) else _places(self._part, rows)
-        return [
-            Spot(*places[row], None) if row == self.rows else Spot(*places[row], places[row][0], row) for row in rows
-        ]
-
-    def _after(self, row: int) -> tuple[int, int]:
-        """Return offset and line after a number of rows."""
-        left = row % _MARK_ROWS
-        part, mark = self._part, self._marks.get(row - left)
-        if mark:
-            part = replace(part, start=mark[0], lines=mark[1] - 1)
-        return mark if mark and not left else _places(part, range(left, left + 1))[left]
-
-
-def _places(part: _Part, rows: range) -> Places:
-    scan = _Scan(part, rows, rows[-1])
-    if not scan.read() or len(scan.places) < len(rows):
-        raise file_changed(part.source.file.place, "it has other lines than at first")
-    return scan.places
+def _places(span: _Span, rows: range) -> Places:
+    piece = _LinesPiece(span, rows, rows[-1])
+    if not piece.read() or len(piece.places) < len(rows):
+        raise file_changed(span.source.file.place, "it has other lines than at first")
+    return piece.places
 
 
 class _LineTooLong(Exception):
     """Reading the lines one after another raises the error."""
 
 
-class _Scan:
-    """Counts the rows and lines of a part, up to `limit` rows, and keeps the place after each of `marks` rows."""
+class _LinesPiece:
+    """The counted rows and lines of a span, up to `limit` rows, with the place after each of `marks` rows."""
 
-    def __init__(self, part: _Part, marks: range, limit: int | None) -> None:
-        self._part, self._marks, self._limit = part, marks, limit
+    def __init__(self, span: _Span, marks: range, limit: int | None) -> None:
+        self._span, self._marks, self._limit = span, marks, limit
         self.places: Places = {}
-        self.rows, self.lines = 0, part.lines
-        self._line_start = part.start
+        self.rows, self.lines = 0, span.lines
+        self._line_start = span.start
         self._head = b""  # the part of the current line in earlier blocks, or _NOT_BLANK
-        self._is_before = part.start > 0  # the end of the line before the part
+        self._is_before = span.start > 0  # the end of the line before the span
 
     @property
     def end(self) -> int | None:
-        """The offset after the last line; None if no line starts in the part."""
+        """The offset after the last line; None if no line starts in the span."""
         return None if self._is_before else self._line_start
 
+    def borders_after(self, rows: range) -> list[Border]:
+        """Return the borders after these numbers of rows."""
+        if self._span.source.seekable:
+            return [Border(row, offset, line, offset) for row in rows for offset, line in [self._place(row)]]
+        places = self.places if self.places.keys() >= set(rows) else _places(self._span, rows)
+        borders = [Border(row, *places[row], places[row][0], row) for row in rows]
+        return [border._replace(begin=None, before=0) if border.rows == self.rows else border for border in borders]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Return offset and line after a number of rows, counted from the mark before it."""
+        left = row % _MARK_ROWS
+        span, mark = self._span, self.places.get(row - left)
+        if mark:
+            span = replace(span, start=mark[0], lines=mark[1] - 1)
+        return mark if mark and not left else _places(span, range(left, left + 1))[left]
+
     def read(self) -> bool:
-        """Read the part. Return False if a line is too long."""
+        """Read the span. Return False if a line is too long."""
         buffer = bytearray(_BLOCK_BYTES)
         block = np.frombuffer(buffer, np.uint8)
         # A line starts at `start` if the byte before it is a line feed.
-        base, is_complete = max(0, self._part.start - 1), False
-        with self._part.source.opened([1]) as opened:
+        base, is_complete = max(0, self._span.start - 1), False
+        with self._span.source.opened([1]) as opened:
             opened.skip(base)
             while not is_complete and (size := opened.content.readinto(buffer)):
-                self._part.search.check_stopped()
+                self._span.search.check_stopped()
                 try:
                     is_complete = self._add(base, block[:size])
                 except _LineTooLong:
                     return False
                 base += size
         if not is_complete and self._head:
-            self._count(base - 1, np.zeros(1, np.int64), [0] if self._part.is_blank(self._head) else [])
+            self._count(base - 1, np.zeros(1, np.int64), [0] if self._span.is_blank(self._head) else [])
             self._line_start = base
         return True
 
@@ -140,14 +131,14 @@ class _Scan:
         ends = np.flatnonzero(block == _LINE_FEED)
         if self._is_before:
             if not len(ends):
-                return base + len(block) >= self._part.stop
+                return base + len(block) >= self._span.stop
             first, ends = int(ends[0]) + 1, ends[1:]
             self._line_start = base + first
-            if self._line_start >= self._part.stop:
+            if self._line_start >= self._span.stop:
                 return True
             self._is_before = False
-        last = int(np.searchsorted(ends, self._part.stop - 1 - base))
-        is_complete = last < len(ends)  # the next line starts after the part
+        last = int(np.searchsorted(ends, self._span.stop - 1 - base))
+        is_complete = last < len(ends)  # the next line starts after the span
         ends = ends[: last + 1]
         if len(ends):
             self._check_length(base + int(ends[0]) + 1)
@@ -173,7 +164,7 @@ class _Scan:
             return
         text = self._head + rest.tobytes()
         if len(text) > _LINE_END:
-            text = text[: _LINE_END + 1] if self._part.is_blank(text) else _NOT_BLANK
+            text = text[: _LINE_END + 1] if self._span.is_blank(text) else _NOT_BLANK
         self._head = text
 
     def _blank_lines(self, block: npt.NDArray[np.uint8], first: int, ends: npt.NDArray[np.int64]) -> list[int]:
@@ -185,7 +176,7 @@ class _Scan:
         found = []
         for index in np.flatnonzero(may_be_blank).tolist():
             line = block[starts[index] : ends[index] + 1].tobytes()
-            if self._part.is_blank(line if index else self._head + line):
+            if self._span.is_blank(line if index else self._head + line):
                 found.append(index)
         return found
 

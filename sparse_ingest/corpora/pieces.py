@@ -20,17 +20,15 @@ from sparse_ingest.errors import Interrupted
 class Search:
     """Which rows the planner looks for: the first of every `shard_rows` rows of the corpus, up to `limit` rows.
 
-    `rows_before` is the number of rows of earlier sources, or None if they are still being counted; files of lines are
-    cut into pieces of `piece_bytes`.
+    Files of lines are cut into pieces of `piece_bytes`.
     """
 
     shard_rows: int
     limit: int | None
     piece_bytes: int
-    rows_before: int | None
     stopped: Event
 
-    def borders(self, rows_before: int) -> range:
+    def shard_borders(self, rows_before: int) -> range:
         """Return how many rows are before the start of each shard, not counting `rows_before`."""
         return range(self.shard_rows - rows_before % self.shard_rows, sys.maxsize, self.shard_rows)
 
@@ -40,14 +38,15 @@ class Search:
             raise Interrupted("Stopped while finding where shards start; the same command starts again.")
 
 
-class Spot(NamedTuple):
-    """A row border in a source.
+class Border(NamedTuple):
+    """A border between rows of a source, after some `rows` of a piece.
 
-    `offset` and `line` are as in the `Record` before it, `line` from 1 in its piece. `begin` is the offset to read the
+    `offset` and `line` are as in the `Record` before it, `line` from 1 in the piece. `begin` is the offset to read the
     following rows from, None for the start of the next source. A reader that begins there reads and drops `before`
     rows; one that stops there has read `after` further rows.
     """
 
+    rows: int
     offset: int
     line: int
     begin: int | None
@@ -70,7 +69,7 @@ class Piece(Protocol):
     def end(self) -> int | None:
         """The offset after the last line; None if no line ends in the piece."""
 
-    def spots(self, rows: range) -> list[Spot]:
+    def borders_after(self, rows: range) -> list[Border]:
         """Return the borders after these numbers of rows, at least 1. May read the source again."""
 
 
@@ -82,13 +81,16 @@ Task: TypeAlias = Callable[[], Piece | None]
 class RowUnits:
     """Rows whose offsets follow from the sizes of row groups or record batches, which are read from their start.
 
-    With `bits` an offset is a unit and, in so many low bits, a row in it; otherwise it is a row. `dropped` says what a
-    reader that begins or stops within a unit reads in vain: nothing, the rows before that, or the complete unit.
+    With `bits` an offset is a unit and, in so many low bits, a row in it; otherwise it is a row, counted from `first`.
+    The rows after the last one begin at `following`. `dropped` says what a reader that begins or stops within a unit
+    reads in vain: nothing, the rows before that, or the complete unit.
     """
 
     sizes: tuple[int, ...]
     dropped: Literal["nothing", "before", "unit"] = "before"
     bits: int | None = None
+    first: int = 0
+    following: int | None = None  # None: the start of the next source
 
     @property
     def rows(self) -> int:
@@ -100,9 +102,9 @@ class RowUnits:
     @property
     def end(self) -> int:
         """The offset after the last row."""
-        return self.rows if self.bits is None else len(self.sizes) << self.bits
+        return self.first + self.rows if self.bits is None else len(self.sizes) << self.bits
 
-    def spots(self, rows: range) -> list[Spot]:
+    def borders_after(self, rows: range) -> list[Border]:
         """Return the borders after these numbers of rows."""
         ends = list(accumulate(self.sizes))
         found = []
@@ -110,39 +112,11 @@ class RowUnits:
             unit = bisect_left(ends, row)
             left = ends[unit] - row
             passed = self.sizes[unit] - left
-            offset = row
+            offset = self.first + row
             if self.bits is not None:
                 offset = unit << self.bits | passed if left else (unit + 1) << self.bits
             before = passed if left and self.dropped != "nothing" else 0
             after = left if self.dropped == "unit" else 0
-            found.append(Spot(offset, row + 1, None if row == ends[-1] else offset, before, after))
-        return found
-
-
-@dataclass(frozen=True)
-class PieceInFile:
-    """The rows of a data file of a dataset, whose offsets follow `first`; `following` is that of the next file."""
-
-    of_file: RowUnits
-    first: int
-    following: int
-
-    @property
-    def rows(self) -> int:
-        """The number of rows."""
-        return self.of_file.rows
-
-    lines = rows
-
-    @property
-    def end(self) -> int:
-        """The offset after the last row."""
-        return self.first + self.rows
-
-    def spots(self, rows: range) -> list[Spot]:
-        """Return the borders after these numbers of rows."""
-        found = []
-        for spot in self.of_file.spots(rows):
-            begin = self.following if spot.begin is None else self.first + spot.begin
-            found.append(spot._replace(offset=self.first + spot.offset, begin=begin))
+            begin = self.following if row == ends[-1] else offset
+            found.append(Border(row, offset, row + 1, begin, before, after))
         return found

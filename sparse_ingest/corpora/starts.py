@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from threading import Event
 from typing import NamedTuple, TypeVar
 
-from sparse_ingest.corpora.pieces import Piece, Search, Spot
+from sparse_ingest.corpora.pieces import Piece, Search
 from sparse_ingest.corpora.sources import START, Corpus, Position
 from sparse_ingest.errors import CorpusError, Interrupted
 from sparse_ingest.reporting import SILENT, Reporter
@@ -76,7 +77,7 @@ def find_starts(
     if limit is not None and limit <= 0:
         return Starts(0, [], [], [])
     threads = threads or min(32, len(os.sched_getaffinity(0)) + 4)
-    search = Search(shard_rows, limit, piece_bytes, None, Event())
+    search = Search(shard_rows, limit, piece_bytes, Event())
     with ThreadPoolExecutor(threads, "planner") as pool:
         try:
             return _Planner(corpus, search, pool, reporter).starts(ahead=_AHEAD * threads)
@@ -85,8 +86,8 @@ def find_starts(
             pool.shutdown(cancel_futures=True)
 
 
-class _Start(NamedTuple):
-    """The start of a shard; `before` and `after` are as in `Spot`."""
+class _ShardStart(NamedTuple):
+    """The start of a shard; `before` and `after` are as in `Border`."""
 
     position: Position
     begin: Position
@@ -94,100 +95,76 @@ class _Start(NamedTuple):
     after: int = 0
 
 
-class _Piece(NamedTuple):
-    """A piece with shards that start in it, after numbers of its rows, and what is before it in corpus and source."""
-
-    source: int
-    rows_before: int
-    lines_before: int
-    rows: range
-    spots: Future[list[Spot]]
-
-
 class _Planner:
     def __init__(self, corpus: Corpus, search: Search, pool: ThreadPoolExecutor, reporter: Reporter) -> None:
         self._sources, self._search, self._pool, self._reporter = corpus.sources, search, pool, reporter
         self._limit = sys.maxsize if search.limit is None else search.limit
         self._rows = 0
-        self._source = self._source_rows = 0  # the latest source, and the rows before it
-        self._lines = self._end = 0  # in that source
-        self._read: set[int] = set()  # sources that were read row by row
-        self._found: list[_Piece | _Start] = []
+        self._last_read = -1  # the last source that was read row by row
+        self._found: list[list[_ShardStart] | Future[list[_ShardStart]]] = []
 
     def starts(self, ahead: int) -> Starts:
         """Count all pieces, at most `ahead` before they are needed, and look up the starts in them."""
-        for source, counting in self._counting(ahead):
-            self._check_stop()
-            if source in self._read:
-                continue
-            if source != self._source:
-                self._source, self._source_rows, self._lines, self._end = source, self._rows, 0, 0
-            try:
-                piece = self._result(counting)
-            except CorpusError:  # reading row by row raises it at the right row, if that is within the limit
-                piece = None
-            if piece is None:
-                self._read_rows(source)
-            else:
-                self._add(source, piece)
+        for source, counting in groupby(self._counting(ahead), itemgetter(0)):
+            self._count(source, (future for _, future in counting))
             if self._rows >= self._limit:
                 break
-        rows, shard_rows = min(self._rows, self._limit), self._search.shard_rows
-        starts = [start for found in self._found for start in self._starts_in(found) if start.position.row < rows]
-        starts = [_Start(START, START), *starts] if rows else []
+        rows = min(self._rows, self._limit)
+        found = [one if isinstance(one, list) else self._result(one) for one in self._found]
+        starts = [start for start in chain([_ShardStart(START, START)], *found) if start.position.row < rows]
         positions, begins = [start.position for start in starts], [start.begin for start in starts]
-        return Starts(rows, positions, begins, _groups(starts, rows, shard_rows))
+        return Starts(rows, positions, begins, _groups(starts, rows, self._search.shard_rows))
 
     def _counting(self, ahead: int) -> Iterator[tuple[int, Future[Piece | None]]]:
         """Yield the sources and the results of their tasks in order."""
         submitted: deque[tuple[int, Future[Piece | None]]] = deque()
         for index, source in enumerate(self._sources):
-            for task in source.pieces(replace(self._search, rows_before=None if index else 0)):
-                if index in self._read:
+            for task in source.pieces(self._search):
+                if index <= self._last_read:
                     break
                 submitted.append((index, self._pool.submit(task)))
                 if len(submitted) > ahead:
                     yield submitted.popleft()
         yield from submitted
 
-    def _add(self, source: int, piece: Piece) -> None:
-        borders = self._search.borders(self._rows)
-        rows = range(borders.start, min(piece.rows, self._limit - self._rows - 1) + 1, borders.step)
-        if rows:
-            self._found.append(_Piece(source, self._rows, self._lines, rows, self._pool.submit(piece.spots, rows)))
-        self._rows += piece.rows
-        self._lines += piece.lines
-        self._end = self._end if piece.end is None else piece.end
-        self._reporter.advance(piece.rows)
+    def _count(self, source: int, counting: Iterable[Future[Piece | None]]) -> None:
+        """Add the pieces of a source, up to the first one that cannot be counted; read the rows from there on."""
+        source_start, lines, end = self._rows, 0, 0
+        for future in counting:
+            self._check_stop()
+            try:
+                piece = self._result(future)
+            except CorpusError:  # reading row by row raises it at the right row, if that is within the limit
+                piece = None
+            if piece is None:
+                self._read_rows(source, source_start, end, lines + 1 if end else 1)
+                return
+            borders = self._search.shard_borders(self._rows)
+            rows = range(borders.start, min(piece.rows, self._limit - self._rows - 1) + 1, borders.step)
+            if rows:
+                self._found.append(self._pool.submit(_starts_in, piece, rows, source, self._rows, lines))
+            self._rows += piece.rows
+            lines += piece.lines
+            end = end if piece.end is None else piece.end
+            self._reporter.advance(piece.rows)
+            if self._rows >= self._limit:
+                return
 
-    def _read_rows(self, index: int) -> None:
-        """Read the rest of a source row by row."""
-        self._read.add(index)
-        source = self._sources[index]
-        records = source.records(self._end, self._lines + 1 if self._end else 1)
-        for record in islice(records, self._limit - self._rows):
+    def _read_rows(self, index: int, source_start: int, offset: int, line: int) -> None:
+        """Read the rest of a source row by row, from an offset on; its first row is `source_start`."""
+        self._last_read = index
+        source, found = self._sources[index], list[_ShardStart]()
+        for record in islice(source.records(offset, line), self._limit - self._rows):
             self._rows += 1
             if self._rows % self._search.shard_rows == 0:
                 position = Position(index, record.offset, record.next_line, self._rows)
-                before = 0 if source.seekable else self._rows - self._source_rows
-                self._found.append(_Start(position, position, before))
+                found.append(_ShardStart(position, position, 0 if source.seekable else self._rows - source_start))
             if self._rows % _CHECK_ROWS == 0:
                 self._check_stop()
                 self._reporter.advance(_CHECK_ROWS)
-        if self._found and isinstance(last := self._found[-1], _Start) and last.position.row == self._rows:
-            self._found[-1] = _Start(last.position, Position(index + 1, 0, 1, self._rows))
-
-    def _starts_in(self, found: _Piece | _Start) -> Iterator[_Start]:
-        if isinstance(found, _Start):
-            yield found
-            return
-        spots: list[Spot] = self._result(found.spots)
-        for border, spot in zip(found.rows, spots, strict=True):
-            row, line = found.rows_before + border, found.lines_before + spot.line
-            begin = Position(found.source + 1, 0, 1, row)
-            if spot.begin is not None:
-                begin = Position(found.source, spot.begin, line, row)
-            yield _Start(Position(found.source, spot.offset, line, row), begin, spot.before, spot.after)
+        if found and found[-1].position.row == self._rows:
+            found[-1] = _ShardStart(found[-1].position, Position(index + 1, 0, 1, self._rows))
+        self._found.append(found)
 
     def _result(self, future: Future[T]) -> T:
         while not wait([future], _CHECK_S).done:
@@ -199,7 +176,19 @@ class _Planner:
             raise Interrupted("Stopped on request before a shard was encoded. Run the same command again to continue.")
 
 
-def _groups(starts: list[_Start], rows: int, shard_rows: int) -> list[range]:
+def _starts_in(piece: Piece, rows: range, source: int, rows_before: int, lines_before: int) -> list[_ShardStart]:
+    """Return the starts of shards after numbers of rows of a piece."""
+    found = []
+    for border in piece.borders_after(rows):
+        row, line = rows_before + border.rows, lines_before + border.line
+        position, begin = Position(source, border.offset, line, row), Position(source + 1, 0, 1, row)
+        if border.begin is not None:
+            begin = Position(source, border.begin, line, row)
+        found.append(_ShardStart(position, begin, border.before, border.after))
+    return found
+
+
+def _groups(starts: list[_ShardStart], rows: int, shard_rows: int) -> list[range]:
     """Return the smallest groups, found from the end, whose readers drop at most a twentieth of their rows."""
     groups: list[range] = []
     end, end_row, end_after = len(starts), rows, 0

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import pyarrow as pa
 
-from sparse_ingest.corpora.contents import EMPTY, HEAD_BYTES, TEXT, advice_for, is_special, kind_of
+from sparse_ingest.corpora.contents import EMPTY, HEAD_BYTES, TEXT, advice_for, kind_of
 from sparse_ingest.errors import CorpusError, StorageError, first_line, printable
 from sparse_ingest.records import place_text
 from sparse_ingest.storage.places import Place, RemotePath
@@ -286,7 +286,7 @@ class LineSource(FileSource):
         with self.opened(reached) as opened:
             opened.skip(offset)
             for raw in iter(partial(opened.content.readline, MAX_LINE), b""):
-                if offset == 0 and reached[0] == 1 and (kind := kind_of(raw[:HEAD_BYTES])) and is_special(kind):
+                if offset == 0 and reached[0] == 1 and (kind := kind_of(raw[:HEAD_BYTES])) not in (None, EMPTY, TEXT):
                     raise self._not_as_named(kind, TEXT)
                 if len(raw) == MAX_LINE:
                     raise CorpusError(

@@ -30,21 +30,14 @@ TASK_ROWS = 500_000  # hashed in one task: 4 MB
 class Duplicates:
     """The rows of a run whose id an earlier shard has.
 
-    `starts` has the position of each shard in the corpus; `passages` is true if the ids name passages; `hashes` has the
-    hashed ids, if other processes computed them.
+    `starts` has the position of each shard in the corpus; `rows` is the number of documents; `hashes` has the hashed
+    ids, if other processes computed them.
     """
 
     def __init__(
-        self,
-        run: Run,
-        cursor: Cursor,
-        starts: Sequence[Position],
-        *,
-        passages: bool,
-        hashes: SortedPieces | None = None,
+        self, run: Run, cursor: Cursor, starts: Sequence[Position], rows: int, hashes: SortedPieces | None
     ) -> None:
-        self._run, self._cursor, self._starts, self._passages = run, cursor, starts, passages
-        self._hashes = hashes
+        self._run, self._cursor, self._starts, self._rows, self._hashes = run, cursor, starts, rows, hashes
 
     def refuse(self) -> None:
         """Raise `CorpusError` with both places of the first duplicate, if there is one."""
@@ -52,15 +45,20 @@ class Duplicates:
             first, again = self._places([one.first, one.again])
             raise bad_document(again._replace(reason=repeated_id(one.doc_id, first.place)))
 
-    def skip(self) -> None:
-        """Remove the later rows from their shards and record them as skipped, `AT_ONCE` at a time to bound memory."""
-        while found := list(itertools.islice(self._found(), AT_ONCE)):
-            self._skip(found)
-            if len(found) < AT_ONCE:
-                return
-            self._hashes = None  # of the rows before
+    def skip(self) -> set[int]:
+        """Remove the later rows from their shards and record them as skipped, `AT_ONCE` at a time to bound memory.
 
-    def _skip(self, found: Sequence[Duplicate]) -> None:
+        Return the shards that were changed.
+        """
+        changed: set[int] = set()
+        while found := list(itertools.islice(self._found(), AT_ONCE)):
+            changed |= self._skip(found)
+            if len(found) < AT_ONCE:
+                break
+            self._hashes = None  # of the rows before
+        return changed
+
+    def _skip(self, found: Sequence[Duplicate]) -> set[int]:
         firsts = self._places([duplicate.first for duplicate in found])
         agains = self._places([duplicate.again for duplicate in found])
         leaving: dict[int, dict[int, SkippedRow]] = {}
@@ -70,10 +68,12 @@ class Duplicates:
             leaving.setdefault(shard, {})[row] = SkippedRow(row, again.file, again.line, reason)
         for shard, rows in sorted(leaving.items()):
             remove_rows(self._run, shard, rows, less=counts_of(self._run.need_done(shard), rows))
+        return set(leaving)
 
     def _found(self) -> Iterator[Duplicate]:
-        for one in find_duplicates(self._run, hashes=self._hashes):
-            yield one._replace(doc_id=document_id(one.doc_id)) if self._passages else one
+        are_passages = self._run.manifest.identity["overflow"] == "passages"
+        for one in find_duplicates(self._run, hashes=self._hashes, rows=self._rows):
+            yield one._replace(doc_id=document_id(one.doc_id)) if are_passages else one
 
     def _places(self, positions: list[tuple[int, int]]) -> list[SourceRow]:
         """Return the source rows at (shard, row) positions; each shard is read again once."""

@@ -118,9 +118,8 @@ def _in_this_process(job: Job, options: EncodeOptions) -> None:
     else:
         with job.alone():
             if options.finish:
-                job.check_all()
-            else:
-                job.make_all()
+                job.refuse_missing()
+            job.make_all()
             job.finish()
 
 
@@ -162,7 +161,8 @@ def _in_processes(
         if devices:
             run_on_devices(devices, Job, arguments, groups, out=out, reporter=reporter)
         else:
-            with tasks_of_ray(options, out=out, reporter=reporter) as run_on:
+            kept = f"{out} keeps what is finished. Run the same command again to continue."
+            with tasks_of_ray(options, does="makes", kept=kept, reporter=reporter) as run_on:
                 run_on(Job, arguments, groups)
                 if not opened[0].run.complete():
                     hashes = hash_in_tasks(run_on, opened[0].run)

@@ -10,7 +10,7 @@ import ctypes
 import logging
 import platform
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -36,7 +36,7 @@ from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.checking import checked_shard
-from sparse_ingest.runs.files import part_name
+from sparse_ingest.runs.files import part_name, summed, totals_of
 from sparse_ingest.runs.manifest import FORMAT, Manifest
 from sparse_ingest.runs.reuse import OldVectors, refuse_other_settings
 from sparse_ingest.runs.run import Run, create_or_open_run, existing_run, open_run, refuse_differences
@@ -46,7 +46,6 @@ from sparse_ingest.storage.places import Place, RemotePath, place_of
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder
-
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class Job:
     ) -> None:
         self.worker, self.corpus, self.options, self.reporter = worker, corpus, options, reporter
         self.cursor = Cursor(corpus, options.limit)
-        self._walked: list[Position] = []  # where each shard of standard input started
+        self._done: dict[int, dict[str, Any]] = {}  # what `finish` needs of the records that were read
         self.stages = Stages()
         self.requested_model = pipeline.model
         self.checkpoint, self.pipeline = resolve(pipeline)
@@ -187,11 +186,13 @@ class Job:
     @property
     def shards(self) -> int:
         """The number of shards of the complete run."""
-        return len(self.starts.positions if self.corpus.rereadable else self._walked)
+        return len(self.starts.positions)
 
     @cached_property
     def starts(self) -> Starts:
-        """Where the shards start: read from the run, or found now and stored there."""
+        """Where the shards start: read from the run, or found now and stored there. Standard input has those so far."""
+        if not self.corpus.rereadable:
+            return Starts(0, [], [], [])
         return planned(self.run, self.corpus, self.options.limit, self.reporter)
 
     @contextmanager
@@ -208,7 +209,7 @@ class Job:
     def __call__(self, shards: range) -> None:
         """Make consecutive shards, in one pass over their rows; those that are done are checked."""
         for shard in shards:
-            self._stop_if_requested()
+            stop_if_requested(self.reporter, self.run.path)
             if self.cursor.position != self.starts.positions[shard]:
                 self.cursor.jump(self.starts.begins[shard])
             self._make(shard)
@@ -236,15 +237,16 @@ class Job:
         # Standard input is read once, so nothing is known of the next shard.
         self.reporter.begin("documents", self.options.limit)
         while self.cursor.peek(1):
-            self._stop_if_requested()
-            self._walked.append(self.cursor.position)
-            self._make(len(self._walked) - 1)
+            stop_if_requested(self.reporter, self.run.path)
+            self.starts.positions.append(self.cursor.position)
+            self._make(self.shards - 1)
 
     def _make(self, shard: int) -> None:
         """Make the shard at the cursor, or check it if it is done; the cursor is after it at the end."""
         if done := self.run.done(shard):
             self._check_done(shard, done)
             self._refuse_other_end(shard)
+            self._done[shard] = summed(done)
             return
         # A complete run that lost a shard is checked for duplicates again.
         self.run.unmark_complete()
@@ -267,10 +269,10 @@ class Job:
 
     def finish(self, hashes: SortedPieces | None = None) -> None:
         """Check ids over all shards, hashed in `hashes` or read here, and mark the run as complete. Hold `alone`."""
-        positions = self.starts.positions if self.corpus.rereadable else self._walked
         self.warn_of_merged_rows()
-        self._refuse_missing()
-        if not (self.options.allow_empty or self.run.has_documents()):
+        self.refuse_missing()
+        documents = sum(record.get("rows", 0) for record in self._records())
+        if not (self.options.allow_empty or documents):
             rows = self._row_count()
             found = f"all {rows:,} rows were skipped; {self.run.path / 'skipped'} lists them" if rows else "no rows"
             raise CorpusError(
@@ -279,30 +281,40 @@ class Job:
             )
         if self.run.complete():
             return
-        self._refuse_or_drop_duplicates(positions, hashes)
+        duplicates = Duplicates(self.run, self.cursor, self.starts.positions, documents, hashes)
+        if self.options.on_bad_document == "fail":
+            duplicates.refuse()
+        else:
+            for shard in duplicates.skip():
+                self._done.pop(shard)
         self.run.sweep()
-        sums = {"terms" if name == "nnz" else name: count for name, count in self.run.totals().items()}
-        self.run.mark_complete({**sums, "duplicates_checked": True})
+        records = list(self._records())
+        sums = {"terms" if name == "nnz" else name: count for name, count in totals_of(records).items()}
+        self.run.mark_complete({**sums, "duplicates_checked": True}, records)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """Yield what `finish` needs of the record of each shard. Each is read once."""
+        for shard in range(self.shards):
+            if shard not in self._done:
+                self._done[shard] = summed(self.run.need_done(shard))
+            yield self._done[shard]
 
     def warn_of_merged_rows(self) -> None:
         """Warn where quotes may have merged rows that this process has read."""
         for message in self.corpus.merged():
             self.reporter.warn(message)
 
-    def check_all(self) -> None:
-        """Check every shard of a shared run. Raise `RunError` if one is missing."""
-        self._refuse_missing()
-        self.make_all()
-
-    def _refuse_missing(self) -> None:
+    def refuse_missing(self) -> None:
         """Raise `RunError` if a shard is missing, or the corpus has fewer shards than the run."""
-        done = self.run.done_shards()
+        done = set(self.run.done_shards())
         if len(done) > self.shards:
             raise RunError(
                 f"The corpus changed: it ends after {self._row_count()} rows, but {self.run.path} has {len(done)} "
                 f"shards of {self.options.shard_rows}. Encode into a new folder."
             )
-        if missing := [shard for shard in range(self.shards) if not self.run.done(shard)]:
+        there = {path.name for path in (self.run.path / "shards").iterdir()}
+        lost = {shard for shard in done if self.run.shard_path(shard).name not in there}
+        if missing := sorted({*range(self.shards)} - done | lost):
             raise RunError(
                 f"{counted(len(missing), 'shard')} of {self.run.path} {'is' if len(missing) == 1 else 'are'} missing, "
                 f"the first is {part_name(missing[0])}. Run the parts again, or --part 1/1, which makes what is "
@@ -360,12 +372,14 @@ class Job:
             "host": platform.node(),
             "batch_tokens": encoder.batch_tokens,
         }, exclusive=True)  # fmt: skip
-        if (self.run.done(shard) or {}).get("sha256") != sha256:
+        done = self.run.done(shard) or {}
+        if done.get("sha256") != sha256:
             self.run.unmark_done(shard)  # its record may not be of its file
             raise RunError(
                 f"Another process made other bytes for {part_name(shard)} of {self.run.path} at the same time: with "
                 "another --batch-tokens, type of device or release. Use the same for all parts, and run this one again."
             )
+        self._done[shard] = summed(done)
         spool.remove()
         _return_memory()
 
@@ -384,18 +398,6 @@ class Job:
             )
             self._refuse_other_end(shard)
             return sha256 if self.run.add_shard(shard, scratch, sha256) else None
-
-    def _stop_if_requested(self) -> None:
-        stop_if_requested(self.reporter, self.run.path)
-
-    def _refuse_or_drop_duplicates(self, starts: Sequence[Position], hashes: SortedPieces | None) -> None:
-        """Raise `CorpusError` for an id in two shards, or with `skip` remove the later row."""
-        passages = self.settings.overflow == "passages"
-        duplicates = Duplicates(self.run, self.cursor, starts, passages=passages, hashes=hashes)
-        if self.options.on_bad_document == "fail":
-            duplicates.refuse()
-        else:
-            duplicates.skip()
 
 
 def _return_memory() -> None:

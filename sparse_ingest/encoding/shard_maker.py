@@ -193,12 +193,13 @@ class ShardMaker:
 
     def _steps(self, key: str | None, window: Window | Finished, work: _Work) -> Iterator[_Step]:
         """Yield the parts of a window, each after the next one is known, so that the last one has the counts."""
-        is_new = isinstance(window, Window)
-        counts = work.counts if isinstance(window, Window) else window.counts
-        finish = None
-        for following in self._fitting(window, work) if isinstance(window, Window) else _again(window, work.copies):
-            if finish:
-                yield _Step(finish, None, key, is_new)
+        if isinstance(window, Window):
+            parts, counts, is_new = self._fitting(window, work), work.counts, True
+        else:
+            parts, counts, is_new = _again(window, work.copies), window.counts, False
+        finish = next(parts, None)
+        for following in parts:
+            yield _Step(finish, None, key, is_new)
             finish = following
         yield _Step(finish, counts, key, is_new)
 

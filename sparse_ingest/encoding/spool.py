@@ -20,8 +20,7 @@ import numpy as np
 
 from sparse_ingest.encoding.counts import OF_ROWS, OfRows, WindowCounts
 from sparse_ingest.errors import StorageError
-from sparse_ingest.records import SourceRow, SparseRows
-from sparse_ingest.runs.files import SkippedRow
+from sparse_ingest.records import SourceRow
 from sparse_ingest.runs.manifest import canonical_json
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart
@@ -30,32 +29,8 @@ from sparse_ingest.storage.durable import remove_folder, write_atomic
 # Of the parts of a window, which are kept in memory until the last one; usual windows have 15 MB. Passages that repeat
 # kept fields of a megabyte exceed it, and are not stored.
 MAX_BYTES = 256 << 20
-_HASH_BYTES = 16  # of a text
 _DIGEST_BYTES = 32
 logger = logging.getLogger(__name__)
-
-
-class _Part(msgspec.Struct):
-    """A part as it is stored: arrays are bytes of the named types, or of those in `ShardPart`."""
-
-    doc_ids: list[str]
-    fields: list[str]
-    hashes: bytes
-    rows: bytes
-    indptr: bytes
-    id_type: str
-    token_ids: bytes
-    weight_type: str
-    weights: bytes
-    of_rows: bytes
-
-
-class _File(msgspec.Struct):
-    """The content of a file. `skipped` has rows and reasons."""
-
-    parts: list[_Part]
-    without_token: int
-    skipped: list[tuple[int, str]]
 
 
 class Finished(NamedTuple):
@@ -63,6 +38,11 @@ class Finished(NamedTuple):
 
     parts: list[tuple[ShardPart, OfRows]]
     counts: WindowCounts
+
+
+# An array is its type and its bytes.
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=lambda array: (array.dtype.str, array.tobytes()))
+_DECODER = msgspec.msgpack.Decoder(Finished, dec_hook=lambda _, stored: np.frombuffer(stored[1], stored[0]))
 
 
 class Spool:
@@ -123,44 +103,18 @@ class Spool:
         # Another process that has finished the same shard may delete the folder at any time.
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._folder / name, _packed(window), sync=False)
+            packed = _ENCODER.encode(window)
+            write_atomic(self._folder / name, hashlib.sha256(packed).digest() + packed, sync=False)
         except (StorageError, OSError) as error:
             logger.info("%s is not stored: %s", self._folder / name, error)
-
-
-def _packed(window: Finished) -> bytes:
-    counts = window.counts
-    parts = [
-        _Part(
-            doc_ids=list(part.vectors.doc_ids),
-            fields=part.fields,
-            hashes=b"".join(part.text_hashes),
-            rows=part.rows.tobytes(),
-            indptr=part.vectors.indptr.astype(np.int64).tobytes(),
-            id_type=part.vectors.token_ids.dtype.str,
-            token_ids=part.vectors.token_ids.tobytes(),
-            weight_type=part.vectors.weights.dtype.str,
-            weights=part.vectors.weights.tobytes(),
-            of_rows=of_rows.tobytes(),
-        )
-        for part, of_rows in window.parts
-    ]
-    skipped = [(row.row, row.reason) for row in counts.skipped]
-    packed = msgspec.msgpack.encode(_File(parts, counts.without_token, skipped))
-    return hashlib.sha256(packed).digest() + packed
 
 
 def _unpacked(content: bytes, rows: list[SourceRow]) -> Finished:
     packed = memoryview(content)[_DIGEST_BYTES:]
     if hashlib.sha256(packed).digest() != content[:_DIGEST_BYTES]:
         raise ValueError("it is damaged")
-    file, parts = msgspec.msgpack.decode(packed, type=_File), []
-    for part in file.parts:
-        token_ids, weights = np.frombuffer(part.token_ids, part.id_type), np.frombuffer(part.weights, part.weight_type)
-        vectors = SparseRows(part.doc_ids, np.frombuffer(part.indptr, np.int64), token_ids, weights)
-        hashes = [part.hashes[place : place + _HASH_BYTES] for place in range(0, len(part.hashes), _HASH_BYTES)]
-        numbers, of_rows = np.frombuffer(part.rows, np.uint64), np.frombuffer(part.of_rows, OF_ROWS)
-        parts.append((ShardPart(numbers, hashes, vectors, part.fields), of_rows))
-    places = {row.row: row for row in rows}
-    skipped = [SkippedRow(row, places[row].file, places[row].line, reason) for row, reason in file.skipped]
-    return Finished(parts, WindowCounts(file.without_token, skipped))
+    window, places = _DECODER.decode(packed), {row.row: row for row in rows}
+    # The process that stored it may have had another name for the same file.
+    skipped = [one._replace(file=places[one.row].file, line=places[one.row].line) for one in window.counts.skipped]
+    parts = [(part, of_rows.view(OF_ROWS)) for part, of_rows in window.parts]
+    return Finished(parts, WindowCounts(window.counts.without_token, skipped))

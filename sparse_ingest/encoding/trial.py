@@ -144,9 +144,6 @@ class _Sampled(Corpus):
         for row, document in enumerate(self.documents[start.row :], start.row):
             yield SourceRow(row, "sample", row + 1, document, None, "row"), Position(0, row + 1, row + 2, row + 1)
 
-    def share(self, position: Position) -> float | None:
-        return None
-
 
 class _Meter(SilentReporter):
     """Measures the speed of batches; forwards notes and warnings, if it has a reporter."""

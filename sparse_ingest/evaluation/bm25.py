@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from sparse_ingest.errors import needs_extra
-from sparse_ingest.records import Query
+from sparse_ingest.records import Query, batched
 
 K1, B = 0.9, 0.4
 _BLOCK = 1000  # queries scored together
@@ -33,8 +33,7 @@ def rank_texts(
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
     index.index(tokens([text for _, text in pairs]), show_progress=False)
     del pairs
-    for start in range(0, len(queries), _BLOCK):
-        block = queries[start : start + _BLOCK]
+    for block in batched(queries, _BLOCK):
         asked = tokens([query.text for query in block])
         places, scores = index.retrieve(asked, k=min(size, len(doc_ids)), show_progress=False)
         for query, found, values in zip(block, places.tolist(), scores.tolist(), strict=True):

@@ -11,7 +11,6 @@ process only. Each has a pipe: a message asks it to stop after its window, and w
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
@@ -20,24 +19,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial, partialmethod
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
 from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, counted, first_line
-from sparse_ingest.executors.carrying import RecordHandler, carried, raise_carried
-from sparse_ingest.reporting import Reporter, SilentReporter
+from sparse_ingest.executors.carrying import Collector, Counts, Forwarder, carried, log_level, raise_carried
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.run import RunLike
 
 LOOK_S = 0.2  # between checks for stop requests
-REPORT_S = 0.1  # between two messages about batches
-BEAT_S = 2.0  # between two heartbeats of a process
-SILENT_S = 10.0  # without a heartbeat until it is reported, and between reports
+BEAT_S = 0.1  # between two messages about the progress of a process
+SILENT_S = 10.0  # without a message until it is reported, and between reports
 END_S = 20.0  # for a process to end before it is killed
 _WORK = "import sys; from sparse_ingest.executors.local import work; work(int(sys.argv[1]))"
-_LOGGER = "sparse_ingest"
 Maker: TypeAlias = Callable[[range], None]  # makes consecutive shards
 Build: TypeAlias = Callable[..., Maker]  # a function of a module, called with a Worker, the arguments, and a Reporter
 
@@ -82,7 +78,7 @@ class _Team:
         self._work = ForkingPickler.dumps((build, arguments))
         self._out, self._reporter = out, reporter
         self._children: list[_Child] = []  # running processes
-        self._shown: list[Sequence[Any]] = []  # notes, which all processes send
+        self._forwarder = Forwarder(reporter)
         self._reasons: list[str] = []  # of the processes that died
         self._stopped = False
         self._waiting: deque[range] | None = None  # groups that no process makes yet; None before the run is created
@@ -152,10 +148,13 @@ class _Team:
         """Act on one message of a process, or on its end."""
         child.heard = child.reported = time.monotonic()
         try:
-            name, *given = child.connection.recv()
+            name, given, collected = child.connection.recv()
         except (EOFError, OSError):
             self._ended(child)
             return
+        if collected.detail:
+            collected = collected._replace(detail=f"{child.device} {collected.detail}")
+        child.counts = self._forwarder.show(child.counts, collected)
         if name == "built":
             child.built = True
         elif name == "made":
@@ -170,8 +169,6 @@ class _Team:
             self._stopped = True
         elif name == "died":
             child.reason = given[0]
-        elif name != "alive":
-            self._show(child, name, given)
 
     def _ended(self, child: _Child) -> None:
         """Clean up after a process; another one makes what it had in hand."""
@@ -182,18 +179,6 @@ class _Team:
             self._waiting.appendleft(child.group)
         if not child.finished:
             self._report_death(child)
-
-    def _show(self, child: _Child, name: str, given: Sequence[Any]) -> None:
-        """Forward the progress of a process; a message that all processes send is shown once."""
-        if name == "advance":
-            count, tokens, detail = given
-            detail = f"{child.device} {detail}" if detail else ""
-            self._reporter.advance(count, tokens=tokens, detail=detail)
-        elif name not in ("note", "warn", "log"):
-            getattr(self._reporter, name)(*given)
-        elif given not in self._shown:
-            self._shown.append(given)
-            getattr(self._reporter if name != "log" else logging.getLogger(_LOGGER), name)(*given)
 
     def _report_death(self, child: _Child) -> None:
         reason = f"the process on {child.device} died: {child.reason or child.signal()}"
@@ -211,6 +196,7 @@ class _Child:
         self.stop_sent = self.finished = self.built = False
         self.group: range | None = None  # which it makes
         self.reason = ""
+        self.counts = Counts()
         self.heard = self.reported = time.monotonic()
         self.connection, theirs = Pipe()
         # It finds the package as this process does, but does not import from the current folder.
@@ -221,7 +207,7 @@ class _Child:
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment, start_new_session=True
             )
         with contextlib.suppress(OSError):  # it has died, and its pipe is closed
-            self.connection.send((worker, cores, logging.getLogger(_LOGGER).getEffectiveLevel()))
+            self.connection.send((worker, cores, log_level()))
             self.connection.send_bytes(work)
 
     def make(self, group: range) -> None:
@@ -261,11 +247,10 @@ class _Child:
 def work(descriptor: int) -> None:
     """Make the groups received through a pipe: the main function of a process."""
     connection: Connection[Any, Any] = Connection(descriptor)
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
+    reporter = _PipeReporter(connection)
+    signal.signal(signal.SIGTERM, lambda number, frame: reporter.stopping.set())
     # A shell starts background processes with SIGINT ignored, but the listener needs it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    reporter = _PipeReporter(connection, stopping)
     threading.Thread(target=_beat, args=(reporter,), daemon=True).start()
     try:
         last = _done(connection, reporter)
@@ -281,8 +266,7 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
     """Build a maker, and make groups until there is no other one; return the last message to send."""
     try:
         worker, cores, level = connection.recv()
-        logging.getLogger(_LOGGER).addHandler(RecordHandler(reporter.send))
-        logging.getLogger(_LOGGER).setLevel(level)
+        reporter.collect_log(level)
         if worker.device == "cpu":
             os.sched_setaffinity(0, cores)  # before a library counts them
         build, arguments = connection.recv()
@@ -292,7 +276,6 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
         reporter.send("built")
         while (group := groups.get()) is not None:
             maker(group)
-            reporter.flush()
             reporter.send("made")
         return ("stopped",)
     except (SparseIngestError, OSError) as error:
@@ -305,7 +288,7 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
 
 
 def _beat(reporter: _PipeReporter) -> None:
-    """Send heartbeats: a batch, or loading a model, may take long."""
+    """Send progress, and show that the process runs: a batch, or loading a model, may take long."""
     while True:
         reporter.send("alive")
         time.sleep(BEAT_S)
@@ -326,36 +309,14 @@ def _listen(connection: Connection[Any, Any], stopping: threading.Event, groups:
         os._exit(Interrupted.exit_code)
 
 
-class _PipeReporter(SilentReporter):
-    """The progress of a process, sent through its pipe from any of its threads."""
+class _PipeReporter(Collector):
+    """The progress of a process, sent through its pipe with each message."""
 
-    def __init__(self, connection: Connection[Any, Any], stopping: threading.Event) -> None:
-        self._connection, self._lock = connection, threading.Lock()
-        self.stopping = stopping
-        self._count = self._tokens = 0
-        self._detail = ""
-        self._last = 0.0
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        super().__init__()
+        self._connection, self._sending = connection, threading.Lock()
 
     def send(self, name: str, *given: object) -> None:
-        """Send one message. If the other end is closed it is dropped, and the listener ends the process."""
-        with self._lock, contextlib.suppress(OSError):
-            self._connection.send((name, *given))
-
-    expect, plan, earlier, note, warn = map(partial(partialmethod, send), ("expect", "plan", "earlier", "note", "warn"))
-
-    def stop_requested(self) -> bool:  # noqa: D102
-        return self.stopping.is_set()
-
-    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
-        """Collect batches, since a fast device finishes thousands per second."""
-        self._count += count
-        self._tokens += tokens
-        self._detail = detail
-        if time.monotonic() - self._last >= REPORT_S:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what has not been sent yet."""
-        count, tokens, self._count, self._tokens = self._count, self._tokens, 0, 0
-        self._last = time.monotonic()
-        self.send("advance", count, tokens, self._detail)
+        """Send a message. If the other end is closed it is dropped, and the listener ends the process."""
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.send((name, given, self.take()))

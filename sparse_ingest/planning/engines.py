@@ -20,7 +20,7 @@ from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import EngineName, IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.options import PlanOptions
-from sparse_ingest.planning.rules import PruningRule
+from sparse_ingest.planning.sweep import PruningRule
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.hits import Ranked

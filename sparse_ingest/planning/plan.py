@@ -38,8 +38,7 @@ from sparse_ingest.planning import engines
 from sparse_ingest.planning.options import PlanOptions
 from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
 from sparse_ingest.planning.report import PlanReport, Point, Values, candidates, choose, frontier, loss_of, unsettled
-from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
-from sparse_ingest.planning.sweep import Sweep
+from sparse_ingest.planning.sweep import ALL_TERMS, Sweep, as_flags, document_families, query_rules
 from sparse_ingest.queries.weight_table import prune_query
 from sparse_ingest.records import Query
 from sparse_ingest.reporting import Reporter, reporter_of

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sparse_ingest.pipeline import EngineName, Pipeline
 from sparse_ingest.planning.options import MOST_QUERIES
-from sparse_ingest.planning.rules import PruningRule
+from sparse_ingest.planning.sweep import PruningRule
 
 MISSES = 0.05  # error rate of the interval, over all plans
 HALVES = (slice(0, None, 2), slice(1, None, 2))  # queries that choose, and queries that confirm

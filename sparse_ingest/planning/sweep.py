@@ -3,23 +3,63 @@
 Rules of a family are nested, so a term has one level in it, the number of rules that keep it. Sums of products by
 (document, level), accumulated over levels, are the scores under all rules of the family. Scores equal
 searching/exact.py with 9-bit weights (tests/planning/test_sweep.py compares them). Memory: one part of the run, a count
-per rule and token, and up to 0.2 MB of hits per query.
+per rule and token, and up to 0.2 MB of hits per query. The rules are scaled to mean numbers of terms. pruning.py and
+query.py apply them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.scores import stored_weights
-from sparse_ingest.planning.rules import ALL_TERMS, Family, PruningRule
+from sparse_ingest.pipeline import in_words as settings_in_words
 from sparse_ingest.pruning import Ranking
 from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.exact import QueryVector, best_places
+
+PruningRule = Mapping[str, Any]  # the arguments of `prune`; empty: all terms
+Family = tuple[PruningRule, ...]  # rules of one kind, from mild to strict: each keeps terms that all milder ones keep
+
+ALL_TERMS: PruningRule = {}
+_SHARES_OF_TERMS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)
+_DOCUMENT_RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+_MASSES = (0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5)
+_QUERY_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def document_families(mean_terms: float) -> list[Family]:
+    """Return the rules to try on documents with this mean number of terms."""
+    return [
+        tuple({"top_k": count} for count in _counts(mean_terms)),
+        tuple({"max_ratio": ratio} for ratio in _DOCUMENT_RATIOS),
+        tuple({"alpha_mass": share} for share in _MASSES),
+    ]
+
+
+def query_rules(mean_tokens: float) -> list[PruningRule]:
+    """Return the rules to try on queries with this mean number of tokens; the first keeps all."""
+    counts = [{"top_k": count} for count in _counts(mean_tokens)]
+    return [ALL_TERMS, *counts, *({"max_ratio": ratio} for ratio in _QUERY_RATIOS)]
+
+
+def rule_text(rule: PruningRule) -> str:
+    """Return a rule as shown in tables."""
+    return settings_in_words(rule, " and ") or "all"
+
+
+def as_flags(rule: PruningRule) -> str:
+    """Return a rule as options of `load`."""
+    return "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in rule.items())
+
+
+def _counts(mean: float) -> list[int]:
+    return sorted({max(1, round(mean * share)) for share in _SHARES_OF_TERMS}, reverse=True)
+
 
 T = TypeVar("T", np.int64, np.float64)
 _EMPTY = np.iinfo(np.uint32).max

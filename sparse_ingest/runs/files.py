@@ -88,6 +88,11 @@ def without_zero(counts: dict[str, Any]) -> dict[str, Any]:
     return {name: count for name, count in counts.items() if count or name != "without_token"}
 
 
+def summed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a record in done/ that complete.json sums up; a record is much larger."""
+    return {name: record[name] for name in ("sha256", *COUNTS) if name in record}
+
+
 def totals_of(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Return the number of records and the sums of their counts; records of earlier releases lack the last ones."""
     sums = {name: sum(record.get(name, 0) for record in records) for name in COUNTS}

@@ -14,8 +14,9 @@ import numpy as np
 
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, shard_schema_of, take_rows, write_shard
+from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, shard_schema_of, take_rows, write_parts
 from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
+from sparse_ingest.storage.durable import move_whole
 
 RANGE_IDS = 8_000_000  # ids in memory at a time: 64 MB of hashes
 MOST_REPEATED = 1_000_000  # hashes whose ids are compared in one pass over the shards, about 300 MB
@@ -29,13 +30,16 @@ class Duplicate(NamedTuple):
     again: tuple[int, int]
 
 
-def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS, hashes: SortedPieces | None = None) -> Iterator[Duplicate]:
+def find_duplicates(
+    run: Run, *, range_ids: int = RANGE_IDS, hashes: SortedPieces | None = None, rows: int | None = None
+) -> Iterator[Duplicate]:
     """Yield every row of the finished shards whose id an earlier row has, in no particular order.
 
-    `hashes` has the `id_hashes` of all finished shards; without it they are computed here.
+    `hashes` has the `id_hashes` of all finished shards; without it they are computed here. `rows` is the number of
+    documents, if it is known.
     """
     if hashes is None:
-        hashes = pieces_of(run, range_ids=range_ids)
+        hashes = pieces_of(run, range_ids=range_ids, rows=rows)
         for shard in run.done_shards():
             hashes.add(id_hashes(run, shard))
     repeated: set[int] = set()
@@ -49,9 +53,9 @@ def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS, hashes: SortedPiece
         yield from _confirm(run, repeated)
 
 
-def pieces_of(run: Run, *, range_ids: int = RANGE_IDS) -> SortedPieces:
+def pieces_of(run: Run, *, range_ids: int = RANGE_IDS, rows: int | None = None) -> SortedPieces:
     """Return empty storage for the `id_hashes` of all finished shards."""
-    rows = sum(map(run.rows_of, run.done_shards()))
+    rows = sum(map(run.rows_of, run.done_shards())) if rows is None else rows
     return SortedPieces(run.scratch_path("ids").parent, 1, rows=rows, range_rows=range_ids)
 
 
@@ -93,7 +97,8 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: M
     schema = shard_schema_of(path)
     run.unmark_done(shard)
     scratch = run.scratch_path(path.name)
-    sha256 = write_shard(remaining(), scratch=scratch, target=path, schema=schema, before=run.refuse_lost)
+    sha256 = write_parts(remaining(), scratch=scratch, schema=schema)
+    move_whole(scratch, path, run.refuse_lost)
     run.write_skipped(shard, skipped)
     terms = np.concatenate(lengths)
     counts = {"rows": len(terms), "nnz": int(terms.sum()), "empty": int((terms == 0).sum())}

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -193,11 +193,6 @@ class Run:
         """Return the number of finished shards, and the sums of the counts in their records."""
         return totals_of(self._records())
 
-    def rows_done(self) -> int:
-        """Return the number of source rows of the finished shards, including skipped rows."""
-        spans = ((record.get("first_row", 0), record.get("next", [])) for record in self._records())
-        return sum(position[-1] - first for first, position in spans if position)
-
     def _records(self) -> list[dict[str, Any]]:
         return [record for shard in self.done_shards() if (record := self.done(shard))]
 
@@ -246,10 +241,11 @@ class Run:
         counted = {key: complete.get(key, 0) for key in RunReport.__dataclass_fields__ if key not in ("run", "run_id")}
         return RunReport(str(self.path), self.manifest.run_id, **counted)
 
-    def mark_complete(self, record: dict[str, Any]) -> None:
-        """Mark the run as complete."""
+    def mark_complete(self, record: dict[str, Any], records: Iterable[Mapping[str, Any]] | None = None) -> None:
+        """Mark the run as complete; `records` are those in done/ if they were read already."""
         self.refuse_lost()
-        write_json(self.path / "complete.json", {**record, "shards_sha256": sha256_of(self._records())})
+        sha256 = sha256_of(self._records() if records is None else records)
+        write_json(self.path / "complete.json", {**record, "shards_sha256": sha256})
 
     def need_done(self, shard: int) -> dict[str, Any]:
         """Return the record of a finished shard. Raise `RunError` if the shard, its hash or its rows are missing."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.records import SparseRows
-from sparse_ingest.storage.durable import move_whole
 from sparse_ingest.storage.foreign_json import checked
 from sparse_ingest.storage.places import Place, RemotePath
 
@@ -107,23 +106,6 @@ def write_parts(parts: Iterable[ShardPart], *, scratch: Path, schema: pa.Schema)
     with scratch.open("rb+") as written:
         sha256 = hashlib.file_digest(written, "sha256").hexdigest()
         os.fsync(written.fileno())
-    return sha256
-
-
-def write_shard(
-    parts: Iterable[ShardPart],
-    *,
-    scratch: Path,
-    target: Place,
-    schema: pa.Schema,
-    before: Callable[[], None] = lambda: None,
-) -> str:
-    """Write a shard to `scratch`, move it to `target`, which is replaced, and return its SHA-256 in hexadecimal.
-
-    `before` is called before each change of `target`, and may raise to prevent it.
-    """
-    sha256 = write_parts(parts, scratch=scratch, schema=schema)
-    move_whole(scratch, target, before)
     return sha256
 
 

@@ -19,7 +19,7 @@ from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.executors.local import Worker
 from sparse_ingest.executors.tasks import tasks_of_ray
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.run import Run, open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.verification.comparison import BothSides, VerifyReport, check_sample, checker_of
 from sparse_ingest.verification.loaded import Loaded, RunPart
 from sparse_ingest.verification.options import VerifyOptions
@@ -37,12 +37,13 @@ class Target(NamedTuple):
 
 
 @contextmanager
-def run_on(options: VerifyOptions, run: Run, reporter: Reporter) -> Iterator[RunOn | None]:
+def run_on(options: VerifyOptions, reporter: Reporter) -> Iterator[RunOn | None]:
     """Yield the function that works in tasks of Ray in the block, or None if this process works alone."""
     if options.executor != "ray":
         yield None
         return
-    with tasks_of_ray(replace(options, worker_gpus=0), out=run.path, reporter=reporter) as found:
+    kept = "what was compared is not kept. Run the same command again."
+    with tasks_of_ray(replace(options, worker_gpus=0), does="compares", kept=kept, reporter=reporter) as found:
         yield found
 
 

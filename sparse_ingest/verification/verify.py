@@ -91,7 +91,7 @@ def verify(
         everything = sample is None or sample >= total
         reporter.begin("documents", total if sample is None else min(sample, total))
         with contextlib.ExitStack() as stack:
-            run_on = stack.enter_context(tasks.run_on(chosen, run, reporter))
+            run_on = stack.enter_context(tasks.run_on(chosen, reporter))
             snapshot = _open(stack, client, there, report)
             by_token = everything and checker.ceiling is None and _TOKENS_A_DOCUMENT * total >= len(run.vocabulary())
             if snapshot is not None:

@@ -187,7 +187,7 @@ def test_damaged_windows_are_encoded_again(encode: Encode, complete: Path, tmp_p
     encode("run", at=BEFORE)
     changed, short, empty, kept = spooled(tmp_path / "run")
     content = bytearray(changed.read_bytes())
-    content[content.index(b"weights") + 20] ^= 1  # a bit of a weight
+    content[content.index(b"<f2") + 20] ^= 1  # a bit of a weight
     changed.write_bytes(content)
     short.write_bytes(short.read_bytes()[:-1])
     empty.write_bytes(b"")

@@ -43,6 +43,7 @@ from support.ray_nodes import IMPORTS, Cluster, two_nodes  # noqa: E402
 from sparse_ingest.executors import ray as executor  # noqa: E402
 from sparse_ingest.executors.ray_cluster import connected  # noqa: E402
 
+KEPT = "the folder keeps what is finished. Run the same command again to continue."
 LASTING = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
 
 
@@ -57,7 +58,7 @@ def made(folder: Path, shards: int, reporter: Recorder | None = None, **stub: An
     """Make stub shards with two workers, and return the results."""
     results: list[object] = []
     groups = [range(first, min(first + 2, shards)) for first in range(0, shards, 2)]
-    with tasks_of_ray(RayOptions(workers=2), out=folder, reporter=reporter or Recorder()) as run_on:
+    with tasks_of_ray(RayOptions(workers=2), does="makes", kept=KEPT, reporter=reporter or Recorder()) as run_on:
         run_on(stub_shards.build, (Stub(folder, **stub),), lambda: groups, done=results.append)
     return results
 
@@ -111,7 +112,9 @@ def test_a_failed_store_and_a_killed_worker_are_tried_again(
 
 def test_a_stop_request_ends_tasks_after_a_window(connection: None, tmp_path: Path) -> None:
     reporter = Recorder(stop_at=ROWS)
-    with pytest.raises(Interrupted, match="Run the same command again"):
+    with pytest.raises(
+        Interrupted, match="Stopped on request; the folder keeps what is finished. Run the same command"
+    ):
         made(tmp_path, 1000, reporter, seconds=0.2)
     assert len(list(tmp_path.glob("shard-*"))) < 100
 
@@ -142,7 +145,7 @@ def lasting_bytes(run: Run) -> dict[str, bytes]:
 def test_tasks_hash_the_ids_of_all_shards(connection: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "TASK_ROWS", 8)
     run = make_run(tmp_path, MANY, shard_rows=3)
-    with tasks_of_ray(RayOptions(workers=2), out=run.path, reporter=Recorder()) as run_on:
+    with tasks_of_ray(RayOptions(workers=2), does="makes", kept=KEPT, reporter=Recorder()) as run_on:
         hashes = duplicates.hash_in_tasks(run_on, run)
     assert hashes is not None
     assert sorted(np.concatenate(list(hashes.ranges()))[:, 0].tolist()) == sorted(map(hash_id, MANY))
@@ -185,6 +188,16 @@ def test_verify_in_tasks_gives_the_report_of_one_process(
     assert sample or report.differing == 58  # two weights of each changed document
 
 
+def test_a_stopped_verification_keeps_nothing(
+    connection: None, client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+    into(client, index_name, run)
+    how = {"index": index_name, "connection": Connection(client.address), "executor": "ray"}
+    with pytest.raises(Interrupted, match="Stopped on request; what was compared is not kept. Run the same command"):
+        verify(run, **how, progress=Recorder(stop_at=0))
+
+
 @pytest.mark.slow
 def test_a_killed_worker_of_a_load_doubles_and_loses_nothing(
     connection: None, client: Client, index_name: str, tmp_path: Path
@@ -199,7 +212,7 @@ def test_a_killed_worker_of_a_load_doubles_and_loses_nothing(
 
     reporter = Recorder(kill)
     report = into(client, index_name, run, progress=reporter, executor="ray", workers=2, max_rate=20)
-    assert killed and "A worker died. Another worker makes its shards." in reporter.notes
+    assert killed and "A worker died. Another worker sends its shards." in reporter.notes
     assert (report.documents, report.acknowledged, report.loaded_shards) == (60, 60, 20)
     assert verify(run, index=index_name, connection=Connection(client.address)).ok
 

@@ -17,7 +17,7 @@ from support.deadlines import HANGING_S, until
 from support.faulty_proxy import faulty_proxy
 from support.loads import MANY, StopBefore, broken_titles, ids_in, into, run_with_bad_titles, stamped
 from support.reporters import Recorder
-from support.runs import DOCUMENTS, make_run
+from support.runs import DOCUMENTS, make_run, write_shard
 
 from sparse_ingest.cli import loading
 from sparse_ingest.cluster import indexes
@@ -33,7 +33,7 @@ from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.ids import find_duplicates, remove_rows
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_shard, shard_schema_of, write_shard
+from sparse_ingest.runs.shards import read_shard, shard_schema_of
 from sparse_ingest.verification.verify import verify
 
 pytestmark = pytest.mark.both_products

@@ -29,7 +29,7 @@ from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, Query
 from sparse_ingest.planning import drawing, outputs
 from sparse_ingest.planning.plan import plan
 from sparse_ingest.planning.report import PlanReport
-from sparse_ingest.planning.rules import rule_text
+from sparse_ingest.planning.sweep import rule_text
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index

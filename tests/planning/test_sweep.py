@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_ingest.cluster.scores import stored_weights
-from sparse_ingest.planning.rules import as_flags, document_families, query_rules, rule_text
-from sparse_ingest.planning.sweep import Sweep
+from sparse_ingest.planning.sweep import Sweep, as_flags, document_families, query_rules, rule_text
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.exact import QueryVector, search_exact

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.runs import DOCUMENTS, make_run
+from support.runs import DOCUMENTS, make_run, write_shard
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.checking import DocumentPlace, checked_parts, find_documents, read_document
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_shard, shard_schema_of, take_rows, write_shard
+from sparse_ingest.runs.shards import read_shard, shard_schema_of, take_rows
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.runs import make_run
+from support.runs import make_run, write_shard
 
 from sparse_ingest.runs import ids as ids_module
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, id_hashes, pieces_of, remove_rows
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_doc_ids, read_shard, shard_schema_of, take_rows, write_shard
+from sparse_ingest.runs.shards import read_doc_ids, read_shard, shard_schema_of, take_rows
 
 NAMES = [f"doc {place} é" for place in range(23)]
 
@@ -99,14 +99,14 @@ def test_an_empty_run_has_no_duplicates(tmp_path: Path) -> None:
     assert list(find_duplicates(make_run(tmp_path, {}, complete=False))) == []
 
 
-@pytest.mark.parametrize("step", ["write_shard", "write_skipped", "mark_done"])
+@pytest.mark.parametrize("step", ["write_parts", "write_skipped", "mark_done"])
 def test_a_kill_during_removal_leaves_the_shard_not_done(tmp_path: Path, monkeypatch, step: str) -> None:
     run = run_of(tmp_path, NAMES[:9], 4)
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ids_module if step == "write_shard" else Run, step, die)
+    monkeypatch.setattr(ids_module if step == "write_parts" else Run, step, die)
     with pytest.raises(KeyboardInterrupt):
         remove_rows(run, 1, {5: SkippedRow(5, "f", 6, "duplicate")})
     assert run.done_shards() == [0, 2]

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.runs import WORDS, make_run
+from support.runs import WORDS, make_run, write_shard
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs import reuse, shards
 from sparse_ingest.runs.reuse import OldVectors, refuse_other_settings
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_shard, shard_schema_of, text_hash, write_shard
+from sparse_ingest.runs.shards import read_shard, shard_schema_of, text_hash
 
 MANY = {
     f"d{place}": {word: 0.1 + place + number for number, word in enumerate(WORDS[: place % 5])} for place in range(41)

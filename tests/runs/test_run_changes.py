@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.runs import make_run
+from support.runs import make_run, write_shard
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs import changes
 from sparse_ingest.runs.changes import ChangeCounts, Changes
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, read_shard, shard_schema, shard_schema_of, take_rows, write_shard
+from sparse_ingest.runs.shards import ShardPart, read_shard, shard_schema, shard_schema_of, take_rows
 
 IDS = [f"doc {place} é" for place in range(12)]
 VECTORS: list[dict[str, float]] = [{}, {"river": 1.0}, {"river": 1.5}, {"stone": 1.0}, {"river": 1.0, "stone": 0.5}]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.runs import make_run
+from support.runs import make_run, write_shard
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
@@ -29,7 +29,6 @@ from sparse_ingest.runs.shards import (
     store_weights,
     take_rows,
     text_hash,
-    write_shard,
 )
 
 SMALLEST_NORMAL = np.float32(2.0**-14)

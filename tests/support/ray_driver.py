@@ -20,7 +20,8 @@ def main(folder: str, shards: str, seconds: str, address: str | None = None) -> 
     stub = stub_shards.Stub(Path(folder), float(seconds))
     try:
         groups = [range(number, number + 1) for number in range(int(shards))]
-        with tasks_of_ray(RayOptions(address=address, workers=2), out=folder, reporter=reporter) as run_on:
+        options, kept = RayOptions(address=address, workers=2), "the folder keeps what is finished."
+        with tasks_of_ray(options, does="makes", kept=kept, reporter=reporter) as run_on:
             run_on(stub_shards.build, (stub,), lambda: groups)
     except SparseIngestError as error:
         print(error, file=sys.stderr)

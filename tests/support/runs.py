@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.manifest import FORMAT, Manifest, identity_of
@@ -22,7 +23,7 @@ from sparse_ingest.runs.shards import (
     shard_schema,
     store_weights,
     text_hash,
-    write_shard,
+    write_parts,
 )
 
 # Tokens found in real vocabularies that are difficult for JSON or field names.
@@ -43,6 +44,13 @@ DOCUMENTS: dict[str, dict[str, float]] = {
     'id "with" \\ é': {"river": 1.2345, "stone": 0.0625, "##ing": 2.7182},
     "small": {"lamp": 6.1e-05, "cloud": 0.3},
 }
+
+
+def write_shard(parts: Iterable[ShardPart], *, scratch: Path, target: Path, schema: pa.Schema) -> str:
+    """Write a shard, replacing the one at `target`, and return its SHA-256."""
+    digest = write_parts(parts, scratch=scratch, schema=schema)
+    scratch.replace(target)
+    return digest
 
 
 def make_run(
