@@ -90,21 +90,19 @@ class Job:
         existing = existing_run(out)
         dtype: str = self.settings.dtype
         auto: dict[str, Any] = {}
-        if existing:
-            dtype = existing.manifest.identity["dtype"] if dtype == "auto" else dtype
-            refuse_differences(existing, self._identity(dtype)[1])
-        elif dtype == "auto" and self.old:
-            dtype = self.old.manifest.identity["dtype"]
+        if dtype == "auto" and (known := existing or self.old):
+            dtype = known.manifest.identity["dtype"]
         elif dtype == "auto":
             dtype, auto = self._choose_dtype()
+        if existing:
+            refuse_differences(existing, self._identity(dtype)[1])
         if self.old:
             refuse_other_settings(self.old, self._identity(dtype)[1])
         if existing and existing.has_vocabulary():
             return existing
         self._encoder = self._encoder or self._encoder_of(dtype)
-        run_id, identity = self._identity(dtype)
         record = model_record(self.checkpoint, self.model, self.requested_model)
-        manifest = Manifest(FORMAT, run_id, identity, self.options.shard_rows, record, auto)
+        manifest = Manifest(FORMAT, *self._identity(dtype), self.options.shard_rows, record, auto)
         try:
             return create_or_open_run(out, manifest, self._encoder.vocabulary)
         except RunError:
@@ -114,10 +112,7 @@ class Job:
             raise
 
     def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
-        """Return the dtype that `auto` chooses, and why; keep its encoder if it is the last.
-
-        A corpus of fewer rows than a trial has is encoded in float32: a trial would take longer than it saves.
-        """
+        """Return the dtype that `auto` chooses, and why; float32 if the corpus has fewer rows than a trial."""
         from sparse_ingest.models.documents import choose_device
         from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
 
@@ -130,8 +125,7 @@ class Job:
 
         def build(dtype: str) -> DocumentEncoder:
             last.clear()  # frees its memory for the next one
-            last[dtype] = self._encoder_of(dtype)
-            return last[dtype]
+            return last.setdefault(dtype, self._encoder_of(dtype))
 
         choice = choose_dtype(build, device, texts)
         self._encoder = last.get(choice["dtype"])
