@@ -20,8 +20,9 @@ from sparse_ingest.checkpoints.card import (
     read_card,
 )
 from sparse_ingest.checkpoints.checks import read_config
-from sparse_ingest.checkpoints.layouts import Checkpoint, MaskedLMSide, WeightTableSide, read_checkpoint, remote_code
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint, remote_code
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
+from sparse_ingest.checkpoints.sides import MaskedLMSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 

@@ -1,6 +1,6 @@
 """Resolve the settings of a model: the pipeline file over the checkpoint's files over the defaults of its library.
 
-Defaults are as in sentence-transformers, or for plain layouts as in OpenSearch's model cards (layouts.py). Activation,
+Defaults are as in sentence-transformers, or for plain layouts as in OpenSearch's model cards (families.py). Activation,
 pooling, max_length and lower_case apply to the masked LM of both sides; a weight table has only the last two, and its
 max_length comes from its tokenizer.
 """
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.checkpoints.checks import read_config
-from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint, remote_code, trusted_code
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint, remote_code, trusted_code
 from sparse_ingest.checkpoints.modules import damaged, read_json
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.errors import CheckpointError, PipelineError, short_repr
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline

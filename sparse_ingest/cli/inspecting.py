@@ -46,8 +46,8 @@ def inspect(as_json: bool, pipeline: Pipeline) -> None:
 
 def _tried(found: Inspection, pipeline: Pipeline) -> str | None:
     """Encode a few texts with a plain masked LM, if torch is installed. Return a warning if the vectors are dense."""
+    from sparse_ingest.checkpoints.families import PLAIN
     from sparse_ingest.checkpoints.inspect import dense_warning
-    from sparse_ingest.checkpoints.layouts import PLAIN
 
     side = found.document
     if side is None or side.family != PLAIN or side.remote_code or not find_spec("torch"):

@@ -16,8 +16,9 @@ from typing import get_args, overload
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import refuse_lone_stride, resolve_pipeline, resolve_query_settings
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.models.query_encoders import (
     MaskedLMQueryEncoder,

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_query_settings
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import MissingExtraError, UsageError
 from sparse_ingest.models.memory import until_it_fits
 from sparse_ingest.pipeline import ModelSettings

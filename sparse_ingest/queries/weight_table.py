@@ -16,8 +16,8 @@ from typing import Any
 from tokenizers import Tokenizer, normalizers
 
 from sparse_ingest.checkpoints.checks import read_config, read_tokenizer, tokenizer_config, tokenizer_errors
-from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.modules import damaged, read_as
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.checkpoints.tensors import read_header
 from sparse_ingest.errors import CheckpointError, short_repr
 from sparse_ingest.pipeline import ModelSettings, QuerySettings

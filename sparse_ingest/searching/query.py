@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from threading import Lock
 
-from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.settings import resolve_query_settings
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.models.query_encoders import QueryEncoder, build_weight_table, query_checkpoint, query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
