@@ -22,7 +22,7 @@ from sparse_ingest.checkpoints.modules import (
     read_json,
     read_splade,
 )
-from sparse_ingest.checkpoints.sides import MaskedLMSide, WeightTableSide
+from sparse_ingest.checkpoints.sides import MaskedLMSide, ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError
 
 TABLE_ALONE = "weight table alone, no model"
@@ -32,7 +32,7 @@ TABLE_FILES = ("idf.json", "query_token_weights.txt")
 # Two names of one class in sentence-transformers.
 ROUTER_TABLES = ("IDF", "SparseStaticEmbedding")
 
-Sides = tuple[MaskedLMSide, MaskedLMSide | WeightTableSide]  # of documents, and of queries
+Sides = tuple[ModelSide, ModelSide | WeightTableSide]  # of documents, and of queries
 
 
 class _Parameters(TypedDict, total=False):

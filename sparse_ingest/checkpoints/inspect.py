@@ -22,7 +22,7 @@ from sparse_ingest.checkpoints.card import (
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint, remote_code
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
-from sparse_ingest.checkpoints.sides import MaskedLMSide, WeightTableSide
+from sparse_ingest.checkpoints.sides import ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 
@@ -43,7 +43,7 @@ class Side:
 
     model: str
     family: str
-    kind: Literal["masked LM", "weight table"]
+    kind: str
     revision: str | None
     sha256: str | None
     license: str | None
@@ -112,9 +112,8 @@ def _side(
     checkpoint: Checkpoint, asked: ModelSettings, warnings: list[str], task: Literal["document", "query"]
 ) -> Side:
     """Return one side, and append to `warnings`."""
-    side, resolve = checkpoint.query, resolve_query_settings
-    if task == "document":
-        side, resolve = MaskedLMSide(checkpoint.transformer, checkpoint.declared), resolve_settings
+    side: ModelSide | WeightTableSide = checkpoint.document if task == "document" else checkpoint.query
+    resolve = resolve_settings if task == "document" else resolve_query_settings
     is_table = isinstance(side, WeightTableSide)
     try:
         settings = resolve(replace(asked, trust_remote_code=True), checkpoint)
@@ -128,7 +127,7 @@ def _side(
     found = Side(
         model=checkpoint.name,
         family=checkpoint.family,
-        kind="weight table" if is_table else "masked LM",
+        kind=side.kind,
         revision=checkpoint.revision,
         sha256=None if checkpoint.revision else checkpoint.sha256,
         license=card.license,
@@ -150,7 +149,7 @@ def _side(
         special_token_weights=getattr(settings, f"{task}_special_tokens"),
         missing_idf_weight=settings.missing_idf_weight if is_table else None,
         max_active_dims=checkpoint.max_active_dims,
-        remote_code=None if is_table else remote_code(side.folder),
+        remote_code=None if isinstance(side, WeightTableSide) else remote_code(side.folder, side.auto_class),
     )
     warnings += _warnings(found, side.folder, card, vocabulary, task)
     return found
@@ -161,9 +160,9 @@ def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | Non
     if side.remote_code:
         place = f"revision {side.revision}" if side.revision else str(folder)
         yield f"{name} needs remote code: {side.remote_code} ({place}) would run with --trust-remote-code."
-    if side.kind == "masked LM" and has_pickle(folder):
+    if side.kind != WeightTableSide.kind and has_pickle(folder):
         yield f"{name} has its weights in a pickle, which is read without running code; parameters are not counted."
-    if side.kind == "masked LM" and size and size > SEISMIC_IDS:
+    if side.kind != WeightTableSide.kind and size and size > SEISMIC_IDS:
         yield (
             f"{name} has {size:,} token ids. A sparse_vector index (SEISMIC) supports only ids below {SEISMIC_IDS:,}: "
             "OpenSearch 3.3 to 3.8 crash or mis-score higher ones, 3.9 folds them. "

@@ -14,7 +14,7 @@ from typing import Any
 from sparse_ingest.checkpoints.families import FAMILIES, TABLE_ALONE
 from sparse_ingest.checkpoints.locate import fingerprint, locate, package_folders
 from sparse_ingest.checkpoints.modules import max_active_dims, read_json, read_modules, refuse_links
-from sparse_ingest.checkpoints.sides import MaskedLMSide, WeightTableSide
+from sparse_ingest.checkpoints.sides import MaskedLMSide, ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError
 
 # Checkpoints of this type have remote code, but transformers has the same architecture under the name `gte`.
@@ -25,23 +25,32 @@ BUILT_AS_GTE = "new"
 class Checkpoint:
     """A recognized model folder.
 
-    `transformer` is the folder of the document side's masked LM, `declared` the settings of `[model]` that its files
-    declare. `max_active_dims` is the number of terms of a row that its library keeps; None: all.
+    `document` and `query` are its sides, with the settings of `[model]` that their files declare. `max_active_dims` is
+    the number of terms of a row that its library keeps; None: all.
     """
 
     name: str
     folder: Path
     revision: str | None
     family: str
-    transformer: Path
-    declared: dict[str, Any]
-    query: MaskedLMSide | WeightTableSide
+    document: ModelSide
+    query: ModelSide | WeightTableSide
     max_active_dims: int | None
 
     @cached_property
     def sha256(self) -> str:
         """The fingerprint of the folder, computed on first access."""
         return fingerprint(self.folder)
+
+    @property
+    def transformer(self) -> Path:
+        """The folder of the document side, with its model and tokenizer."""
+        return self.document.folder
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """The settings that the files of the document side declare."""
+        return self.document.declared
 
     @property
     def encodes_documents(self) -> bool:
@@ -59,9 +68,7 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     modules = read_modules(folder)
     for family, read in FAMILIES.items():
         if sides := read(folder, modules):
-            (transformer, declared), query = sides
-            limit = max_active_dims(folder)
-            return Checkpoint(name, folder, commit, family, transformer, declared, query, limit)
+            return Checkpoint(name, folder, commit, family, *sides, max_active_dims(folder))
     files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
     tried = "; ".join(FAMILIES)
     chain = f" Its modules: {', '.join(module.kind for module in modules)}." if modules else ""
@@ -70,19 +77,19 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     )
 
 
-def remote_code(folder: Path) -> str | None:
-    """Return the remote code that a masked LM needs, None for an architecture that transformers itself can build."""
-    repository, dashes, local = code_reference(folder).rpartition("--")
+def remote_code(folder: Path, auto_class: str = MaskedLMSide.auto_class) -> str | None:
+    """Return the remote code that a model needs, None for an architecture that transformers itself can build."""
+    repository, dashes, local = code_reference(folder, auto_class).rpartition("--")
     file, _, name = local.rpartition(".")
     return f"class {name} of {file}.py" + (f" of the repository {repository}" if dashes else "") if name else None
 
 
-def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str | None:
-    """Return which remote code of a masked LM will run and where it is from; None if there is none.
+def trusted_code(checkpoint: Checkpoint, side: ModelSide, *, trusted: bool) -> str | None:
+    """Return which remote code of a model will run and where it is from; None if there is none.
 
     Raise `CheckpointError` if it is not trusted, or is in another repository, which no revision pins.
     """
-    code = remote_code(folder)
+    code = remote_code(side.folder, side.auto_class)
     if code is None:
         return None
     place = f"revision {checkpoint.revision}" if checkpoint.revision else str(checkpoint.folder)
@@ -91,7 +98,7 @@ def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str 
             f"{checkpoint.name} has remote code: {code} ({place}) would run. Read it, then allow it with "
             "--trust-remote-code or [model] trust_remote_code = true."
         )
-    if "--" in code_reference(folder):
+    if "--" in code_reference(side.folder, side.auto_class):
         raise CheckpointError(
             f"{checkpoint.name} ({place}) has its code in another repository, which its revision does not pin: {code}. "
             "Copy the model's folder, put those files into the copy, name them in its auto_map, and use the copy."
@@ -99,15 +106,15 @@ def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str 
     return f"{code} ({place})"
 
 
-def code_reference(folder: Path) -> str:
-    """Return the entry of auto_map that is needed to build the masked LM, or an empty string."""
+def code_reference(folder: Path, auto_class: str) -> str:
+    """Return the entry of auto_map that is needed to build a model of this class, or an empty string."""
     config = read_json(folder / "config.json")
     references = config.get("auto_map") or {}
     kind = str(config.get("model_type") or "")
     if not references or kind == BUILT_AS_GTE or transformers_has(kind):
         return ""
     references = references if isinstance(references, dict) else {"": references}
-    return str(references.get("AutoModelForMaskedLM") or next(iter(references.values())))
+    return str(references.get(auto_class) or next(iter(references.values())))
 
 
 def transformers_has(kind: str) -> bool:

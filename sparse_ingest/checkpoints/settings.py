@@ -1,7 +1,7 @@
 """Resolve the settings of a model: the pipeline file over the checkpoint's files over the defaults of its library.
 
 Defaults are as in sentence-transformers, or for plain layouts as in OpenSearch's model cards (families.py). Activation,
-pooling, max_length and lower_case apply to the masked LM of both sides; a weight table has only the last two, and its
+pooling, max_length and lower_case apply to the model of both sides; a weight table has only the last two, and its
 max_length comes from its tokenizer.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint, remote_code, trusted_code
 from sparse_ingest.checkpoints.modules import damaged, read_json
-from sparse_ingest.checkpoints.sides import WeightTableSide
+from sparse_ingest.checkpoints.sides import ModelSide, WeightTableSide
 from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.errors import CheckpointError, PipelineError, short_repr
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
@@ -51,7 +51,7 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
             f"{checkpoint.name} has a weight table for queries and no model for documents (no config.json of a masked "
             "LM). Name the model that encodes documents."
         )
-    values = _lm_values(asked, checkpoint, checkpoint.transformer, checkpoint.declared)
+    values = _model_values(asked, checkpoint, checkpoint.document)
     if asked.query is None:
         values |= _filled(asked, checkpoint.query.declared, QUERY_SETTINGS)
     return replace(asked, **values, revision=checkpoint.revision or asked.revision)
@@ -65,7 +65,7 @@ def resolve_query_settings(asked: ModelSettings, checkpoint: Checkpoint) -> Mode
         limit = _shortest(side.declared.get("max_length"))
         values = {"activation": None, "pooling": None, "max_length": limit, "lower_case": bool(asked.lower_case)}
     else:
-        values = _lm_values(asked, checkpoint, side.folder, side.declared)
+        values = _model_values(asked, checkpoint, side)
     return replace(asked, **values, **_filled(asked, side.declared, QUERY_SETTINGS))
 
 
@@ -83,7 +83,7 @@ def document_identity(checkpoint: Checkpoint, settings: ModelSettings) -> dict[s
         source = {"hub": checkpoint.name, "revision": checkpoint.revision}
     else:
         source = {"sha256": checkpoint.sha256}
-        if settings.trust_remote_code and remote_code(checkpoint.transformer):
+        if settings.trust_remote_code and remote_code(checkpoint.transformer, checkpoint.document.auto_class):
             digest = hashlib.sha256()
             for file in sorted(checkpoint.folder.rglob("*.py")):
                 name = file.relative_to(checkpoint.folder).as_posix()
@@ -114,13 +114,14 @@ def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSe
     used = {key: value for key in RECORDED_OF_QUERIES if (value := getattr(resolved, key)) is not None}
     if not asked.query and not is_table and all(record.get(key) == value for key, value in used.items()):
         return record
-    return {**record, "query_side": {**identity, "kind": "weight table" if is_table else "masked LM", **used}}
+    return {**record, "query_side": {**identity, "kind": queries.query.kind, **used}}
 
 
-def _lm_values(asked: ModelSettings, checkpoint: Checkpoint, folder: Path, declared: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the masked LM in `folder`, checked against its limits."""
+def _model_values(asked: ModelSettings, checkpoint: Checkpoint, side: ModelSide) -> dict[str, Any]:
+    """Return the settings of a model, checked against its limits."""
+    folder, declared = side.folder, side.declared
     _require_weights(checkpoint.name, folder)
-    trusted_code(checkpoint, folder, trusted=asked.trust_remote_code)
+    trusted_code(checkpoint, side, trusted=asked.trust_remote_code)
     positions = _positions(folder, read_config(folder))
     limit = _shortest(positions, read_json(folder / "tokenizer_config.json").get("model_max_length"))
     length = declared.get("max_length", limit)
@@ -134,11 +135,12 @@ def _lm_values(asked: ModelSettings, checkpoint: Checkpoint, folder: Path, decla
             "and doc-v2 models use log1p(relu), doc-v3 models log1p(log1p(relu)); the wrong one gives wrong weights. "
             'Set [model] activation = "relu" or "log1p_relu", as in the model card (--set model.activation=relu).'
         )
-    if values["activation"] not in ("relu", "log1p_relu") or values["pooling"] != "max":
-        raise CheckpointError(
-            f"{checkpoint.name} has activation {values['activation']!r} and pooling {values['pooling']!r}; "
-            "expected relu or log1p_relu, and max."
-        )
+    for name, supported in (("activation", side.activations), ("pooling", side.poolings)):
+        if values[name] not in supported:
+            raise CheckpointError(
+                f"{checkpoint.name} ({side.kind}) has {name} {values[name]!r}; "
+                f"expected {' or '.join(map(str, supported))}."
+            )
     if positions is not None and values["max_length"] > positions:
         raise PipelineError(
             f"max_length = {values['max_length']}, but {checkpoint.name} has positions for {positions} tokens; "

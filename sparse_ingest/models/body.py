@@ -1,8 +1,8 @@
-"""The transformer of a masked LM without its vocabulary projection.
+"""The transformer of a model without its output.
 
-In: token ids of a batch. Out: the hidden states before the projection, one row per token, and the projection as its
-weight and bias, for a head that never computes batch x length x vocabulary logits. The masked LM must end in one linear
-layer. Documents are packed if each then has the hidden states that it has alone; otherwise they are padded, or computed
+In: token ids of a batch. Out: the last hidden states, one row per token. Of a masked LM also its vocabulary projection
+as weight and bias, for a head that never computes batch x length x vocabulary logits; it must end in one linear layer.
+Documents are packed if each then has the hidden states that it has alone; otherwise they are padded, or computed
 one length at a time if padding changes them. All of this is checked when the model is built.
 """
 
@@ -21,9 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.checkpoints.modules import damaged
+from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.errors import CheckpointError, first_line
 from sparse_ingest.models.linear import pack_linear_layers
-from sparse_ingest.models.masked_lms import build_masked_lm, without_report
+from sparse_ingest.models.masked_lms import build_model, without_report
 from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register, to_device
 from sparse_ingest.models.tokenizer import TokenIds
 
@@ -35,17 +36,25 @@ logger = logging.getLogger(__name__)
 
 
 class Body:
-    """A masked LM up to its vocabulary projection, on one device in one dtype."""
+    """A model up to its output, on one device in one dtype.
+
+    `projection` is the weight and bias of a masked LM's vocabulary projection, None for a model that has none.
+    `outputs` is the number of token ids that the model has embeddings, or a projection, for.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
     ) -> None:
         # Packing is tried in float32 on the CPU, where the model is read.
         self.device = torch.device("cpu")
-        self._model = build_masked_lm(checkpoint, trust_remote_code=trust_remote_code)
+        self._model = build_model(checkpoint, trust_remote_code=trust_remote_code)
+        is_lm = isinstance(checkpoint.document, MaskedLMSide)
+        self._result = "logits" if is_lm else "last_hidden_state"
         try:
-            self.weight, self.bias = _projection(self._model, checkpoint.name)
-            documents = _samples(self._model.config, len(self.bias))
+            self.projection = _projection(self._model, checkpoint.name) if is_lm else None
+            weight = self.projection[0] if self.projection else self._model.get_input_embeddings().weight
+            self.outputs, self.width = map(int, weight.shape)
+            documents = _samples(self._model.config, self.outputs)
             with torch.inference_mode():
                 expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
@@ -78,12 +87,11 @@ class Body:
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
         """Return the hidden states `[rows, hidden]` of a batch, and the rows of each document."""
-        packing = Packing(tuple(map(len, token_ids)), self.device)
+        packing = Packing(tuple(map(len, token_ids)), self.device, tuple(token_ids))
         if self._positions is None:
             return self._padded(token_ids, packing, padding_id), packing
-        row = to_device(np.concatenate(token_ids).astype(np.int64), self.device).unsqueeze(0)
         positions = to_device(self._positions(token_ids), self.device).unsqueeze(0)
-        return self._forward(row, position_ids=positions, packing=packing)[0], packing
+        return self._forward(packing.ids.unsqueeze(0), position_ids=positions, packing=packing)[0], packing
 
     def _padded(self, token_ids: Sequence[TokenIds], packing: Packing, padding_id: int) -> torch.Tensor:
         if len(packing.runs) > 1 and not self._masks:
@@ -98,7 +106,7 @@ class Body:
         return hidden.flatten(0, 1)[torch.nonzero(inside.flatten()).squeeze(1).to(self.device)]
 
     def _forward(self, inputs: torch.Tensor, **given: Any) -> torch.Tensor:
-        hidden: torch.Tensor = self._model(input_ids=inputs, **given).logits
+        hidden: torch.Tensor = getattr(self._model(input_ids=inputs, **given), self._result)
         return hidden
 
     def _pack(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> Positions | None:

@@ -9,7 +9,7 @@ with attention of their own are padded (body.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from inspect import signature
 from itertools import groupby
@@ -45,10 +45,16 @@ class LengthRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """The place of each document of a batch in the packed rows."""
+    """The place of each document of a batch in the packed rows, and its token ids, for heads that need them."""
 
     lengths: tuple[int, ...]
     device: torch.device
+    token_ids: Sequence[TokenIds] = field(default=(), compare=False, repr=False)
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        """The token id of each row."""
+        return to_device(np.concatenate(self.token_ids).astype(np.int64), self.device)
 
     @cached_property
     def runs(self) -> list[LengthRun]:

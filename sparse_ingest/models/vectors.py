@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,9 @@ from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
-from sparse_ingest.models.heads.selection import build_head, lacks_kernel
 from sparse_ingest.models.heads.tiles import logarithm
 from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
+from sparse_ingest.models.outputs import build_output
 from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
 from sparse_ingest.pipeline import ModelSettings, Pruning
 
@@ -65,7 +64,7 @@ class NotFinite(SparseIngestError):
 
 
 class VectorMaker:
-    """A masked LM with its head on one device. `vocabulary` has the token string of each id."""
+    """A model with its output on one device. `vocabulary` has the string of each column, such as a token."""
 
     def __init__(
         self, checkpoint: Checkpoint, settings: ModelSettings, tokenizer: Tokenizer, *, device: torch.device, dtype: str
@@ -78,16 +77,16 @@ class VectorMaker:
         self._padding_id = tokenizer.padding_id
         with _on(device):
             self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
-            weight, bias = self.body.weight, self.body.bias
-            how: dict[str, Any] = {"device": device, "dtype": in_body, "int8": dtype.startswith("int8")}
-            self._head = build_head(weight, bias, **how)
-            self.head_name, self.lacks_kernel = self._head.name, lacks_kernel(weight.shape[1], **how)
-            self.vocabulary = tokenizer.vocabulary(len(bias))
+            output = build_output(
+                checkpoint.document, self.body, tokenizer, device=device, dtype=in_body, int8=dtype.startswith("int8")
+            )
+            self._head, self.vocabulary, self.lacks_kernel = output.head, output.vocabulary, output.lacks_kernel
+            self.head_name = self._head.name
             tokenless = [token_id for token_id, token in enumerate(self.vocabulary) if token is None]
             self._tokenless = torch.tensor(tokenless, dtype=torch.int64, device=device)
-            zeroed = tokenizer.special_ids if settings.document_special_tokens == "zero" else []
-            self._zeroed = torch.tensor(zeroed, dtype=torch.int64, device=device)
-        self.usual_batch_tokens = usual_batch_tokens(device.type, weight.shape[1])
+            special = tokenizer.special_ids if settings.document_special_tokens == "zero" else []
+            self._zeroed = torch.tensor([*output.dropped, *special], dtype=torch.int64, device=device)
+        self.usual_batch_tokens = usual_batch_tokens(device.type, self.body.width)
 
     def make(
         self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: Pruning = NO_RULES
@@ -150,7 +149,7 @@ class VectorMaker:
             return Transfer(logarithm(weights, self._activation), rules, dropped)
 
     def _weights(self, token_ids: Sequence[TokenIds]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weights before the logarithm, `[documents, vocabulary]`, and how many were on ids without a token.
+        """Return weights before the logarithm, `[documents, columns]`, and how many were on ids without a token.
 
         The number is -1 if hidden states are not finite, which a maximum can hide; a flag would make the host wait for
         the GPU.

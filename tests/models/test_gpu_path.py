@@ -43,7 +43,8 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMak
         maker.body._model.to(device=GPU)
         maker.device = maker.body.device = GPU
         maker._zeroed, maker._tokenless = maker._zeroed.to(GPU), torch.tensor([7, 9]).to(GPU)
-        maker._head = TiledHead(maker.body.weight.to(GPU), maker.body.bias.to(GPU), device=GPU, dtype=torch.float16)
+        weight, bias = maker.body.projection
+        maker._head = TiledHead(weight.to(GPU), bias.to(GPU), device=GPU, dtype=torch.float16)
         with torch.inference_mode():
             yield maker
     torch.__future__.set_overwrite_module_params_on_conversion(overwrite)

@@ -31,7 +31,10 @@ Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
 
 
 class Head(Protocol):
-    """Packed hidden states `[rows, hidden]` to the relu of the maximal logits, `[documents, vocabulary]` in float32."""
+    """Packed hidden states `[rows, hidden]` to weights before the logarithm, `[documents, columns]` in float32.
+
+    Of a vocabulary projection they are the relu of the maximal logits.
+    """
 
     name: str  # for a log
 
