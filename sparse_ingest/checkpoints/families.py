@@ -11,18 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
+from sparse_ingest.checkpoints.autoencoders import AUTOENCODER, read_autoencoder
 from sparse_ingest.checkpoints.modules import (
     Module,
     damaged,
     inside,
     is_splade,
+    max_active_dims,
     module_of,
     prompts,
     read_as,
     read_json,
     read_splade,
 )
-from sparse_ingest.checkpoints.sides import MaskedLMSide, ModelSide, WeightTableSide
+from sparse_ingest.checkpoints.sides import LexicalSide, MaskedLMSide, ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError
 
 TABLE_ALONE = "weight table alone, no model"
@@ -31,6 +33,9 @@ PLAIN = "masked LM, plain layout"
 TABLE_FILES = ("idf.json", "query_token_weights.txt")
 # Two names of one class in sentence-transformers.
 ROUTER_TABLES = ("IDF", "SparseStaticEmbedding")
+
+# The output of BGE-M3; the safetensors are converted by other tools.
+LEXICAL_FILES = ("sparse_linear.safetensors", "sparse_linear.pt")
 
 Sides = tuple[ModelSide, ModelSide | WeightTableSide]  # of documents, and of queries
 
@@ -129,6 +134,23 @@ def _read_static_table(root: Path, folder: Path, both: dict[str, str]) -> Weight
     return WeightTableSide(folder, found, {key: value for key, value in (declared | both).items() if value is not None})
 
 
+def _read_autoencoder(folder: Path, modules: list[Module]) -> Sides | None:
+    if not modules or modules[-1].kind != AUTOENCODER:
+        return None
+    limit = max_active_dims(folder)
+    document, query = (read_autoencoder(folder, modules, task, limit) for task in ("document", "query"))
+    return document, query
+
+
+def _read_lexical(folder: Path, _: list[Module]) -> Sides | None:
+    """Read the files of BGE-M3. Its modules are those of dense vectors."""
+    weights = next((folder / name for name in LEXICAL_FILES if (folder / name).is_file()), None)
+    if weights is None or not (folder / "config.json").exists():
+        return None
+    side = LexicalSide(folder, {"activation": "none"}, weights)
+    return side, side
+
+
 def _is_masked_lm(folder: Path, modules: list[Module]) -> bool:
     architectures = read_json(folder / "config.json").get("architectures")
     known = isinstance(architectures, list) and any(str(name).endswith("ForMaskedLM") for name in architectures)
@@ -159,6 +181,8 @@ def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
 FAMILIES: dict[str, Callable[[Path, list[Module]], Sides | None]] = {
     "symmetric SPLADE, sentence-transformers layout": _read_symmetric,
     "Router with a separate query side": _read_router,
+    "sparse autoencoder, sentence-transformers layout": _read_autoencoder,
+    "lexical weights, BGE-M3 layout": _read_lexical,
     "masked LM with idf.json, plain layout": _read_masked_lm_and_table,
     PLAIN: _read_masked_lm,
     TABLE_ALONE: _read_table,

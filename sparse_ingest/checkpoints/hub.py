@@ -18,7 +18,8 @@ from sparse_ingest.pipeline import packaged_names
 from sparse_ingest.storage.hub_session import guard_hub, hub_address, refused_token, token_state, without_token
 from sparse_ingest.storage.waiting import call_with_timeout
 
-FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+# The last one is a small pickle of tensors (BGE-M3).
+FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "sparse_linear.pt")
 PICKLES = "pytorch_model*.bin"
 CODE = "*.py"
 CARD = "README.md"

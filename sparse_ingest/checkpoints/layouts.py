@@ -14,7 +14,7 @@ from typing import Any
 from sparse_ingest.checkpoints.families import FAMILIES, TABLE_ALONE
 from sparse_ingest.checkpoints.locate import fingerprint, locate, package_folders
 from sparse_ingest.checkpoints.modules import max_active_dims, read_json, read_modules, refuse_links
-from sparse_ingest.checkpoints.sides import MaskedLMSide, ModelSide, WeightTableSide
+from sparse_ingest.checkpoints.sides import AutoencoderSide, MaskedLMSide, ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError
 
 # Checkpoints of this type have remote code, but transformers has the same architecture under the name `gte`.
@@ -68,7 +68,8 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     modules = read_modules(folder)
     for family, read in FAMILIES.items():
         if sides := read(folder, modules):
-            return Checkpoint(name, folder, commit, family, *sides, max_active_dims(folder))
+            limit = max_active_dims(folder) or (sides[0].k if isinstance(sides[0], AutoencoderSide) else None)
+            return Checkpoint(name, folder, commit, family, *sides, limit)
     files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
     tried = "; ".join(FAMILIES)
     chain = f" Its modules: {', '.join(module.kind for module in modules)}." if modules else ""

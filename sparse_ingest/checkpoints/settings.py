@@ -135,11 +135,15 @@ def _model_values(asked: ModelSettings, checkpoint: Checkpoint, side: ModelSide)
             "and doc-v2 models use log1p(relu), doc-v3 models log1p(log1p(relu)); the wrong one gives wrong weights. "
             'Set [model] activation = "relu" or "log1p_relu", as in the model card (--set model.activation=relu).'
         )
-    for name, supported in (("activation", side.activations), ("pooling", side.poolings)):
-        if values[name] not in supported:
+    special_tokens = (values["document_special_tokens"], asked.query_special_tokens or "keep")
+    for name, given, supported in (
+        ("activation", [values["activation"]], side.activations),
+        ("pooling", [values["pooling"]], side.poolings),
+        ("weights of special tokens", special_tokens, side.special_tokens),
+    ):
+        if wrong := [value for value in given if value not in supported]:
             raise CheckpointError(
-                f"{checkpoint.name} ({side.kind}) has {name} {values[name]!r}; "
-                f"expected {' or '.join(map(str, supported))}."
+                f"{checkpoint.name} ({side.kind}) has {name} {wrong[0]!r}; expected {' or '.join(map(str, supported))}."
             )
     if positions is not None and values["max_length"] > positions:
         raise PipelineError(

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
 @dataclass(frozen=True)
 class ModelSide:
     """A transformer in `folder`, with its tokenizer beside it.
 
-    `auto_class` is the class of transformers that builds it, which is also its entry in `auto_map`. `activations` and
-    `poolings` are the supported values of these settings.
+    `auto_class` is the class of transformers that builds it, which is also its entry in `auto_map`. `activations`,
+    `poolings` and `special_tokens` are the supported values of these settings.
     """
 
     folder: Path
@@ -26,6 +26,7 @@ class ModelSide:
     auto_class: ClassVar[str]
     activations: ClassVar[tuple[str | None, ...]]
     poolings: ClassVar[tuple[str | None, ...]] = ("max",)
+    special_tokens: ClassVar[tuple[str, ...]] = ("keep", "zero")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,53 @@ class MaskedLMSide(ModelSide):
     kind = "masked LM"
     auto_class = "AutoModelForMaskedLM"
     activations = ("relu", "log1p_relu")
+
+
+@dataclass(frozen=True)
+class LexicalSide(ModelSide):
+    """A model with one linear output in the file `weights`, as BGE-M3: the weight of each distinct token of the text.
+
+    `weights` is sparse_linear.pt, a pickle of tensors, or sparse_linear.safetensors. The special tokens in `dropped`
+    have no weight, whatever the settings.
+    """
+
+    weights: Path
+
+    kind = "lexical weights"
+    auto_class = "AutoModel"
+    activations = ("none",)
+    dropped: ClassVar[tuple[str, ...]] = ("cls_token", "eos_token", "pad_token", "unk_token")
+
+
+class Layer(NamedTuple):
+    """A module between pooling and autoencoder: Dense with an activation of torch.nn, or (None) Normalize."""
+
+    folder: Path
+    activation: str | None
+    outputs: int
+    has_bias: bool
+
+
+@dataclass(frozen=True)
+class AutoencoderSide(ModelSide):
+    """A model whose pooled embedding is encoded as `k` of `features` features, which are numbers and not tokens.
+
+    The embedding is the results of `poolings_of_tokens`, changed by `layers`. `autoencoder` is the folder of the
+    weights. `normalize`: with mean 0 and deviation 1.
+    """
+
+    poolings_of_tokens: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    autoencoder: Path
+    features: int
+    k: int
+    normalize: bool
+
+    kind = "autoencoder"
+    auto_class = "AutoModel"
+    activations = ("none",)
+    poolings = (None,)
+    special_tokens = ("keep",)
 
 
 @dataclass(frozen=True)

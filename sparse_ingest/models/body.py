@@ -39,7 +39,8 @@ class Body:
     """A model up to its output, on one device in one dtype.
 
     `projection` is the weight and bias of a masked LM's vocabulary projection, None for a model that has none.
-    `outputs` is the number of token ids that the model has embeddings, or a projection, for.
+    `outputs` is the number of token ids that the model has embeddings, or a projection, for; `hidden_size` is the width
+    of hidden states.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Body:
             documents = _samples(self._model.config, self.outputs)
             with torch.inference_mode():
                 expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
+            self.hidden_size = expected.shape[1]
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
             raise damaged(
                 f"{checkpoint.name} cannot compute: {first_line(error)}. A value in its config.json is wrong"

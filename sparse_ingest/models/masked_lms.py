@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def build_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
     config = read_config(folder)
     as_gte = config.get("model_type") == BUILT_AS_GTE
     try:
-        tensors = _read_weights(folder)
+        tensors = read_slices(weight_files(folder))
         architecture, built, options = _gte(checkpoint.name, config, side) if as_gte else _known(config, side, code)
         with without_report(), _no_more_than(checkpoint.name, tensors):
             # Without a folder transformers reads no other file, such as an adapter.
@@ -111,12 +111,23 @@ def _known(config: dict[str, Any], side: ModelSide, code: str | None) -> tuple[A
     return getattr(modeling_auto, table)[type(built)], built, {}
 
 
-def _read_weights(folder: Path) -> dict[str, Any]:
-    """Return the tensors of a folder by name; safetensors files give slices, which are read on use."""
+def read_weights(files: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """Return the tensors of weight files by name. Raise CheckpointError."""
+    from safetensors import SafetensorError
+
+    try:
+        found = read_slices(files)
+        return {name: one if isinstance(one, torch.Tensor) else one[:] for name, one in found.items()}
+    except SafetensorError as error:
+        raise damaged(f"The weights in {', '.join(map(str, files))} are damaged: {first_line(error)}") from error
+
+
+def read_slices(files: Iterable[Path]) -> dict[str, Any]:
+    """Return the tensors of weight files by name; safetensors files give slices, which are read on use."""
     from safetensors import safe_open
 
     tensors: dict[str, Any] = {}
-    for path in weight_files(folder):
+    for path in files:
         if path.suffix == ".safetensors":
             read_header(path)
             opened: Any = safe_open(path, framework="pt")

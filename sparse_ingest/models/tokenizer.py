@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -140,6 +140,7 @@ class Tokenizer:
         self._tokenizer: Any = loaded.backend_tokenizer
         self.padding_id = int(loaded.pad_token_id or 0)
         self.special_ids = sorted(set(loaded.all_special_ids))
+        self._special = {name: loaded.convert_tokens_to_ids(token) for name, token in loaded.special_tokens_map.items()}
         self._characters = 0
         self._prompt = settings.document_prompt or ""
         with tokenizer_errors(folder):
@@ -268,6 +269,10 @@ class Tokenizer:
                 ids = np.array(encoding.ids, dtype=np.int32)
                 return ids[: places[0]], ids[places[-1] + 1 :]
         raise damaged("The tokenizer gives no token for a letter, a digit or a dot")
+
+    def ids_of_special(self, names: Iterable[str]) -> list[int]:
+        """Return the ids of special tokens by their role, such as cls_token; a tokenizer may lack some."""
+        return sorted({self._special[name] for name in names if name in self._special})
 
     def vocabulary(self, size: int) -> list[str | None]:
         """Return the token string of each id below `size`, None without one. Raise CheckpointError for a duplicate."""

@@ -25,7 +25,7 @@ CPU_TILE = 256
 GPU_TILE = 1024
 INT8_TILE = 512
 STEPS = 127  # on each side of zero
-LOGARITHMS = {"relu": 1, "log1p_relu": 2}  # of an activation
+LOGARITHMS = {"none": 0, "relu": 1, "log1p_relu": 2}  # of an activation
 
 Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
 
@@ -118,7 +118,7 @@ def logarithm(weights: torch.Tensor, activation: str) -> torch.Tensor:
 
     Only non-zero weights should be given: over the complete vocabulary it costs more than the products of a short
     document. `relu` is log1p(relu(x)) (SPLADE-max, arXiv 2109.10086, equation 5), `log1p_relu` is
-    log1p(log1p(relu(x))), as in sentence-transformers' SpladePooling.
+    log1p(log1p(relu(x))), as in sentence-transformers' SpladePooling, and `none` is relu(x).
     """
     for _ in range(LOGARITHMS[activation]):
         weights.log1p_()
