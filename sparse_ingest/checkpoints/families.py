@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict
 
 from sparse_ingest.checkpoints.autoencoders import AUTOENCODER, read_autoencoder
 from sparse_ingest.checkpoints.modules import (
@@ -177,13 +177,29 @@ def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
     return MaskedLMSide(folder, {"document_special_tokens": "zero", "activation": None}), query
 
 
-# Tried in this order. A function receives the folder and its modules, and returns None for another family.
-FAMILIES: dict[str, Callable[[Path, list[Module]], Sides | None]] = {
-    "symmetric SPLADE, sentence-transformers layout": _read_symmetric,
-    "Router with a separate query side": _read_router,
-    "sparse autoencoder, sentence-transformers layout": _read_autoencoder,
-    "lexical weights, BGE-M3 layout": _read_lexical,
-    "masked LM with idf.json, plain layout": _read_masked_lm_and_table,
-    PLAIN: _read_masked_lm,
-    TABLE_ALONE: _read_table,
+class Family(NamedTuple):
+    """A row of the table: `read` gets the folder and its modules, and returns None for another family.
+
+    `files` names what it looks for, for a message.
+    """
+
+    read: Callable[[Path, list[Module]], Sides | None]
+    files: str
+
+
+# Tried in this order.
+FAMILIES = {
+    "symmetric SPLADE, sentence-transformers layout": Family(
+        _read_symmetric, "modules.json with a masked LM and SpladePooling"
+    ),
+    "Router with a separate query side": Family(_read_router, "modules.json with a Router"),
+    "sparse autoencoder, sentence-transformers layout": Family(
+        _read_autoencoder, "modules.json that ends in SparseAutoEncoder"
+    ),
+    "lexical weights, BGE-M3 layout": Family(_read_lexical, f"config.json with {' or '.join(LEXICAL_FILES)}"),
+    "masked LM with idf.json, plain layout": Family(
+        _read_masked_lm_and_table, f"config.json of a ...ForMaskedLM with {' or '.join(TABLE_FILES)}"
+    ),
+    PLAIN: Family(_read_masked_lm, "config.json of a ...ForMaskedLM without modules.json"),
+    TABLE_ALONE: Family(_read_table, f"{' or '.join(TABLE_FILES)} without modules.json"),
 }

@@ -13,9 +13,9 @@ from typing import Any
 
 from sparse_ingest.checkpoints.families import FAMILIES, TABLE_ALONE
 from sparse_ingest.checkpoints.locate import fingerprint, locate, package_folders
-from sparse_ingest.checkpoints.modules import max_active_dims, read_json, read_modules, refuse_links
+from sparse_ingest.checkpoints.modules import Module, max_active_dims, read_json, read_modules, refuse_links
 from sparse_ingest.checkpoints.sides import AutoencoderSide, MaskedLMSide, ModelSide, WeightTableSide
-from sparse_ingest.errors import CheckpointError
+from sparse_ingest.errors import CheckpointError, short_repr
 
 # Checkpoints of this type have remote code, but transformers has the same architecture under the name `gte`.
 BUILT_AS_GTE = "new"
@@ -66,15 +66,27 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     folder, commit = locate(name, revision, code=code)
     refuse_links(folder)
     modules = read_modules(folder)
-    for family, read in FAMILIES.items():
-        if sides := read(folder, modules):
+    for family, row in FAMILIES.items():
+        if sides := row.read(folder, modules):
             limit = max_active_dims(folder) or (sides[0].k if isinstance(sides[0], AutoencoderSide) else None)
             return Checkpoint(name, folder, commit, family, *sides, limit)
+    raise CheckpointError(_unknown(name, folder, modules))
+
+
+def _unknown(name: str, folder: Path, modules: list[Module]) -> str:
+    """Return the message for a folder of no known family."""
     files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
-    tried = "; ".join(FAMILIES)
     chain = f" Its modules: {', '.join(module.kind for module in modules)}." if modules else ""
-    raise CheckpointError(
-        f"{name} is not a checkpoint of a known family. Looked for: {tried}. Found in the folder: {files}.{chain}"
+    config = read_json(folder / "config.json")
+    architectures = config.get("architectures")
+    built = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+    own = " with code of its own (auto_map)" if config.get("auto_map") else ""
+    model = f" Its config.json names {short_repr(built)}{own}." if built or own else ""
+    looked = "; ".join(f"{family} ({row.files})" for family, row in FAMILIES.items())
+    return (
+        f"{name} is not a checkpoint of a known family. Looked for: {looked}. Found in the folder: {files}."
+        f"{chain}{model} Weights that only a model's own code or a script beside it computes, such as those of "
+        "gte-multilingual and MILCO, are not supported. Name another model."
     )
 
 

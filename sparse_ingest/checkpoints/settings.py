@@ -102,6 +102,8 @@ def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSe
     record = {key: value for key, value in asdict(settings).items() if value is not None}
     record |= {"document": _name(checkpoint), "family": checkpoint.family, "sha256": checkpoint.sha256}
     record["trust_remote_code"] = False
+    if not checkpoint.document.has_words:
+        record["kind"] = checkpoint.document.kind
     queries, identity = checkpoint, {}
     if asked.query:
         queries = read_checkpoint(asked.query, asked.query_revision, code=asked.trust_remote_code)

@@ -10,19 +10,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+NO_WORDS = (
+    "The terms of this model are features of an autoencoder: numbers without words. A common feature adds to the score "
+    "of two texts, but no file says what it means or which words it is from."
+)
+
+
+class CheckpointSide:
+    """One side of a checkpoint. `has_words`: a weight belongs to a token, not to a feature.
+
+    Each has a `folder` with its tokenizer, and in `declared` the settings that its files declare.
+    """
+
+    kind: ClassVar[str]
+    has_words: ClassVar[bool] = True
+
+    @property
+    def described(self) -> str:
+        """The kind with its article."""
+        return f"a{'n' if self.kind.startswith('a') else ''} {self.kind}"
+
 
 @dataclass(frozen=True)
-class ModelSide:
-    """A transformer in `folder`, with its tokenizer beside it.
+class ModelSide(CheckpointSide):
+    """A transformer in `folder`.
 
     `auto_class` is the class of transformers that builds it, which is also its entry in `auto_map`. `activations`,
-    `poolings` and `special_tokens` are the supported values of these settings.
+    `poolings` and `special_tokens` are the supported values of these settings. `has_projection`: weights are maxima of
+    a vocabulary projection.
     """
 
     folder: Path
     declared: dict[str, Any]
 
-    kind: ClassVar[str]
+    has_projection: ClassVar[bool] = False
     auto_class: ClassVar[str]
     activations: ClassVar[tuple[str | None, ...]]
     poolings: ClassVar[tuple[str | None, ...]] = ("max",)
@@ -34,6 +55,7 @@ class MaskedLMSide(ModelSide):
     """A masked LM: the weights of tokens are the maxima of its vocabulary projection."""
 
     kind = "masked LM"
+    has_projection = True
     auto_class = "AutoModelForMaskedLM"
     activations = ("relu", "log1p_relu")
 
@@ -48,7 +70,7 @@ class LexicalSide(ModelSide):
 
     weights: Path
 
-    kind = "lexical weights"
+    kind = "lexical model"
     auto_class = "AutoModel"
     activations = ("none",)
     dropped: ClassVar[tuple[str, ...]] = ("cls_token", "eos_token", "pad_token", "unk_token")
@@ -79,6 +101,7 @@ class AutoencoderSide(ModelSide):
     normalize: bool
 
     kind = "autoencoder"
+    has_words = False
     auto_class = "AutoModel"
     activations = ("none",)
     poolings = (None,)
@@ -86,7 +109,7 @@ class AutoencoderSide(ModelSide):
 
 
 @dataclass(frozen=True)
-class WeightTableSide:
+class WeightTableSide(CheckpointSide):
     """A weight for each token in the file `weights`, and the tokenizer in `folder`.
 
     `weights` is idf.json (token string to weight), query_token_weights.txt (the same as lines), or the tensor `weight`
@@ -97,4 +120,4 @@ class WeightTableSide:
     weights: Path
     declared: dict[str, Any]
 
-    kind: ClassVar[str] = "weight table"
+    kind = "weight table"

@@ -118,8 +118,8 @@ class Job:
         from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
 
         texts = [row.document.text for row in self.cursor.peek(SAMPLE) if row.document]
-        device = choose_device(self.worker.device)
-        if faster := faster_dtypes(device):
+        device, projects = choose_device(self.worker.device), self.checkpoint.document.has_projection
+        if faster := faster_dtypes(device, projects=projects):
             self.reporter.note(f"Trying {', else '.join(faster)} against float32 on the first documents.")
         last: dict[str, DocumentEncoder] = {}
 
@@ -128,7 +128,7 @@ class Job:
             last[dtype] = self._encoder_of(dtype)
             return last[dtype]
 
-        choice = choose_dtype(build, device, texts)
+        choice = choose_dtype(build, device, texts, projects=projects)
         self._encoder = last.get(choice["dtype"])
         return choice["dtype"], {"dtype": choice}
 

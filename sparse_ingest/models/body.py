@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.checkpoints.modules import damaged
-from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.errors import CheckpointError, first_line
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_model, without_report
@@ -49,10 +48,10 @@ class Body:
         # Packing is tried in float32 on the CPU, where the model is read.
         self.device = torch.device("cpu")
         self._model = build_model(checkpoint, trust_remote_code=trust_remote_code)
-        is_lm = isinstance(checkpoint.document, MaskedLMSide)
-        self._result = "logits" if is_lm else "last_hidden_state"
+        projects = checkpoint.document.has_projection
+        self._result = "logits" if projects else "last_hidden_state"
         try:
-            self.projection = _projection(self._model, checkpoint.name) if is_lm else None
+            self.projection = _projection(self._model, checkpoint.name) if projects else None
             weight = self.projection[0] if self.projection else self._model.get_input_embeddings().weight
             self.outputs, self.width = map(int, weight.shape)
             documents = _samples(self._model.config, self.outputs)

@@ -30,7 +30,7 @@ def query_encoder(model: ModelSettings) -> QueryEncoder:
     checkpoint = query_checkpoint(model)
     if isinstance(checkpoint.query, WeightTableSide):
         return build_weight_table(checkpoint, resolve_query_settings(model, checkpoint))
-    require_torch(f"The query side of {checkpoint.name}, a masked LM,")
+    require_torch(f"The query side of {checkpoint.name}, {checkpoint.query.described},")
     return build_query_encoder(checkpoint, resolve_query_settings(model, checkpoint))
 
 
