@@ -63,8 +63,8 @@ def build_output(
         return Output(head, tokenizer.vocabulary(body.outputs), lacks_kernel=slow)
     if int8:
         raise UsageError(
-            f"int8 is for models with a vocabulary projection, which {side.kind} is not. Encode with --dtype auto, "
-            "bfloat16 or float32."
+            f"int8 is for models with a vocabulary projection, and this is {side.described} without one. Encode with "
+            "--dtype auto, bfloat16 or float32."
         )
     if isinstance(side, AutoencoderSide):
         return Output(_autoencoder(side, body, device), [*map(str, range(side.features))])
