@@ -41,7 +41,9 @@ def make_bge_m3(
     folder.mkdir(parents=True)
     model.config.architectures = ["XLMRobertaModel"]
     model.config.save_pretrained(folder)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    # A model that was trained without its pooler.
+    tensors = {name: one for name, one in model.state_dict().items() if not name.startswith("pooler.")}
+    torch.save(tensors, folder / "pytorch_model.bin")
     torch.save(colbert, folder / "colbert_linear.pt")
     write_linear(folder / weights, linear)
     XLMRobertaTokenizer(vocab=list(UNIGRAM), model_max_length=positions, **options).save_pretrained(folder)
