@@ -100,20 +100,17 @@ def _layer(module: Module) -> Layer:
     config = read_as(path, _Layer)
     # sentence-transformers' own default is Tanh.
     package, _, activation = config.get("activation_function", "torch.nn.Tanh").rpartition(".")
-    found = {
-        "activation_function": "" if package.startswith("torch.") and activation in DENSE_ACTIVATIONS else activation,
-        "use_residual": config.get("use_residual") or "",
-        **{
-            key: "" if (name := config.get(key)) in (EMBEDDING, None) else name
-            for key in ("module_input_name", "module_output_name")
-        },
+    supported = {
+        "activation_function": package.startswith("torch.nn") and activation in DENSE_ACTIVATIONS,
+        "use_residual": not config.get("use_residual"),
+        "module_input_name": config.get("module_input_name", EMBEDDING) == EMBEDDING,
+        "module_output_name": config.get("module_output_name") in (EMBEDDING, None),
     }
-    for key, value in found.items():
-        if value:
-            raise CheckpointError(
-                f"{path} has {key} = {short_repr(value)}, which is not supported; expected an activation of "
-                f"{', '.join(DENSE_ACTIVATIONS)}, no residual, and {EMBEDDING} as input and output."
-            )
+    if wrong := next((key for key, fits in supported.items() if not fits), None):
+        raise CheckpointError(
+            f"{path} has {wrong} = {short_repr(dict(config)[wrong])}, which is not supported; expected an activation "
+            f"of torch.nn ({', '.join(DENSE_ACTIVATIONS)}), no residual, and {EMBEDDING} as input and output."
+        )
     if module.kind == "Normalize":
         return Layer(module.folder, None, 0, False)
     if "out_features" not in config:

@@ -144,9 +144,8 @@ def _model_values(asked: ModelSettings, checkpoint: Checkpoint, side: ModelSide)
         ("weights of special tokens", special_tokens, side.special_tokens),
     ):
         if wrong := [value for value in given if value not in supported]:
-            raise CheckpointError(
-                f"{checkpoint.name} ({side.kind}) has {name} {wrong[0]!r}; expected {' or '.join(map(str, supported))}."
-            )
+            expected = " or ".join(value or "no value" for value in supported)
+            raise CheckpointError(f"{checkpoint.name} ({side.kind}) has {name} {wrong[0]!r}; expected {expected}.")
     if positions is not None and values["max_length"] > positions:
         raise PipelineError(
             f"max_length = {values['max_length']}, but {checkpoint.name} has positions for {positions} tokens; "
