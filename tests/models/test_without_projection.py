@@ -190,6 +190,13 @@ def test_other_autoencoders_are_refused(
         rows_of(folder)
 
 
+@pytest.fixture(scope="module")
+def with_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sentence_transformers.base.modules import Dense
+
+    return make_autoencoder(tmp_path_factory.mktemp("dense") / "csr", layers=[lambda width: Dense(width, 24)])
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -203,10 +210,8 @@ def test_other_autoencoders_are_refused(
         ({"out_features": 25}, r"expected linear.weight \[25, 32\]"),
     ],
 )
-def test_other_dense_layers_are_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
-    from sentence_transformers.base.modules import Dense
-
-    folder = make_autoencoder(tmp_path / "csr", layers=[lambda width: Dense(width, 24)])
+def test_other_dense_layers_are_refused(with_dense: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    folder = shutil.copytree(with_dense, tmp_path / "own")
     changed(folder, "2_Dense/config.json", values)
     with pytest.raises(CheckpointError, match=message):
         rows_of(folder)

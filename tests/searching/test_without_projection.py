@@ -20,8 +20,12 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["rank_features", "sparse_vector"])
-@pytest.mark.parametrize("make", [make_bge_m3, make_autoencoder])
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_autoencoder(tmp_path_factory.mktemp("csr") / "csr")
+
+
+@pytest.mark.parametrize(("make", "kind"), [(make_bge_m3, "rank_features"), (make_autoencoder, "sparse_vector")])
 def test_encode_load_verify_and_search(cluster_url: str, index_name: str, tmp_path: Path, make, kind: str) -> None:
     model = str(make(tmp_path / "model"))
     run = si.encode(DOCUMENTS, tmp_path / "run", model=model, device="cpu", dtype="float32")
@@ -36,8 +40,8 @@ def test_encode_load_verify_and_search(cluster_url: str, index_name: str, tmp_pa
         assert shown.score == pytest.approx(found[0].score, rel=0.05)  # SEISMIC counts in 8 bits
 
 
-def test_features_are_shown_without_words(tmp_path: Path) -> None:
-    model = str(make_autoencoder(tmp_path / "model"))
+def test_features_are_shown_without_words(autoencoder: Path, tmp_path: Path) -> None:
+    model = str(autoencoder)
     run = str(tmp_path / "run")
     si.encode(DOCUMENTS, run, model=model, device="cpu", dtype="float32")
     assert json.loads((tmp_path / "run" / "vocab.json").read_text()) == [str(number) for number in range(96)]
@@ -54,7 +58,6 @@ def test_features_are_shown_without_words(tmp_path: Path) -> None:
     assert "features of an autoencoder" in command("inspect", model).err + command("inspect", model).out
 
 
-def test_an_autoencoder_has_no_tokens_to_count(tmp_path: Path) -> None:
-    model = str(make_autoencoder(tmp_path / "model"))
+def test_an_autoencoder_has_no_tokens_to_count(autoencoder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no tokens to count.*features of an autoencoder"):
-        si.write_idf(DOCUMENTS, tmp_path / "idf.json", model=model)
+        si.write_idf(DOCUMENTS, tmp_path / "idf.json", model=str(autoencoder))
