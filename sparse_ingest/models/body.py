@@ -1,7 +1,7 @@
 """The transformer of a model without its output.
 
-In: token ids of a batch. Out: the last hidden states, one row per token. Of a masked LM also its vocabulary projection
-as weight and bias, for a head that never computes batch x length x vocabulary logits; it must end in one linear layer.
+In: token ids of a batch. Out: the last hidden states, one row per token. Of a language model also its vocabulary
+projection as weight and bias (projection.py), for a head that never computes batch x length x vocabulary logits.
 Documents are packed if each then has the hidden states that it has alone; otherwise they are padded, or computed
 one length at a time if padding changes them. All of this is checked when the model is built.
 """
@@ -21,10 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.checkpoints.modules import damaged
-from sparse_ingest.errors import CheckpointError, first_line
+from sparse_ingest.errors import first_line
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_model, without_report
 from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register, to_device
+from sparse_ingest.models.projection import forward, split_projection
 from sparse_ingest.models.tokenizer import TokenIds
 
 # Maximum difference of packed and unpacked hidden states, relative to the largest one.
@@ -38,8 +39,8 @@ class Body:
     """A model up to its output, on one device in one dtype.
 
     `projection` is the weight and bias of a masked LM's vocabulary projection, None for a model that has none.
-    `outputs` is the number of token ids that the model has embeddings, or a projection, for; `hidden_size` is the width
-    of hidden states.
+    `outputs` is the number of token ids that the model has a projection, or embeddings, for; `ids` the number of those
+    with embeddings; `hidden_size` is the width of hidden states.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Body:
         projects = checkpoint.document.has_projection
         self._result = "logits" if projects else "last_hidden_state"
         try:
-            self.projection = _projection(self._model, checkpoint.name) if projects else None
-            weight = self.projection[0] if self.projection else self._model.get_input_embeddings().weight
-            self.outputs, self.width = map(int, weight.shape)
-            documents = _samples(self._model.config, self.outputs)
+            embeddings = self._model.get_input_embeddings().weight
+            self.projection = split_projection(self._model, checkpoint.name) if projects else None
+            self.ids = int(embeddings.shape[0])
+            self.outputs, self.width = map(int, (self.projection.weight if self.projection else embeddings).shape)
+            documents = _samples(self._model.config, self.ids)
             with torch.inference_mode():
                 expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
             self.hidden_size = expected.shape[1]
@@ -107,8 +109,7 @@ class Body:
         return hidden.flatten(0, 1)[torch.nonzero(inside.flatten()).squeeze(1).to(self.device)]
 
     def _forward(self, inputs: torch.Tensor, **given: Any) -> torch.Tensor:
-        hidden: torch.Tensor = getattr(self._model(input_ids=inputs, **given), self._result)
-        return hidden
+        return forward(self._model, self._result, input_ids=inputs, **given)
 
     def _pack(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> Positions | None:
         """Set the model to packed documents if one kind of position ids gives the expected hidden states."""
@@ -144,39 +145,11 @@ class Body:
         logger.info("%s computes padded documents, not packed ones: %s.", type(self._model).__name__, reason)
 
 
-def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weight and bias of a model's vocabulary projection, and replace it with the identity."""
-    decoder = model.get_output_embeddings()
-    if not isinstance(decoder, torch.nn.Linear):
-        raise CheckpointError(
-            f"{name} ({type(model).__name__}) does not end in a linear vocabulary projection. Use another model."
-        )
-    sample = torch.arange(1, 6).unsqueeze(0) % decoder.out_features
-    with torch.inference_mode():
-        expected = model(input_ids=sample).logits
-    weight = decoder.weight.detach()
-    bias = torch.zeros(decoder.out_features) if decoder.bias is None else decoder.bias.detach().clone()
-    decoder.forward = lambda input: input  # type: ignore[method-assign]
-    with torch.inference_mode():
-        found = model(input_ids=sample).logits @ weight.T + bias
-    if not expected.isfinite().all():
-        raise damaged(
-            f"{name} ({type(model).__name__}) computes numbers that are infinite or undefined in float32: some weights "
-            "are too large"
-        )
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
-        raise CheckpointError(
-            f"{name} ({type(model).__name__}) computes something after its vocabulary projection, which is not "
-            "supported. Use another model."
-        )
-    return weight, bias
-
-
 def _samples(config: Any, vocabulary: int) -> list[TokenIds]:
     """Return documents to try packing on: two of one length, a shorter one, and one longer than a sliding window."""
     window = int(getattr(config, "sliding_window", None) or 0)
     positions = int(getattr(config, "max_position_embeddings", None) or 512)
-    longest = max(5, min(2 * window + 5, LONGEST_SAMPLE, positions - 3))
+    longest = max(5, min(window + 5, LONGEST_SAMPLE, positions - 3))
     # No padding: some models give it no position.
     ids = np.arange(vocabulary, dtype=np.int32)
     ids = ids[ids != (getattr(config, "pad_token_id", None) or 0)]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
-from sparse_ingest.errors import SparseIngestError
+from sparse_ingest.errors import CheckpointError, SparseIngestError
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
 from sparse_ingest.models.heads.tiles import logarithm
@@ -74,7 +74,7 @@ class VectorMaker:
         trusted, in_body = settings.trust_remote_code, DTYPES[dtype]
         self._dtype = str(in_body).removeprefix("torch.")
         self._activation = settings.activation or "relu"
-        self._padding_id = tokenizer.padding_id
+        self._name = checkpoint.name
         with _on(device):
             self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
             output = build_output(
@@ -82,6 +82,9 @@ class VectorMaker:
             )
             self._head, self.vocabulary, self.lacks_kernel = output.head, output.vocabulary, output.lacks_kernel
             self.head_name = self._head.name
+            self.body.projection = None  # float32, and the head has its own copy
+            # Padding is masked: a token that was added to the tokenizer alone does no harm there.
+            self._padding_id = tokenizer.padding_id if tokenizer.padding_id < self.body.ids else 0
             tokenless = [token_id for token_id, token in enumerate(self.vocabulary) if token is None]
             self._tokenless = torch.tensor(tokenless, dtype=torch.int64, device=device)
             special = tokenizer.special_ids if settings.document_special_tokens == "zero" else []
@@ -91,7 +94,18 @@ class VectorMaker:
     def make(
         self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: Pruning = NO_RULES
     ) -> BatchVectors:
-        """Return the vectors of inputs, and the number of weights on ids without a token; may raise `DidNotFit`."""
+        """Return the vectors of inputs, and the number of weights on ids without a token.
+
+        Raises:
+            DidNotFit: memory ran out.
+            CheckpointError: the tokenizer gives an id for which the model has no embedding.
+        """
+        if (largest := max((int(ids.max()) for ids in token_ids if len(ids)), default=0)) >= self.body.ids:
+            raise CheckpointError(
+                f"A text has a token with the id {largest}, but {self._name} has embeddings for ids below "
+                f"{self.body.ids:,}: the tokenizer has more tokens than the model. Use the tokenizer that the model "
+                "was trained with."
+            )
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         # An empty text has no tokens if the tokenizer adds no special ones.
         filled = np.flatnonzero(lengths)

@@ -43,7 +43,7 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMak
         maker.body._model.to(device=GPU)
         maker.device = maker.body.device = GPU
         maker._zeroed, maker._tokenless = maker._zeroed.to(GPU), torch.tensor([7, 9]).to(GPU)
-        weight, bias = maker.body.projection
+        weight, bias = torch.zeros(maker.body.outputs, maker.body.width), torch.zeros(maker.body.outputs)
         maker._head = TiledHead(weight.to(GPU), bias.to(GPU), device=GPU, dtype=torch.float16)
         with torch.inference_mode():
             yield maker
