@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Required, TypedDict
 
@@ -24,11 +25,13 @@ from sparse_ingest.checkpoints.modules import (
     read_json,
     read_splade,
 )
-from sparse_ingest.checkpoints.sides import LexicalSide, MaskedLMSide, ModelSide, WeightTableSide
+from sparse_ingest.checkpoints.sides import LanguageModelSide, LexicalSide, MaskedLMSide, ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError
 
 TABLE_ALONE = "weight table alone, no model"
 PLAIN = "masked LM, plain layout"
+# Ends of the names of classes of causal language models: of transformers, and of LLM2Vec.
+CAUSAL_CLASSES = ("ForCausalLM", "ForMNTP")
 # The first is used if a folder has both: some models of OpenSearch have one table in both forms.
 TABLE_FILES = ("idf.json", "query_token_weights.txt")
 # Two names of one class in sentence-transformers.
@@ -59,7 +62,8 @@ def _read_symmetric(folder: Path, modules: list[Module]) -> Sides | None:
 
 def _splade_side(chain: list[Module], task: str, both: dict[str, str]) -> MaskedLMSide:
     transformer, pooling = chain
-    return MaskedLMSide(transformer.folder, read_splade(transformer, pooling, task) | both)
+    declared = read_splade(transformer, pooling, task) | both
+    return _lm_side(transformer.folder, declared) or MaskedLMSide(transformer.folder, declared)
 
 
 def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
@@ -151,18 +155,35 @@ def _read_lexical(folder: Path, _: list[Module]) -> Sides | None:
     return side, side
 
 
-def _is_masked_lm(folder: Path, modules: list[Module]) -> bool:
-    architectures = read_json(folder / "config.json").get("architectures")
-    known = isinstance(architectures, list) and any(str(name).endswith("ForMaskedLM") for name in architectures)
-    return known and not modules
+def _lm_side(folder: Path, declared: dict[str, Any]) -> MaskedLMSide | None:
+    """Return a side with a vocabulary projection by the names of classes in config.json; None if there is no such."""
+    config = read_json(folder / "config.json")
+    architectures, references = config.get("architectures"), config.get("auto_map")
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    if any(name.endswith("ForMaskedLM") for name in names):
+        return MaskedLMSide(folder, declared)
+    has_code = isinstance(references, dict) and LanguageModelSide.auto_class in references
+    if has_code or any(name.endswith(CAUSAL_CLASSES) for name in names):
+        return LanguageModelSide(folder, _attention(config) | declared)
+    return None
 
 
-def _read_masked_lm(folder: Path, modules: list[Module]) -> Sides | None:
-    return (MaskedLMSide(folder, {}), MaskedLMSide(folder, {})) if _is_masked_lm(folder, modules) else None
+def _attention(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the attention that a config states; transformers itself writes nothing for a causal language model."""
+    is_causal, both_ways = config.get("is_causal"), config.get("use_bidirectional_attention")  # the latter: Gemma
+    # `bidirectional` is a key of SPLADE-Code's own code.
+    if is_causal is False or both_ways in (True, "all") or config.get("bidirectional") is True:
+        return {"attention": "bidirectional"}
+    return {"attention": "causal"} if is_causal is True else {}
 
 
-def _read_masked_lm_and_table(folder: Path, modules: list[Module]) -> Sides | None:
-    return _read_table(folder, modules) if _is_masked_lm(folder, modules) else None
+def _read_plain(folder: Path, modules: list[Module], kind: type[MaskedLMSide]) -> Sides | None:
+    side = None if modules else _lm_side(folder, {})
+    return (side, side) if type(side) is kind else None
+
+
+def _read_lm_and_table(folder: Path, modules: list[Module]) -> Sides | None:
+    return _read_table(folder, modules) if _lm_side(folder, {}) else None
 
 
 def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
@@ -174,7 +195,8 @@ def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
     if modules or weights is None:
         return None
     query = WeightTableSide(folder, weights, {"query_special_tokens": "zero", "missing_idf_weight": 1.0})
-    return MaskedLMSide(folder, {"document_special_tokens": "zero", "activation": None}), query
+    declared = {"document_special_tokens": "zero", "activation": None}
+    return _lm_side(folder, declared) or MaskedLMSide(folder, declared), query
 
 
 class Family(NamedTuple):
@@ -198,8 +220,11 @@ FAMILIES = {
     ),
     "lexical weights, BGE-M3 layout": Family(_read_lexical, f"config.json with {' or '.join(LEXICAL_FILES)}"),
     "masked LM with idf.json, plain layout": Family(
-        _read_masked_lm_and_table, f"config.json of a ...ForMaskedLM with {' or '.join(TABLE_FILES)}"
+        _read_lm_and_table, f"config.json of a ...ForMaskedLM with {' or '.join(TABLE_FILES)}"
     ),
-    PLAIN: Family(_read_masked_lm, "config.json of a ...ForMaskedLM without modules.json"),
+    PLAIN: Family(partial(_read_plain, kind=MaskedLMSide), "config.json of a ...ForMaskedLM without modules.json"),
+    "language model, plain layout": Family(
+        partial(_read_plain, kind=LanguageModelSide), "config.json of a ...ForCausalLM without modules.json"
+    ),
     TABLE_ALONE: Family(_read_table, f"{' or '.join(TABLE_FILES)} without modules.json"),
 }

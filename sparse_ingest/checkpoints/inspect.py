@@ -36,9 +36,9 @@ class Side:
     """One side of a model, with the settings that it would run with.
 
     Of a weight table `architecture`, `layers`, `hidden_size`, `parameters`, `positions`, `activation` and `pooling` are
-    None. `ids_without_token` has the first and last id of each range of outputs without a token.
-    `special_token_weights` is "keep", "zero", the names of those that are zero, or None for an autoencoder, whose
-    `vocabulary_size` is the number of its features.
+    None, `attention` of all but language models. `ids_without_token` has the first and last id of each range of outputs
+    without a token. `special_token_weights` is "keep", "zero", the names of those that are zero, or None for an
+    autoencoder, whose `vocabulary_size` is the number of its features.
     """
 
     model: str
@@ -57,6 +57,7 @@ class Side:
     tokenizer: str | None
     activation: str | None
     pooling: str | None
+    attention: str | None
     max_length: int | None
     positions: int | None
     prompt: str
@@ -150,6 +151,7 @@ def _side(
         tokenizer=vocabulary.model if vocabulary else None,
         activation=settings.activation,
         pooling=pooling,
+        attention=settings.attention,
         max_length=settings.max_length,
         positions=_whole(config, "max_position_embeddings"),
         prompt=getattr(settings, f"{task}_prompt") or "",

@@ -14,7 +14,7 @@ from typing import Any
 from sparse_ingest.checkpoints.families import FAMILIES, TABLE_ALONE
 from sparse_ingest.checkpoints.locate import fingerprint, locate, package_folders
 from sparse_ingest.checkpoints.modules import Module, max_active_dims, read_json, read_modules, refuse_links
-from sparse_ingest.checkpoints.sides import AutoencoderSide, MaskedLMSide, ModelSide, WeightTableSide
+from sparse_ingest.checkpoints.sides import AutoencoderSide, LanguageModelSide, MaskedLMSide, ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError, short_repr
 
 # Checkpoints of this type have remote code, but transformers has the same architecture under the name `gte`.
@@ -106,6 +106,13 @@ def trusted_code(checkpoint: Checkpoint, side: ModelSide, *, trusted: bool) -> s
     if code is None:
         return None
     place = f"revision {checkpoint.revision}" if checkpoint.revision else str(checkpoint.folder)
+    if isinstance(side, LanguageModelSide):
+        raise CheckpointError(
+            f"{checkpoint.name} is a causal language model with remote code: {code}. transformers has no architecture "
+            f"{short_repr(read_json(side.folder / 'config.json').get('model_type'))}, and code of such a model never "
+            "runs here. Use a copy of the folder with the config.json of its architecture, such as qwen3 or llama, and "
+            "is_causal = false in it."
+        )
     if not trusted:
         raise CheckpointError(
             f"{checkpoint.name} has remote code: {code} ({place}) would run. Read it, then allow it with "

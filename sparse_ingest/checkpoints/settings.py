@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.checkpoints.checks import read_config
+from sparse_ingest.checkpoints.checks import read_config, refuse_adapter
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint, remote_code, trusted_code
 from sparse_ingest.checkpoints.modules import damaged, read_json
 from sparse_ingest.checkpoints.sides import ModelSide, WeightTableSide
@@ -28,6 +28,7 @@ DOCUMENT_SETTINGS: dict[str, Any] = {
     "document_prompt": "",
     "lower_case": False,
     "document_special_tokens": "keep",
+    "attention": None,
 }
 QUERY_SETTINGS: dict[str, Any] = {"query_prompt": "", "query_special_tokens": "keep", "missing_idf_weight": None}
 # Families whose position table starts after the padding token's id: 514 rows of RoBERTa are 512 tokens.
@@ -35,7 +36,7 @@ POSITIONS_BEHIND_PADDING = (
     "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-RECORDED_OF_QUERIES = ("activation", "pooling", "max_length", "lower_case", *QUERY_SETTINGS)
+RECORDED_OF_QUERIES = ("activation", "pooling", "max_length", "lower_case", "attention", *QUERY_SETTINGS)
 
 
 def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSettings:
@@ -63,7 +64,8 @@ def resolve_query_settings(asked: ModelSettings, checkpoint: Checkpoint) -> Mode
     values: dict[str, Any]
     if isinstance(side, WeightTableSide):
         limit = _shortest(side.declared.get("max_length"))
-        values = {"activation": None, "pooling": None, "max_length": limit, "lower_case": bool(asked.lower_case)}
+        values = {"max_length": limit, "lower_case": bool(asked.lower_case)}
+        values |= dict.fromkeys(("activation", "pooling", "attention"))
     else:
         values = _model_values(asked, checkpoint, side)
     return replace(asked, **values, **_filled(asked, side.declared, QUERY_SETTINGS))
@@ -89,7 +91,10 @@ def document_identity(checkpoint: Checkpoint, settings: ModelSettings) -> dict[s
                 name = file.relative_to(checkpoint.folder).as_posix()
                 digest.update(hashlib.sha256(file.read_bytes()).digest() + name.encode())
             source["code_sha256"] = digest.hexdigest()
-    return {**source, **{name: getattr(settings, name) for name in DOCUMENT_SETTINGS}}
+    values = {name: getattr(settings, name) for name in DOCUMENT_SETTINGS}
+    if settings.attention is None:
+        del values["attention"]  # as in runs of older releases
+    return {**source, **values}
 
 
 def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSettings) -> dict[str, Any]:
@@ -137,10 +142,18 @@ def _model_values(asked: ModelSettings, checkpoint: Checkpoint, side: ModelSide)
             "and doc-v2 models use log1p(relu), doc-v3 models log1p(log1p(relu)); the wrong one gives wrong weights. "
             'Set [model] activation = "relu" or "log1p_relu", as in the model card (--set model.activation=relu).'
         )
+    if values["attention"] is None and None not in side.attentions:
+        raise CheckpointError(
+            f"{checkpoint.name} is a causal language model, and no file states whether its tokens see the whole text: "
+            "looked for is_causal, use_bidirectional_attention and bidirectional in config.json. Most sparse encoders "
+            "do, such as SPLADE-Code and LACONIC; the wrong choice gives wrong weights. Set [model] attention = "
+            '"bidirectional" or "causal", as in the model card (--set model.attention=bidirectional).'
+        )
     special_tokens = (values["document_special_tokens"], asked.query_special_tokens or "keep")
     for name, given, supported in (
         ("activation", [values["activation"]], side.activations),
         ("pooling", [values["pooling"]], side.poolings),
+        ("attention", [values["attention"]], side.attentions),
         ("weights of special tokens", special_tokens, side.special_tokens),
     ):
         if wrong := [value for value in given if value not in supported]:
@@ -178,6 +191,8 @@ def _require_weights(name: str, folder: Path) -> None:
         raise damaged(f"{name} has no config.json in {folder}")
     if weight_files(folder):
         return
+    if adapters := sorted(folder.glob("*/adapter_config.json")):
+        refuse_adapter(adapters[0])
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
     found = f"found the pickle {pickles[0]}, which is never read" if pickles else "found none"
     raise CheckpointError(

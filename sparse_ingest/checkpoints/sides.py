@@ -36,8 +36,8 @@ class ModelSide(CheckpointSide):
     """A transformer in `folder`.
 
     `auto_class` is the class of transformers that builds it, which is also its entry in `auto_map`. `activations`,
-    `poolings` and `special_tokens` are the supported values of these settings. `has_projection`: weights are maxima of
-    a vocabulary projection.
+    `poolings`, `attentions` and `special_tokens` are the supported values of these settings. `has_projection`: weights
+    are maxima of a vocabulary projection.
     """
 
     folder: Path
@@ -47,6 +47,7 @@ class ModelSide(CheckpointSide):
     auto_class: ClassVar[str]
     activations: ClassVar[tuple[str | None, ...]]
     poolings: ClassVar[tuple[str | None, ...]] = ("max",)
+    attentions: ClassVar[tuple[str | None, ...]] = (None, "bidirectional")
     special_tokens: ClassVar[tuple[str, ...]] = ("keep", "zero")
 
 
@@ -58,6 +59,15 @@ class MaskedLMSide(ModelSide):
     has_projection = True
     auto_class = "AutoModelForMaskedLM"
     activations = ("relu", "log1p_relu")
+
+
+@dataclass(frozen=True)
+class LanguageModelSide(MaskedLMSide):
+    """A causal language model, such as Qwen3 or Llama: it has a vocabulary projection too, but its own attention."""
+
+    kind = "language model"
+    auto_class = "AutoModelForCausalLM"
+    attentions = ("bidirectional", "causal")
 
 
 @dataclass(frozen=True)

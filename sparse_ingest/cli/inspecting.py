@@ -94,6 +94,8 @@ def _side(title: str, side: Side) -> Iterator[str]:
         sizes = f"{_number(side.layers)} layers of {_number(side.hidden_size)}"
         yield _line(title, f"{side.kind}, {side.architecture}, {sizes}, {_number(side.parameters)} parameters")
         yield _line("activation", f"{ACTIVATIONS.get(side.activation or '', side.activation)}, pooling {side.pooling}")
+        if side.attention:
+            yield _line("attention", side.attention)
     else:
         yield _line(title, "weight table: no model runs for a query")
         yield _line("missing", f"tokens that are not in the table have the weight {side.missing_idf_weight}")

@@ -21,7 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.checkpoints.modules import damaged
+from sparse_ingest.checkpoints.sides import LanguageModelSide
 from sparse_ingest.errors import first_line
+from sparse_ingest.models.language_models import refuse_other_attention
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_model, without_report
 from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register, to_device
@@ -44,11 +46,17 @@ class Body:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         # Packing is tried in float32 on the CPU, where the model is read.
         self.device = torch.device("cpu")
-        self._model = build_model(checkpoint, trust_remote_code=trust_remote_code)
+        self._model = build_model(checkpoint, attention=attention, trust_remote_code=trust_remote_code)
         projects = checkpoint.document.has_projection
         self._result = "logits" if projects else "last_hidden_state"
         try:
@@ -57,6 +65,8 @@ class Body:
             self.ids = int(embeddings.shape[0])
             self.outputs, self.width = map(int, (self.projection.weight if self.projection else embeddings).shape)
             documents = _samples(self._model.config, self.ids)
+            if isinstance(checkpoint.document, LanguageModelSide):
+                refuse_other_attention(self._model, checkpoint.name, attention)
             with torch.inference_mode():
                 expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
             self.hidden_size = expected.shape[1]

@@ -19,7 +19,7 @@ import torch
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, code_reference, trusted_code
 from sparse_ingest.checkpoints.modules import damaged
-from sparse_ingest.checkpoints.sides import ModelSide
+from sparse_ingest.checkpoints.sides import LanguageModelSide, ModelSide
 from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.errors import CheckpointError, first_line, short_repr
 
@@ -39,16 +39,20 @@ GTE_NAMES = {r"attention\.([qkv])_proj": r"self_attn.\1_proj"}
 # Keys of a config without a meaning here. `num_labels` creates as many names.
 UNUSED_KEYS = ("auto_map", "torch_dtype", "dtype", "num_labels", "id2label", "label2id", "_name_or_path")
 # The table of transformers with the architectures of each auto class; with _NAMES, by name.
-MAPPINGS = {"AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING", "AutoModel": "MODEL_MAPPING"}
+MAPPINGS = {
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING", "AutoModel": "MODEL_MAPPING",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+}  # fmt: skip
 # A model may exceed its weights by this; the difference is then reported as missing.
 SPARE_NUMBERS, SPARE_TENSORS = 1 << 24, 500
 logger = logging.getLogger(__name__)
 
 
-def build_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+def build_model(checkpoint: Checkpoint, *, attention: str | None = None, trust_remote_code: bool = False) -> Any:
     """Build the transformer of a checkpoint's document side.
 
-    Raise `CheckpointError` if it cannot be built, lacks weights, or has code that is not trusted.
+    `attention` is that of a causal language model. Raise `CheckpointError` if it cannot be built, lacks weights, or has
+    code that is not trusted.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
@@ -62,6 +66,8 @@ def build_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> A
     try:
         tensors = read_slices(weight_files(folder))
         architecture, built, options = _gte(checkpoint.name, config, side) if as_gte else _known(config, side, code)
+        if isinstance(side, LanguageModelSide):
+            built.is_causal, built.use_cache = attention == "causal", False
         with without_report(), _no_more_than(checkpoint.name, tensors):
             # Without a folder transformers reads no other file, such as an adapter.
             model, report = architecture.from_pretrained(

@@ -76,7 +76,9 @@ class VectorMaker:
         self._activation = settings.activation or "relu"
         self._name = checkpoint.name
         with _on(device):
-            self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
+            self.body = Body(
+                checkpoint, device=device, dtype=in_body, attention=settings.attention, trust_remote_code=trusted
+            )
             output = build_output(
                 checkpoint.document, self.body, tokenizer, device=device, dtype=in_body, int8=dtype.startswith("int8")
             )
