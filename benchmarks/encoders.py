@@ -126,12 +126,12 @@ def work(job: Job, texts: Sequence[str]) -> Contender:
     """Count tokens of all texts, and operations of linear layers and attention without padding. Not an encoder."""
     from torch import nn
 
-    from sparse_ingest.models.masked_lms import build_masked_lm
+    from sparse_ingest.models.masked_lms import build_model
     from sparse_ingest.models.tokenizer import Tokenizer
 
     checkpoint, settings = _model(job)
     lengths = [len(ids) for ids, _ in Tokenizer(checkpoint.transformer, settings)(texts)]
-    model = build_masked_lm(checkpoint, trust_remote_code=False)
+    model = build_model(checkpoint, trust_remote_code=False)
     projection, config = model.get_output_embeddings(), model.config
     layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not projection]
     weights = sum(layer.in_features * layer.out_features for layer in layers)

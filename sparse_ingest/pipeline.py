@@ -55,8 +55,10 @@ class ModelSettings:
     revision: str | None = None
     query_revision: str | None = None  # of `query`
     trust_remote_code: bool = False
-    activation: Literal["relu", "log1p_relu"] | None = None  # log1p(relu), or log1p of that again
+    # log1p(relu), log1p of that again, or relu alone
+    activation: Literal["relu", "log1p_relu", "none"] | None = None
     pooling: Literal["max", "sum"] | None = None
+    attention: Literal["bidirectional", "causal"] | None = None  # of a causal language model
     max_length: int | None = None
     document_prompt: str | None = None
     query_prompt: str | None = None

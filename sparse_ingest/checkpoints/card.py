@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparse_ingest.checkpoints.checks import read_tokenizer
-from sparse_ingest.checkpoints.hub import CARD, PICKLES
+from sparse_ingest.checkpoints.hub import CARD
 from sparse_ingest.checkpoints.modules import damaged, read_json
 from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.storage.foreign_json import read_bytes
@@ -72,7 +72,7 @@ def count_parameters(folder: Path) -> int | None:
 
 def has_pickle(folder: Path) -> bool:
     """Return whether a folder has its weights in a pickle."""
-    return not list(folder.glob("*.safetensors")) and bool(list(folder.glob(PICKLES)))
+    return any(path.suffix == ".bin" for path in weight_files(folder))
 
 
 def describe_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenizers import Tokenizer
 
@@ -58,9 +58,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     a library would fetch or import.
     """
     if (adapter := folder / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{adapter} describes an adapter; adapters are not supported. Merge it into its base model, and save that."
-        )
+        refuse_adapter(adapter)
     for name in CONFIGS:
         _refuse_code(folder / name)
     path = folder / "config.json"
@@ -69,6 +67,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         if (value := config.get(key)) is not None and (type(value) is not int or not least <= value <= most):
             raise damaged(f"{path} has {key} = {short_repr(value)}; expected an integer from {least} to {most:,}")
     return config
+
+
+def refuse_adapter(path: Path) -> NoReturn:
+    """Raise CheckpointError for the config of an adapter, such as LoRA's."""
+    raise CheckpointError(
+        f"{path} describes an adapter; adapters are not supported. Merge it into its base model, for example with "
+        "merge_and_unload() of peft, and save that."
+    )
 
 
 def _refuse_code(path: Path) -> None:

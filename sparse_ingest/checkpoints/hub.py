@@ -18,8 +18,10 @@ from sparse_ingest.pipeline import packaged_names
 from sparse_ingest.storage.hub_session import guard_hub, hub_address, refused_token, token_state, without_token
 from sparse_ingest.storage.waiting import call_with_timeout
 
-FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+# The last one is a small pickle of tensors (BGE-M3).
+FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "sparse_linear.pt")
 PICKLES = "pytorch_model*.bin"
+SAFETENSORS = "model*.safetensors"  # preferred to pickles
 CODE = "*.py"
 CARD = "README.md"
 # Copies of the model for other runtimes, and training state: gigabytes that are never read.
@@ -78,7 +80,7 @@ def _download(name: str, revision: str | None, code: bool, received: list[int]) 
 
     folder = snapshot(revision)
     places = sorted({path.parent for path in folder.rglob("*.json")})
-    bare = [place for place in places if not list(place.glob("*.safetensors"))]
+    bare = [place for place in places if not list(place.glob(SAFETENSORS))]
     if not bare:
         return folder
     inner = (path.relative_to(folder).as_posix() for path in bare)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from sparse_ingest.checkpoints.card import (
@@ -20,8 +19,9 @@ from sparse_ingest.checkpoints.card import (
     read_card,
 )
 from sparse_ingest.checkpoints.checks import read_config
-from sparse_ingest.checkpoints.layouts import Checkpoint, MaskedLMSide, WeightTableSide, read_checkpoint, remote_code
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint, remote_code
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
+from sparse_ingest.checkpoints.sides import NO_WORDS, AutoencoderSide, LexicalSide, ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 
@@ -36,13 +36,14 @@ class Side:
     """One side of a model, with the settings that it would run with.
 
     Of a weight table `architecture`, `layers`, `hidden_size`, `parameters`, `positions`, `activation` and `pooling` are
-    None. `ids_without_token` has the first and last id of each range of outputs without a token.
-    `special_token_weights` is "keep" or "zero".
+    None, `attention` of all but language models. `ids_without_token` has the first and last id of each range of outputs
+    without a token. `special_token_weights` is "keep", "zero", the names of those that are zero, or None for an
+    autoencoder, whose `vocabulary_size` is the number of its features.
     """
 
     model: str
     family: str
-    kind: Literal["masked LM", "weight table"]
+    kind: str
     revision: str | None
     sha256: str | None
     license: str | None
@@ -56,6 +57,7 @@ class Side:
     tokenizer: str | None
     activation: str | None
     pooling: str | None
+    attention: str | None
     max_length: int | None
     positions: int | None
     prompt: str
@@ -111,9 +113,8 @@ def _side(
     checkpoint: Checkpoint, asked: ModelSettings, warnings: list[str], task: Literal["document", "query"]
 ) -> Side:
     """Return one side, and append to `warnings`."""
-    side, resolve = checkpoint.query, resolve_query_settings
-    if task == "document":
-        side, resolve = MaskedLMSide(checkpoint.transformer, checkpoint.declared), resolve_settings
+    side: ModelSide | WeightTableSide = checkpoint.document if task == "document" else checkpoint.query
+    resolve = resolve_settings if task == "document" else resolve_query_settings
     is_table = isinstance(side, WeightTableSide)
     try:
         settings = resolve(replace(asked, trust_remote_code=True), checkpoint)
@@ -124,10 +125,19 @@ def _side(
     config = {} if is_table else read_config(side.folder)
     size, architectures = _whole(config, "vocab_size"), config.get("architectures")
     card, vocabulary = read_card(checkpoint.folder), describe_vocabulary(side.folder, size)
+    pooling: str | None = settings.pooling
+    special: str | None = getattr(settings, f"{task}_special_tokens")
+    if isinstance(side, AutoencoderSide):
+        size, pooling, special = side.features, " and ".join(side.poolings_of_tokens), None
+    elif isinstance(side, LexicalSide) and special == "keep":
+        special = ", ".join(side.dropped)
+    lacks: list[tuple[int, int]] = []
+    if vocabulary and not is_table and side.has_words:
+        lacks = ranges_without_token(vocabulary.tokens, size or 0)
     found = Side(
         model=checkpoint.name,
         family=checkpoint.family,
-        kind="weight table" if is_table else "masked LM",
+        kind=side.kind,
         revision=checkpoint.revision,
         sha256=None if checkpoint.revision else checkpoint.sha256,
         license=card.license,
@@ -137,32 +147,37 @@ def _side(
         hidden_size=_whole(config, "hidden_size", "dim"),
         parameters=None if is_table else count_parameters(side.folder),
         vocabulary_size=len(vocabulary.tokens) if is_table and vocabulary else size,
-        ids_without_token=ranges_without_token(vocabulary.tokens, size or 0) if vocabulary and not is_table else [],
+        ids_without_token=lacks,
         tokenizer=vocabulary.model if vocabulary else None,
         activation=settings.activation,
-        pooling=settings.pooling,
+        pooling=pooling,
+        attention=settings.attention,
         max_length=settings.max_length,
         positions=_whole(config, "max_position_embeddings"),
         prompt=getattr(settings, f"{task}_prompt") or "",
         lower_case=bool(settings.lower_case),
         special_tokens=vocabulary.special if vocabulary else {},
-        special_token_weights=getattr(settings, f"{task}_special_tokens"),
+        special_token_weights=special,
         missing_idf_weight=settings.missing_idf_weight if is_table else None,
         max_active_dims=checkpoint.max_active_dims,
-        remote_code=None if is_table else remote_code(side.folder),
+        remote_code=None if isinstance(side, WeightTableSide) else remote_code(side.folder, side.auto_class),
     )
-    warnings += _warnings(found, side.folder, card, vocabulary, task)
+    warnings += _warnings(found, side, card, vocabulary, task)
     return found
 
 
-def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | None, task: str) -> Iterator[str]:
-    name, size = side.model, side.vocabulary_size
+def _warnings(
+    side: Side, of: ModelSide | WeightTableSide, card: Card, vocabulary: Vocabulary | None, task: str
+) -> Iterator[str]:
+    name, size, is_model = side.model, side.vocabulary_size, isinstance(of, ModelSide)
+    if not of.has_words:
+        yield NO_WORDS
     if side.remote_code:
-        place = f"revision {side.revision}" if side.revision else str(folder)
+        place = f"revision {side.revision}" if side.revision else str(of.folder)
         yield f"{name} needs remote code: {side.remote_code} ({place}) would run with --trust-remote-code."
-    if side.kind == "masked LM" and has_pickle(folder):
+    if is_model and has_pickle(of.folder):
         yield f"{name} has its weights in a pickle, which is read without running code; parameters are not counted."
-    if side.kind == "masked LM" and size and size > SEISMIC_IDS:
+    if is_model and size and size > SEISMIC_IDS:
         yield (
             f"{name} has {size:,} token ids. A sparse_vector index (SEISMIC) supports only ids below {SEISMIC_IDS:,}: "
             "OpenSearch 3.3 to 3.8 crash or mis-score higher ones, 3.9 folds them. "
@@ -176,14 +191,14 @@ def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | Non
     if vocabulary is None:
         yield f"{name} has neither tokenizer.json nor vocab.txt on its {task} side; its tokens are unknown."
         return
-    if vocabulary.shared:
+    if vocabulary.shared and of.has_words:
         yield (
             f"{name} gives the token {vocabulary.shared[0]!r} to several ids ({len(vocabulary.shared)} such tokens): "
             "an index keys weights by token, so `encode` refuses it. Fix tokenizer.json."
         )
     if "pad_token" not in vocabulary.special and task == "document":
         yield f"{name} has no padding token: id 0 is used, and masked; other tools cannot encode batches with it."
-    if not vocabulary.is_bert_uncased:
+    if not vocabulary.is_bert_uncased and of.has_words:
         sample = next((token for token in vocabulary.tokens if token and len(token) > 2 and token[0] in "Ġ▁"), None)
         such = f" such as {sample}" if sample else ""
         yield (

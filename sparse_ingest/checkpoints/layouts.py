@@ -1,98 +1,56 @@
-"""The families of checkpoints, each recognized by its files, never by its name.
+"""Checkpoints: a model folder with its family, its two sides, and the remote code that it needs.
 
-In: a model folder. Out: a `Checkpoint` with its document side and its query side, and the settings that their files
-declare. Only JSON is read, and no code of a checkpoint runs. Not covered: defaults of settings (settings.py).
+In: the name of a model. Out: a `Checkpoint`, with the settings that its files declare. Only JSON is read, and no code
+of a checkpoint runs. Not covered: how a family is recognized (families.py), and defaults of settings (settings.py).
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Required, TypedDict
+from typing import Any
 
+from sparse_ingest.checkpoints.families import FAMILIES, TABLE_ALONE
 from sparse_ingest.checkpoints.locate import fingerprint, locate, package_folders
-from sparse_ingest.checkpoints.modules import (
-    Module,
-    damaged,
-    inside,
-    is_splade,
-    max_active_dims,
-    module_of,
-    prompts,
-    read_as,
-    read_json,
-    read_modules,
-    read_splade,
-    refuse_links,
-)
-from sparse_ingest.errors import CheckpointError
+from sparse_ingest.checkpoints.modules import Module, max_active_dims, read_json, read_modules, refuse_links
+from sparse_ingest.checkpoints.sides import AutoencoderSide, LanguageModelSide, MaskedLMSide, ModelSide, WeightTableSide
+from sparse_ingest.errors import CheckpointError, short_repr
 
-TABLE_ALONE = "weight table alone, no model"
-PLAIN = "masked LM, plain layout"
 # Checkpoints of this type have remote code, but transformers has the same architecture under the name `gte`.
 BUILT_AS_GTE = "new"
-# The first is used if a folder has both: some models of OpenSearch have one table in both forms.
-TABLE_FILES = ("idf.json", "query_token_weights.txt")
-# Two names of one class in sentence-transformers.
-ROUTER_TABLES = ("IDF", "SparseStaticEmbedding")
-
-
-class MaskedLMSide(NamedTuple):
-    """A masked LM in `folder`, with its tokenizer beside it."""
-
-    folder: Path
-    declared: dict[str, Any]
-
-
-class WeightTableSide(NamedTuple):
-    """A weight for each token in the file `weights`, and the tokenizer in `folder`.
-
-    `weights` is idf.json (token string to weight), query_token_weights.txt (the same as lines), or the tensor `weight`
-    by token id in model.safetensors or pytorch_model.bin.
-    """
-
-    folder: Path
-    weights: Path
-    declared: dict[str, Any]
-
-
-class _Parameters(TypedDict, total=False):
-    route_mappings: dict[str, str] | None
-
-
-class _Router(TypedDict, total=False):
-    types: Required[dict[str, str]]
-    structure: Required[dict[str, list[str]]]
-    parameters: _Parameters | None
-
-
-Sides = tuple[MaskedLMSide, MaskedLMSide | WeightTableSide]  # of documents, and of queries
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A recognized model folder.
 
-    `transformer` is the folder of the document side's masked LM, `declared` the settings of `[model]` that its files
-    declare. `max_active_dims` is the number of terms of a row that its library keeps; None: all.
+    `document` and `query` are its sides, with the settings of `[model]` that their files declare. `max_active_dims` is
+    the number of terms of a row that its library keeps; None: all.
     """
 
     name: str
     folder: Path
     revision: str | None
     family: str
-    transformer: Path
-    declared: dict[str, Any]
-    query: MaskedLMSide | WeightTableSide
+    document: ModelSide
+    query: ModelSide | WeightTableSide
     max_active_dims: int | None
 
     @cached_property
     def sha256(self) -> str:
         """The fingerprint of the folder, computed on first access."""
         return fingerprint(self.folder)
+
+    @property
+    def transformer(self) -> Path:
+        """The folder of the document side, with its model and tokenizer."""
+        return self.document.folder
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """The settings that the files of the document side declare."""
+        return self.document.declared
 
     @property
     def encodes_documents(self) -> bool:
@@ -108,41 +66,59 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     folder, commit = locate(name, revision, code=code)
     refuse_links(folder)
     modules = read_modules(folder)
-    for family, read in FAMILIES.items():
-        if sides := read(folder, modules):
-            (transformer, declared), query = sides
-            limit = max_active_dims(folder)
-            return Checkpoint(name, folder, commit, family, transformer, declared, query, limit)
+    for family, row in FAMILIES.items():
+        if sides := row.read(folder, modules):
+            limit = max_active_dims(folder) or (sides[0].k if isinstance(sides[0], AutoencoderSide) else None)
+            return Checkpoint(name, folder, commit, family, *sides, limit)
+    raise CheckpointError(_unknown(name, folder, modules))
+
+
+def _unknown(name: str, folder: Path, modules: list[Module]) -> str:
+    """Return the message for a folder of no known family."""
     files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
-    tried = "; ".join(FAMILIES)
     chain = f" Its modules: {', '.join(module.kind for module in modules)}." if modules else ""
-    raise CheckpointError(
-        f"{name} is not a checkpoint of a known family. Looked for: {tried}. Found in the folder: {files}.{chain}"
+    config = read_json(folder / "config.json")
+    architectures = config.get("architectures")
+    built = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+    own = " with code of its own (auto_map)" if config.get("auto_map") else ""
+    model = f" Its config.json names {short_repr(built)}{own}." if built or own else ""
+    looked = "; ".join(f"{family} ({row.files})" for family, row in FAMILIES.items())
+    return (
+        f"{name} is not a checkpoint of a known family. Looked for: {looked}. Found in the folder: {files}."
+        f"{chain}{model} Weights that only a model's own code or a script beside it computes, such as those of "
+        "gte-multilingual and MILCO, are not supported. Name another model."
     )
 
 
-def remote_code(folder: Path) -> str | None:
-    """Return the remote code that a masked LM needs, None for an architecture that transformers itself can build."""
-    repository, dashes, local = code_reference(folder).rpartition("--")
+def remote_code(folder: Path, auto_class: str = MaskedLMSide.auto_class) -> str | None:
+    """Return the remote code that a model needs, None for an architecture that transformers itself can build."""
+    repository, dashes, local = code_reference(folder, auto_class).rpartition("--")
     file, _, name = local.rpartition(".")
     return f"class {name} of {file}.py" + (f" of the repository {repository}" if dashes else "") if name else None
 
 
-def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str | None:
-    """Return which remote code of a masked LM will run and where it is from; None if there is none.
+def trusted_code(checkpoint: Checkpoint, side: ModelSide, *, trusted: bool) -> str | None:
+    """Return which remote code of a model will run and where it is from; None if there is none.
 
     Raise `CheckpointError` if it is not trusted, or is in another repository, which no revision pins.
     """
-    code = remote_code(folder)
+    code = remote_code(side.folder, side.auto_class)
     if code is None:
         return None
     place = f"revision {checkpoint.revision}" if checkpoint.revision else str(checkpoint.folder)
+    if isinstance(side, LanguageModelSide):
+        raise CheckpointError(
+            f"{checkpoint.name} is a causal language model with remote code: {code}. transformers has no architecture "
+            f"{short_repr(read_json(side.folder / 'config.json').get('model_type'))}, and code of such a model never "
+            "runs here. Use a copy of the folder with the config.json of its architecture, such as qwen3 or llama, and "
+            "is_causal = false in it."
+        )
     if not trusted:
         raise CheckpointError(
             f"{checkpoint.name} has remote code: {code} ({place}) would run. Read it, then allow it with "
             "--trust-remote-code or [model] trust_remote_code = true."
         )
-    if "--" in code_reference(folder):
+    if "--" in code_reference(side.folder, side.auto_class):
         raise CheckpointError(
             f"{checkpoint.name} ({place}) has its code in another repository, which its revision does not pin: {code}. "
             "Copy the model's folder, put those files into the copy, name them in its auto_map, and use the copy."
@@ -150,15 +126,15 @@ def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str 
     return f"{code} ({place})"
 
 
-def code_reference(folder: Path) -> str:
-    """Return the entry of auto_map that is needed to build the masked LM, or an empty string."""
+def code_reference(folder: Path, auto_class: str) -> str:
+    """Return the entry of auto_map that is needed to build a model of this class, or an empty string."""
     config = read_json(folder / "config.json")
     references = config.get("auto_map") or {}
     kind = str(config.get("model_type") or "")
     if not references or kind == BUILT_AS_GTE or transformers_has(kind):
         return ""
     references = references if isinstance(references, dict) else {"": references}
-    return str(references.get("AutoModelForMaskedLM") or next(iter(references.values())))
+    return str(references.get(auto_class) or next(iter(references.values())))
 
 
 def transformers_has(kind: str) -> bool:
@@ -167,123 +143,3 @@ def transformers_has(kind: str) -> bool:
     return name[:100].isidentifier() and any(
         (folder / "models" / name[:100]).is_dir() for folder in package_folders("transformers")
     )
-
-
-def _read_symmetric(folder: Path, modules: list[Module]) -> Sides | None:
-    if not is_splade(modules):
-        return None
-    both = prompts(folder)
-    return _splade_side(modules, "document", both), _splade_side(modules, "query", both)
-
-
-def _splade_side(chain: list[Module], task: str, both: dict[str, str]) -> MaskedLMSide:
-    transformer, pooling = chain
-    return MaskedLMSide(transformer.folder, read_splade(transformer, pooling, task) | both)
-
-
-def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
-    """Read a Router of sentence-transformers: one chain of modules for documents, another for queries."""
-    if [module.kind for module in modules] not in (["Router"], ["Asym"]):
-        return None
-    place = modules[0].folder
-    path = place / "router_config.json"
-    if not path.exists():  # in the first releases
-        path = place / "config.json"
-    config = read_as(path, _Router)
-    types, structure = config["types"], config["structure"]
-    chains: dict[str, list[Module]] = {}
-    for task in ("document", "query"):
-        names = structure.get(_route(config, task)) or []
-        if missing := [name for name in names if name not in types]:
-            raise damaged(f"{path} gives no type for the module {missing[0]!r}")
-        chains[task] = [module_of(path, types[name], place, name) for name in names]
-    if not is_splade(chains["document"]):
-        raise CheckpointError(_unknown(path, "documents", chains["document"], "a masked LM and SpladePooling"))
-    both = prompts(folder)
-    document = _splade_side(chains["document"], "document", both)
-    if is_splade(chains["query"]):
-        return document, _splade_side(chains["query"], "query", both)
-    if len(chains["query"]) == 1 and chains["query"][0].kind in ROUTER_TABLES:
-        return document, _read_static_table(folder, chains["query"][0].folder, both)
-    expected = f"{' or '.join(ROUTER_TABLES)} alone, or a masked LM and SpladePooling"
-    raise CheckpointError(_unknown(path, "queries", chains["query"], expected))
-
-
-def _route(config: _Router, task: str) -> str:
-    """Return the route that the parameters map a task to, else the route of the task's name."""
-    parameters = config.get("parameters") or {}
-    mapped = {_key(key): route for key, route in (parameters.get("route_mappings") or {}).items()}
-    keys = ((task, "text"), (task, None), (None, "text"), (None, None))
-    return next((mapped[key] for key in keys if key in mapped), task)
-
-
-def _key(written: str) -> tuple[Any, ...]:
-    """Parse a key of route_mappings: the text of a Python tuple, such as "('query', None)"."""
-    try:
-        key = ast.literal_eval(written)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: many brackets
-        return ()
-    return key if isinstance(key, tuple) else ()
-
-
-def _unknown(path: Path, what: str, chain: list[Module], expected: str) -> str:
-    found = ", ".join(module.kind for module in chain) or "no module"
-    return f"{path} sends {what} through {found}, which is not supported; expected {expected}."
-
-
-def _read_static_table(root: Path, folder: Path, both: dict[str, str]) -> WeightTableSide:
-    declared: dict[str, Any] = {
-        "query_special_tokens": "keep",
-        "missing_idf_weight": 0.0,
-        # Counted without special tokens. A tokenizer without a limit writes 1e30.
-        "max_length": read_json(folder / "tokenizer_config.json").get("model_max_length"),
-    }
-    written = str(read_json(folder / "config.json").get("path") or "")
-    if written.endswith(".json"):
-        # Written by hand: relative to the module, or to the working directory.
-        candidates = [inside(folder / "config.json", root, str(folder / written))]
-        if Path(written).resolve().is_relative_to(root.resolve()):
-            candidates.append(Path(written))
-    else:
-        candidates = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        looked = ", ".join(str(path) for path in candidates)
-        raise damaged(f"The query side has no weights: looked for {looked}")
-    return WeightTableSide(folder, found, {key: value for key, value in (declared | both).items() if value is not None})
-
-
-def _is_masked_lm(folder: Path, modules: list[Module]) -> bool:
-    architectures = read_json(folder / "config.json").get("architectures")
-    known = isinstance(architectures, list) and any(str(name).endswith("ForMaskedLM") for name in architectures)
-    return known and not modules
-
-
-def _read_masked_lm(folder: Path, modules: list[Module]) -> Sides | None:
-    return (MaskedLMSide(folder, {}), MaskedLMSide(folder, {})) if _is_masked_lm(folder, modules) else None
-
-
-def _read_masked_lm_and_table(folder: Path, modules: list[Module]) -> Sides | None:
-    return _read_table(folder, modules) if _is_masked_lm(folder, modules) else None
-
-
-def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
-    """Declare what OpenSearch's model cards and analyzers compute: special tokens weigh 0, unlisted tokens 1.0.
-
-    No file of this layout has the activation, and OpenSearch's models differ: with None, settings.py refuses to guess.
-    """
-    weights = next((folder / name for name in TABLE_FILES if (folder / name).is_file()), None)
-    if modules or weights is None:
-        return None
-    query = WeightTableSide(folder, weights, {"query_special_tokens": "zero", "missing_idf_weight": 1.0})
-    return MaskedLMSide(folder, {"document_special_tokens": "zero", "activation": None}), query
-
-
-# Tried in this order. A function receives the folder and its modules, and returns None for another family.
-FAMILIES: dict[str, Callable[[Path, list[Module]], Sides | None]] = {
-    "symmetric SPLADE, sentence-transformers layout": _read_symmetric,
-    "Router with a separate query side": _read_router,
-    "masked LM with idf.json, plain layout": _read_masked_lm_and_table,
-    PLAIN: _read_masked_lm,
-    TABLE_ALONE: _read_table,
-}

@@ -11,7 +11,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from sparse_ingest.checkpoints.hub import FILES, PICKLES, fetch
+from sparse_ingest.checkpoints.hub import FILES, PICKLES, SAFETENSORS, fetch
 from sparse_ingest.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -55,7 +55,7 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     files = {file for pattern in FILES for file in folder.rglob(pattern)}
-    files |= {file for file in folder.rglob(PICKLES) if not list(file.parent.glob("*.safetensors"))}
+    files |= {file for file in folder.rglob(PICKLES) if not list(file.parent.glob(SAFETENSORS))}
     for file in sorted(files):
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -138,34 +138,36 @@ def is_splade(chain: list[Module]) -> bool:
     return len(chain) == 2 and chain[0].kind in TRANSFORMER_TYPES and chain[1].kind == "SpladePooling"
 
 
-def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, Any]:
-    """Read the settings that the files of a masked LM and its pooling declare; `task` is "query" or "document".
+def read_transformer(transformer: Module, task: str, expected: str) -> dict[str, Any]:
+    """Read the settings that the files of a transformer declare; `task` is "query" or "document".
 
-    Raise `CheckpointError` if the transformer is not declared as a masked LM, or a file is missing or malformed.
+    Raise `CheckpointError` if it is declared with another transformer_task than `expected`, or a file is malformed.
     """
     found = (path for name in TRANSFORMER_CONFIGS if (path := transformer.folder / name).exists())
     config = read_as(next(found, transformer.folder / TRANSFORMER_CONFIGS[0]), _Settings)
-    if (job := config.get("transformer_task", "fill-mask")) != "fill-mask":
+    if (job := config.get("transformer_task", expected)) != expected:
         raise CheckpointError(
-            f'{transformer.folder} is declared with transformer_task = "{job}"; expected "fill-mask", a masked LM.'
+            f'{transformer.folder} is declared with transformer_task = "{job}"; expected "{expected}".'
         )
     processor = config.get("processor_kwargs") or config.get("tokenizer_args") or {}
     text = (config.get("processing_kwargs") or {}).get("text") or {}
     of_task = config.get("query_length") if task == "query" else config.get("document_length")
     lengths = (text.get("max_length"), of_task, processor.get("model_max_length"))
     length = next((length for length in lengths if length is not None), config.get("max_seq_length"))
+    declared = {"max_length": length, "lower_case": config.get("do_lower_case")}
+    return {key: value for key, value in declared.items() if value is not None}
+
+
+def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, Any]:
+    """Read the settings that the files of a masked LM and its pooling declare, as `read_transformer`."""
+    declared = read_transformer(transformer, task, "fill-mask")
     path = pooling.folder / "config.json"
     # A folder without its masked LM may still serve queries. With one, no other file has the activation.
     if not path.exists() and (transformer.folder / "config.json").exists():
         raise damaged(f"The pooling has no settings: looked for {path}")
     splade = read_as(path, _Settings)
-    declared = {
-        "activation": splade.get("activation_function"),
-        "pooling": splade.get("pooling_strategy"),
-        "max_length": length,
-        "lower_case": config.get("do_lower_case"),
-    }
-    return {key: value for key, value in declared.items() if value is not None}
+    of_pooling = {"activation": splade.get("activation_function"), "pooling": splade.get("pooling_strategy")}
+    return declared | {key: value for key, value in of_pooling.items() if value is not None}
 
 
 def prompts(folder: Path) -> dict[str, str]:

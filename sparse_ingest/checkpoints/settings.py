@@ -1,7 +1,7 @@
 """Resolve the settings of a model: the pipeline file over the checkpoint's files over the defaults of its library.
 
-Defaults are as in sentence-transformers, or for plain layouts as in OpenSearch's model cards (layouts.py). Activation,
-pooling, max_length and lower_case apply to the masked LM of both sides; a weight table has only the last two, and its
+Defaults are as in sentence-transformers, or for plain layouts as in OpenSearch's model cards (families.py). Activation,
+pooling, max_length and lower_case apply to the model of both sides; a weight table has only the last two, and its
 max_length comes from its tokenizer.
 """
 
@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.checkpoints.checks import read_config
-from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint, remote_code, trusted_code
+from sparse_ingest.checkpoints.checks import read_config, refuse_adapter
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint, remote_code, trusted_code
 from sparse_ingest.checkpoints.modules import damaged, read_json
+from sparse_ingest.checkpoints.sides import ModelSide, WeightTableSide
 from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.errors import CheckpointError, PipelineError, short_repr
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
@@ -27,6 +28,7 @@ DOCUMENT_SETTINGS: dict[str, Any] = {
     "document_prompt": "",
     "lower_case": False,
     "document_special_tokens": "keep",
+    "attention": None,
 }
 QUERY_SETTINGS: dict[str, Any] = {"query_prompt": "", "query_special_tokens": "keep", "missing_idf_weight": None}
 # Families whose position table starts after the padding token's id: 514 rows of RoBERTa are 512 tokens.
@@ -34,7 +36,7 @@ POSITIONS_BEHIND_PADDING = (
     "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-RECORDED_OF_QUERIES = ("activation", "pooling", "max_length", "lower_case", *QUERY_SETTINGS)
+RECORDED_OF_QUERIES = ("activation", "pooling", "max_length", "lower_case", "attention", *QUERY_SETTINGS)
 
 
 def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSettings:
@@ -50,7 +52,7 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
             f"{checkpoint.name} has a weight table for queries and no model for documents (no config.json of a masked "
             "LM). Name the model that encodes documents."
         )
-    values = _lm_values(asked, checkpoint, checkpoint.transformer, checkpoint.declared)
+    values = _model_values(asked, checkpoint, checkpoint.document)
     if asked.query is None:
         values |= _filled(asked, checkpoint.query.declared, QUERY_SETTINGS)
     return replace(asked, **values, revision=checkpoint.revision or asked.revision)
@@ -62,9 +64,10 @@ def resolve_query_settings(asked: ModelSettings, checkpoint: Checkpoint) -> Mode
     values: dict[str, Any]
     if isinstance(side, WeightTableSide):
         limit = _shortest(side.declared.get("max_length"))
-        values = {"activation": None, "pooling": None, "max_length": limit, "lower_case": bool(asked.lower_case)}
+        values = {"max_length": limit, "lower_case": bool(asked.lower_case)}
+        values |= dict.fromkeys(("activation", "pooling", "attention"))
     else:
-        values = _lm_values(asked, checkpoint, side.folder, side.declared)
+        values = _model_values(asked, checkpoint, side)
     return replace(asked, **values, **_filled(asked, side.declared, QUERY_SETTINGS))
 
 
@@ -82,13 +85,16 @@ def document_identity(checkpoint: Checkpoint, settings: ModelSettings) -> dict[s
         source = {"hub": checkpoint.name, "revision": checkpoint.revision}
     else:
         source = {"sha256": checkpoint.sha256}
-        if settings.trust_remote_code and remote_code(checkpoint.transformer):
+        if settings.trust_remote_code and remote_code(checkpoint.transformer, checkpoint.document.auto_class):
             digest = hashlib.sha256()
             for file in sorted(checkpoint.folder.rglob("*.py")):
                 name = file.relative_to(checkpoint.folder).as_posix()
                 digest.update(hashlib.sha256(file.read_bytes()).digest() + name.encode())
             source["code_sha256"] = digest.hexdigest()
-    return {**source, **{name: getattr(settings, name) for name in DOCUMENT_SETTINGS}}
+    values = {name: getattr(settings, name) for name in DOCUMENT_SETTINGS}
+    if settings.attention is None:
+        del values["attention"]  # as in runs of older releases
+    return {**source, **values}
 
 
 def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSettings) -> dict[str, Any]:
@@ -101,6 +107,8 @@ def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSe
     record = {key: value for key, value in asdict(settings).items() if value is not None}
     record |= {"document": _name(checkpoint), "family": checkpoint.family, "sha256": checkpoint.sha256}
     record["trust_remote_code"] = False
+    if not checkpoint.document.has_words:
+        record["kind"] = checkpoint.document.kind
     queries, identity = checkpoint, {}
     if asked.query:
         queries = read_checkpoint(asked.query, asked.query_revision, code=asked.trust_remote_code)
@@ -113,13 +121,14 @@ def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSe
     used = {key: value for key in RECORDED_OF_QUERIES if (value := getattr(resolved, key)) is not None}
     if not asked.query and not is_table and all(record.get(key) == value for key, value in used.items()):
         return record
-    return {**record, "query_side": {**identity, "kind": "weight table" if is_table else "masked LM", **used}}
+    return {**record, "query_side": {**identity, "kind": queries.query.kind, **used}}
 
 
-def _lm_values(asked: ModelSettings, checkpoint: Checkpoint, folder: Path, declared: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the masked LM in `folder`, checked against its limits."""
+def _model_values(asked: ModelSettings, checkpoint: Checkpoint, side: ModelSide) -> dict[str, Any]:
+    """Return the settings of a model, checked against its limits."""
+    folder, declared = side.folder, side.declared
     _require_weights(checkpoint.name, folder)
-    trusted_code(checkpoint, folder, trusted=asked.trust_remote_code)
+    trusted_code(checkpoint, side, trusted=asked.trust_remote_code)
     positions = _positions(folder, read_config(folder))
     limit = _shortest(positions, read_json(folder / "tokenizer_config.json").get("model_max_length"))
     length = declared.get("max_length", limit)
@@ -133,11 +142,23 @@ def _lm_values(asked: ModelSettings, checkpoint: Checkpoint, folder: Path, decla
             "and doc-v2 models use log1p(relu), doc-v3 models log1p(log1p(relu)); the wrong one gives wrong weights. "
             'Set [model] activation = "relu" or "log1p_relu", as in the model card (--set model.activation=relu).'
         )
-    if values["activation"] not in ("relu", "log1p_relu") or values["pooling"] != "max":
+    if values["attention"] is None and None not in side.attentions:
         raise CheckpointError(
-            f"{checkpoint.name} has activation {values['activation']!r} and pooling {values['pooling']!r}; "
-            "expected relu or log1p_relu, and max."
+            f"{checkpoint.name} is a causal language model, and no file states whether its tokens see the whole text: "
+            "looked for is_causal, use_bidirectional_attention and bidirectional in config.json. Most sparse encoders "
+            "do, such as SPLADE-Code and LACONIC; the wrong choice gives wrong weights. Set [model] attention = "
+            '"bidirectional" or "causal", as in the model card (--set model.attention=bidirectional).'
         )
+    special_tokens = (values["document_special_tokens"], asked.query_special_tokens or "keep")
+    for name, given, supported in (
+        ("activation", [values["activation"]], side.activations),
+        ("pooling", [values["pooling"]], side.poolings),
+        ("attention", [values["attention"]], side.attentions),
+        ("weights of special tokens", special_tokens, side.special_tokens),
+    ):
+        if wrong := [value for value in given if value not in supported]:
+            expected = " or ".join(value or "no value" for value in supported)
+            raise CheckpointError(f"{checkpoint.name} ({side.kind}) has {name} {wrong[0]!r}; expected {expected}.")
     if positions is not None and values["max_length"] > positions:
         raise PipelineError(
             f"max_length = {values['max_length']}, but {checkpoint.name} has positions for {positions} tokens; "
@@ -170,6 +191,8 @@ def _require_weights(name: str, folder: Path) -> None:
         raise damaged(f"{name} has no config.json in {folder}")
     if weight_files(folder):
         return
+    if adapters := sorted(folder.glob("*/adapter_config.json")):
+        refuse_adapter(adapters[0])
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
     found = f"found the pickle {pickles[0]}, which is never read" if pickles else "found none"
     raise CheckpointError(

@@ -20,7 +20,7 @@ from sparse_ingest.pipeline import Pipeline, packaged_folder, packaged_names
 if TYPE_CHECKING:
     from sparse_ingest.checkpoints.inspect import Inspection, Side
 
-ACTIVATIONS = {"relu": "log1p(relu)", "log1p_relu": "log1p(log1p(relu))", "": "not stated"}
+ACTIVATIONS = {"relu": "log1p(relu)", "log1p_relu": "log1p(log1p(relu))", "none": "relu", "": "not stated"}
 TEXTS = ["Yeast makes dough rise.", "The river carries sand to the sea.", "How to catch an exception in Python"]
 
 
@@ -46,8 +46,8 @@ def inspect(as_json: bool, pipeline: Pipeline) -> None:
 
 def _tried(found: Inspection, pipeline: Pipeline) -> str | None:
     """Encode a few texts with a plain masked LM, if torch is installed. Return a warning if the vectors are dense."""
+    from sparse_ingest.checkpoints.families import PLAIN
     from sparse_ingest.checkpoints.inspect import dense_warning
-    from sparse_ingest.checkpoints.layouts import PLAIN
 
     side = found.document
     if side is None or side.family != PLAIN or side.remote_code or not find_spec("torch"):
@@ -88,23 +88,29 @@ def _origin(title: str, side: Side) -> Iterator[str]:
 
 
 def _side(title: str, side: Side) -> Iterator[str]:
-    if side.kind == "masked LM":
+    from sparse_ingest.checkpoints.sides import AutoencoderSide, WeightTableSide
+
+    if side.kind != WeightTableSide.kind:
         sizes = f"{_number(side.layers)} layers of {_number(side.hidden_size)}"
-        yield _line(title, f"masked LM, {side.architecture}, {sizes}, {_number(side.parameters)} parameters")
+        yield _line(title, f"{side.kind}, {side.architecture}, {sizes}, {_number(side.parameters)} parameters")
         yield _line("activation", f"{ACTIVATIONS.get(side.activation or '', side.activation)}, pooling {side.pooling}")
+        if side.attention:
+            yield _line("attention", side.attention)
     else:
         yield _line(title, "weight table: no model runs for a query")
         yield _line("missing", f"tokens that are not in the table have the weight {side.missing_idf_weight}")
     positions = f" (position table: {side.positions:,})" if side.positions else ""
     yield _line("limit", f"{_number(side.max_length)} tokens{positions}" if side.max_length else "none")
-    yield _line("vocabulary", f"{_number(side.vocabulary_size)} tokens, {side.tokenizer or 'tokenizer unknown'}")
+    columns = "features" if side.kind == AutoencoderSide.kind else "tokens"
+    yield _line("vocabulary", f"{_number(side.vocabulary_size)} {columns}, {side.tokenizer or 'tokenizer unknown'}")
     if side.ids_without_token:
         from sparse_ingest.checkpoints.card import named_ranges
 
         yield _line("", f"ids without a token: {named_ranges(side.ids_without_token)}; their weights are omitted")
     special = " ".join(f"{name.removesuffix('_token')} {token}" for name, token in side.special_tokens.items())
-    kept = "kept" if side.special_token_weights == "keep" else "zero"
-    yield _line("special", f"{special or 'none'}; weights in vectors: {kept}")
+    kept = {"keep": "kept", "zero": "zero", None: "none, vectors have features"}
+    weights = kept.get(side.special_token_weights, f"zero for {side.special_token_weights}")
+    yield _line("special", f"{special or 'none'}; weights in vectors: {weights}")
     if side.max_active_dims:
         yield _line("terms", f"at most {side.max_active_dims:,} per text")
     if side.prompt:

@@ -113,16 +113,20 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
         weights = opened.query_weights(text)
         if given["doc"] is not None:
             print_explanation(as_json, weights, opened.explain(weights, given["doc"], options))
+            _say_no_words(opened)
             return
         hits = opened.search(text, options)
         why = [] if hits else opened.why_empty(text, options)
+        words = opened.has_words
+        if explain and hits:
+            _say_no_words(opened)
     if trec:
         # One query has no id of its own.
         one = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits])
         click.echo(trec_lines(one), nl=False)
     else:
-        found = {"query": weights, "hits": [_as_json(hit) for hit in hits], "why": why}
-        print_report(as_json, found, (line for hit in hits for line in _as_lines(hit, explain=explain)))
+        found = {"query": weights, "hits": [_as_json(hit, words) for hit in hits], "why": why}
+        print_report(as_json, found, (line for hit in hits for line in _as_lines(hit, words, explain=explain)))
     if not hits and not as_json:
         # A query without weights is logged when it is encoded.
         click.echo(" ".join(["Nothing found.", *(why if weights else why[1:])]), err=True)
@@ -187,18 +191,31 @@ def _percentiles(milliseconds: list[float]) -> str:
     return f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
 
 
-def _as_json(hit: Hit) -> dict[str, Any]:
+def _say_no_words(opened: SearchableRun | SearchableIndex) -> None:
+    from sparse_ingest.checkpoints.sides import NO_WORDS
+
+    if not opened.has_words:
+        click.echo(NO_WORDS, err=True)
+
+
+def _snippet(hit: Hit, words: bool) -> tuple[str, Hit]:
+    """Return the snippet of a hit, and the hit without terms if they are not `words`: 7 is not a 7 in the text."""
     from sparse_ingest.searching.hits import snippet
 
-    found = {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
+    hit = hit if words else hit._replace(terms=[])
+    return snippet(hit), hit
+
+
+def _as_json(hit: Hit, words: bool) -> dict[str, Any]:
+    found = {**hit._asdict(), "snippet": _snippet(hit, words)[0], "terms": [term._asdict() for term in hit.terms]}
     return {key: value for key, value in found.items() if key != "sub_scores" or value is not None}
 
 
-def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
-    from sparse_ingest.searching.hits import marked, snippet
+def _as_lines(hit: Hit, words: bool, *, explain: bool) -> list[str]:
+    from sparse_ingest.searching.hits import marked
 
     title = " ".join(str(hit.fields.get("title") or "").split())
-    text = marked(snippet(hit), hit, bold)
+    text = marked(*_snippet(hit, words), bold)
     lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {title}".rstrip(), text]
     if explain:
         lines += shares(hit, hit.sub_scores)

@@ -116,10 +116,10 @@ class Job:
         from sparse_ingest.models.documents import choose_device
         from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
 
-        rows = self.cursor.peek(SAMPLE)
+        rows, projects = self.cursor.peek(SAMPLE), self.checkpoint.document.has_projection
         texts = [row.document.text for row in rows if row.document] if len(rows) == SAMPLE else []
         device = choose_device(self.worker.device)
-        if texts and (faster := faster_dtypes(device)):
+        if texts and (faster := faster_dtypes(device, projects=projects)):
             self.reporter.note(f"Trying {', else '.join(faster)} against float32 on the first documents.")
         last: dict[str, DocumentEncoder] = {}
 
@@ -127,7 +127,7 @@ class Job:
             last.clear()  # frees its memory for the next one
             return last.setdefault(dtype, self._encoder_of(dtype))
 
-        choice = choose_dtype(build, device, texts)
+        choice = choose_dtype(build, device, texts, projects=projects)
         self._encoder = last.get(choice["dtype"])
         return choice["dtype"], {"dtype": choice}
 

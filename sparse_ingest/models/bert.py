@@ -22,10 +22,13 @@ from torch.nn.functional import layer_norm
 
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
+from sparse_ingest.checkpoints.sides import MaskedLMSide
+from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.models.linear import product_of, sum_of
-from sparse_ingest.models.masked_lms import read_weights
+from sparse_ingest.models.masked_lms import read_slices
 from sparse_ingest.models.packing import Packing, ordinal_positions, packed_attention, positions_behind, to_device
+from sparse_ingest.models.projection import Projection
 from sparse_ingest.models.tokenizer import TokenIds
 
 EPS = 1e-12  # transformers' default
@@ -123,7 +126,7 @@ def packed_bert(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dt
     """Build the body of a checkpoint, or return None if it has to be built by transformers."""
     try:
         found = PackedBert(checkpoint, device=device, dtype=dtype)
-        sample = [np.arange(length, dtype=np.int32) % len(found.bias) for length in (5, 5, 3)]
+        sample = [np.arange(length, dtype=np.int32) % found.ids for length in (5, 5, 3)]
         with torch.inference_mode():
             states = found.hidden(sample, 0)[0].to("cpu", torch.float32)
             if device.type != "cpu":
@@ -144,9 +147,10 @@ class PackedBert:
     packs = True
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
-        config = read_config(checkpoint.transformer)
+        side = checkpoint.document
+        config = read_config(side.folder)
         names = ARCHITECTURES.get(str(config.get("model_type")))
-        if names is None or code_reference(checkpoint.transformer):
+        if names is None or type(side) is not MaskedLMSide or code_reference(side.folder, side.auto_class):
             raise _Unlike("it has another architecture")
         options = {**PLAIN_OPTIONS, names.activation: (None, "gelu")}
         if unusual := [key for key, plain in options.items() if config.get(key) not in plain]:
@@ -154,7 +158,7 @@ class PackedBert:
         self.device, self._dtype = device, dtype
         width, layers, self._heads, inner = (int(config[size]) for size in names.sizes)
         self._eps = float(config.get("layer_norm_eps", EPS)) if names is not DISTILBERT else EPS
-        found = _Tensors(checkpoint.transformer)
+        found = _Tensors(side.folder)
         words = found[f"{names.embeddings}.word_embeddings.weight"]
         places = found[f"{names.embeddings}.position_embeddings.weight"]
         if (config["vocab_size"], width) != words.shape or (config["max_position_embeddings"], width) != places.shape:
@@ -163,9 +167,11 @@ class PackedBert:
             places = places + found[f"{names.embeddings}.token_type_embeddings.weight"][0]
         padding_id = int(config.get("pad_token_id", 1))
         self._positions = partial(positions_behind, padding_id) if names is ROBERTA else ordinal_positions
-        self.weight = found.one_of(names.projection, words if config.get("tie_word_embeddings", True) else None)
-        self.bias = found.one_of(names.biases, None)
-        if self.weight.shape != words.shape or self.bias.shape != (len(words),):
+        weight = found.one_of(names.projection, words if config.get("tie_word_embeddings", True) else None)
+        self.projection: Projection | None = Projection(weight, found.one_of(names.biases, None))
+        self.ids = self.outputs = len(words)
+        self.width = self.hidden_size = width
+        if weight.shape != words.shape or self.projection.bias.shape != (len(words),):
             raise _Unlike("its projection has another size than its embeddings")
         self._words, self._places = self._put(words), self._put(places)
         self._norm = self._norm_of(found, f"{names.embeddings}.LayerNorm")
@@ -177,9 +183,8 @@ class PackedBert:
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[Tensor, Packing]:
         """Return the hidden states `[rows, hidden]` of a batch, and the rows of each document."""
-        packing = Packing(tuple(map(len, token_ids)), self.device)
-        ids = to_device(np.concatenate(token_ids).astype(np.int64), self.device)
-        rows = self._norm(self._words[ids] + self._places[to_device(self._positions(token_ids), self.device)])
+        packing = Packing(tuple(map(len, token_ids)), self.device, tuple(token_ids))
+        rows = self._norm(self._words[packing.ids] + self._places[to_device(self._positions(token_ids), self.device)])
         for layer in self._layers:
             rows = layer.attention_norm(layer.output(self._attend(layer.projections(rows), packing), rows))
             rows = layer.norm(layer.down(layer.up(rows), rows))
@@ -222,7 +227,7 @@ class _Tensors:
     def __init__(self, folder: Path) -> None:
         # Norms of checkpoints from TensorFlow have a gamma and a beta.
         ours = {"gamma": "weight", "beta": "bias"}
-        parts = ((*name.rpartition("."), tensor) for name, tensor in read_weights(folder).items())
+        parts = ((*name.rpartition("."), tensor) for name, tensor in read_slices(weight_files(folder)).items())
         self._tensors = {f"{module}{dot}{ours.get(last, last)}": tensor for module, dot, last, tensor in parts}
 
     def __getitem__(self, name: str) -> Tensor:

@@ -1,8 +1,8 @@
-"""The transformer of a masked LM without its vocabulary projection.
+"""The transformer of a model without its output.
 
-In: token ids of a batch. Out: the hidden states before the projection, one row per token, and the projection as its
-weight and bias, for a head that never computes batch x length x vocabulary logits. The masked LM must end in one linear
-layer. Documents are packed if each then has the hidden states that it has alone; otherwise they are padded, or computed
+In: token ids of a batch. Out: the last hidden states, one row per token. Of a language model also its vocabulary
+projection as weight and bias (projection.py), for a head that never computes batch x length x vocabulary logits.
+Documents are packed if each then has the hidden states that it has alone; otherwise they are padded, or computed
 one length at a time if padding changes them. All of this is checked when the model is built.
 """
 
@@ -21,10 +21,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.checkpoints.modules import damaged
-from sparse_ingest.errors import CheckpointError, first_line
+from sparse_ingest.checkpoints.sides import LanguageModelSide
+from sparse_ingest.errors import first_line
+from sparse_ingest.models.language_models import refuse_other_attention
 from sparse_ingest.models.linear import pack_linear_layers
-from sparse_ingest.models.masked_lms import build_masked_lm, without_report
+from sparse_ingest.models.masked_lms import build_model, without_report
 from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register, to_device
+from sparse_ingest.models.projection import forward, split_projection
 from sparse_ingest.models.tokenizer import TokenIds
 
 # Maximum difference of packed and unpacked hidden states, relative to the largest one.
@@ -35,19 +38,38 @@ logger = logging.getLogger(__name__)
 
 
 class Body:
-    """A masked LM up to its vocabulary projection, on one device in one dtype."""
+    """A model up to its output, on one device in one dtype.
+
+    `projection` is the weight and bias of a masked LM's vocabulary projection, None for a model that has none.
+    `outputs` is the number of token ids that the model has a projection, or embeddings, for; `ids` the number of those
+    with embeddings; `hidden_size` is the width of hidden states.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         # Packing is tried in float32 on the CPU, where the model is read.
         self.device = torch.device("cpu")
-        self._model = build_masked_lm(checkpoint, trust_remote_code=trust_remote_code)
+        self._model = build_model(checkpoint, attention=attention, trust_remote_code=trust_remote_code)
+        projects = checkpoint.document.has_projection
+        self._result = "logits" if projects else "last_hidden_state"
         try:
-            self.weight, self.bias = _projection(self._model, checkpoint.name)
-            documents = _samples(self._model.config, len(self.bias))
+            embeddings = self._model.get_input_embeddings().weight
+            self.projection = split_projection(self._model, checkpoint.name) if projects else None
+            self.ids = int(embeddings.shape[0])
+            self.outputs, self.width = map(int, (self.projection.weight if self.projection else embeddings).shape)
+            documents = _samples(self._model.config, self.ids)
+            if isinstance(checkpoint.document, LanguageModelSide):
+                refuse_other_attention(self._model, checkpoint.name, attention)
             with torch.inference_mode():
                 expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
+            self.hidden_size = expected.shape[1]
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
             raise damaged(
                 f"{checkpoint.name} cannot compute: {first_line(error)}. A value in its config.json is wrong"
@@ -78,12 +100,11 @@ class Body:
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
         """Return the hidden states `[rows, hidden]` of a batch, and the rows of each document."""
-        packing = Packing(tuple(map(len, token_ids)), self.device)
+        packing = Packing(tuple(map(len, token_ids)), self.device, tuple(token_ids))
         if self._positions is None:
             return self._padded(token_ids, packing, padding_id), packing
-        row = to_device(np.concatenate(token_ids).astype(np.int64), self.device).unsqueeze(0)
         positions = to_device(self._positions(token_ids), self.device).unsqueeze(0)
-        return self._forward(row, position_ids=positions, packing=packing)[0], packing
+        return self._forward(packing.ids.unsqueeze(0), position_ids=positions, packing=packing)[0], packing
 
     def _padded(self, token_ids: Sequence[TokenIds], packing: Packing, padding_id: int) -> torch.Tensor:
         if len(packing.runs) > 1 and not self._masks:
@@ -98,8 +119,7 @@ class Body:
         return hidden.flatten(0, 1)[torch.nonzero(inside.flatten()).squeeze(1).to(self.device)]
 
     def _forward(self, inputs: torch.Tensor, **given: Any) -> torch.Tensor:
-        hidden: torch.Tensor = self._model(input_ids=inputs, **given).logits
-        return hidden
+        return forward(self._model, self._result, input_ids=inputs, **given)
 
     def _pack(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> Positions | None:
         """Set the model to packed documents if one kind of position ids gives the expected hidden states."""
@@ -135,39 +155,11 @@ class Body:
         logger.info("%s computes padded documents, not packed ones: %s.", type(self._model).__name__, reason)
 
 
-def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weight and bias of a model's vocabulary projection, and replace it with the identity."""
-    decoder = model.get_output_embeddings()
-    if not isinstance(decoder, torch.nn.Linear):
-        raise CheckpointError(
-            f"{name} ({type(model).__name__}) does not end in a linear vocabulary projection. Use another model."
-        )
-    sample = torch.arange(1, 6).unsqueeze(0) % decoder.out_features
-    with torch.inference_mode():
-        expected = model(input_ids=sample).logits
-    weight = decoder.weight.detach()
-    bias = torch.zeros(decoder.out_features) if decoder.bias is None else decoder.bias.detach().clone()
-    decoder.forward = lambda input: input  # type: ignore[method-assign]
-    with torch.inference_mode():
-        found = model(input_ids=sample).logits @ weight.T + bias
-    if not expected.isfinite().all():
-        raise damaged(
-            f"{name} ({type(model).__name__}) computes numbers that are infinite or undefined in float32: some weights "
-            "are too large"
-        )
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
-        raise CheckpointError(
-            f"{name} ({type(model).__name__}) computes something after its vocabulary projection, which is not "
-            "supported. Use another model."
-        )
-    return weight, bias
-
-
 def _samples(config: Any, vocabulary: int) -> list[TokenIds]:
     """Return documents to try packing on: two of one length, a shorter one, and one longer than a sliding window."""
     window = int(getattr(config, "sliding_window", None) or 0)
     positions = int(getattr(config, "max_position_embeddings", None) or 512)
-    longest = max(5, min(2 * window + 5, LONGEST_SAMPLE, positions - 3))
+    longest = max(5, min(window + 5, LONGEST_SAMPLE, positions - 3))
     # No padding: some models give it no position.
     ids = np.arange(vocabulary, dtype=np.int32)
     ids = ids[ids != (getattr(config, "pad_token_id", None) or 0)]

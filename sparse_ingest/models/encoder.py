@@ -16,8 +16,9 @@ from typing import get_args, overload
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import refuse_lone_stride, resolve_pipeline, resolve_query_settings
+from sparse_ingest.checkpoints.sides import ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.models.query_encoders import (
     MaskedLMQueryEncoder,
@@ -36,7 +37,7 @@ from sparse_ingest.models.text_windows import (
     reporting,
 )
 from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_named
-from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
+from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, vocabulary_of
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
 
@@ -265,11 +266,11 @@ class SparseEncoder:
         settings = resolve_query_settings(model, checkpoint)
         build = build_weight_table if isinstance(checkpoint.query, WeightTableSide) else self._build_masked_lm
         encoder = build(unlimited, settings)
-        return _QueryEncoding(encoder, checkpoint.max_active_dims, None if model.query else checkpoint.transformer)
+        return _QueryEncoding(encoder, checkpoint.max_active_dims, None if model.query else checkpoint.document)
 
     def _build_masked_lm(self, checkpoint: Checkpoint, settings: ModelSettings) -> MaskedLMQueryEncoder:
         """Build the masked LM of the queries, with the weights of the document model if it is the same model."""
-        require_torch(f"The query side of {checkpoint.name}, a masked LM,")
+        require_torch(f"The query side of {checkpoint.name}, {checkpoint.query.described},")
         encode, wanted = self._pipeline.encode, as_documents(settings)
         is_own_model = not self._pipeline.model.query and checkpoint.query.folder == checkpoint.transformer
         if is_own_model and encode.dtype == "float32" and (documents := self._document_side()).computes_as(wanted):
@@ -289,21 +290,21 @@ class SparseEncoder:
 class _QueryEncoding:
     """A query encoder, and the vocabulary of its vectors.
 
-    `transformer` is the folder of the document model that shares its vocabulary, None for a separate vocabulary.
+    `documents` is the document side that shares its vocabulary, None for a separate vocabulary.
     """
 
     encoder: WeightTable | MaskedLMQueryEncoder
     max_active_dims: int | None
-    transformer: Path | None
+    documents: ModelSide | None
 
     @cached_property
     def vocabulary(self) -> list[str | None]:
         """The vocabulary of the documents, or the queries' own if that lacks one of their tokens."""
         own = self.encoder.vocabulary
-        if self.transformer is None:
+        if self.documents is None:
             return own
         try:
-            of_documents = read_vocabulary(self.transformer)
+            of_documents = vocabulary_of(self.documents)
         except CheckpointError:  # a tokenizer without tokenizer.json
             return own
         weighted = set(self.encoder.table()) if isinstance(self.encoder, WeightTable) else {*own} - {None}

@@ -43,7 +43,7 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
         if type(module) is torch.nn.Linear and "forward" not in vars(module) and has_fast_linear(module.weight.dtype):
             bias = None if module.bias is None else module.bias.detach()
             module.__dict__["forward"] = product_of(module.weight.detach(), bias)
-            module.weight.data = module.weight.new_empty(0)
+            module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
 
 
 def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None, *, gelu: bool = False) -> Product:

@@ -1,4 +1,4 @@
-"""Build the masked LM of a checkpoint as a model of transformers in float32, or read its pickled query weights.
+"""Build the model of a checkpoint as a model of transformers in float32, or read its pickled query weights.
 
 Weights are safetensors, or a pickle, which torch reads with `weights_only`, so that no code runs. `model_type = "new"`
 (Alibaba's gte models, which have remote code) is built as transformers' own `gte` architecture.
@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, code_reference, trusted_code
 from sparse_ingest.checkpoints.modules import damaged
+from sparse_ingest.checkpoints.sides import LanguageModelSide, ModelSide
 from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.errors import CheckpointError, first_line, short_repr
 
@@ -37,28 +38,36 @@ GTE_DEFAULTS = {"vocab_size": 30528, "max_position_embeddings": 2048, "pad_token
 GTE_NAMES = {r"attention\.([qkv])_proj": r"self_attn.\1_proj"}
 # Keys of a config without a meaning here. `num_labels` creates as many names.
 UNUSED_KEYS = ("auto_map", "torch_dtype", "dtype", "num_labels", "id2label", "label2id", "_name_or_path")
+# The table of transformers with the architectures of each auto class; with _NAMES, by name.
+MAPPINGS = {
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING", "AutoModel": "MODEL_MAPPING",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+}  # fmt: skip
 # A model may exceed its weights by this; the difference is then reported as missing.
 SPARE_NUMBERS, SPARE_TENSORS = 1 << 24, 500
 logger = logging.getLogger(__name__)
 
 
-def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
-    """Build the masked LM of a checkpoint's document side.
+def build_model(checkpoint: Checkpoint, *, attention: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Build the transformer of a checkpoint's document side.
 
-    Raise `CheckpointError` if it cannot be built, lacks weights, or has code that is not trusted.
+    `attention` is that of a causal language model. Raise `CheckpointError` if it cannot be built, lacks weights, or has
+    code that is not trusted.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # a bar for a second of reading weights
-    folder = checkpoint.transformer
-    if code := trusted_code(checkpoint, folder, trusted=trust_remote_code):
+    side, folder = checkpoint.document, checkpoint.transformer
+    if code := trusted_code(checkpoint, side, trusted=trust_remote_code):
         logger.warning("Running remote code of %s: %s.", checkpoint.name, code)
     config = read_config(folder)
     as_gte = config.get("model_type") == BUILT_AS_GTE
     try:
-        tensors = read_weights(folder)
-        architecture, built, options = _gte(checkpoint.name, config) if as_gte else _known(folder, config, code)
+        tensors = read_slices(weight_files(folder))
+        architecture, built, options = _gte(checkpoint.name, config, side) if as_gte else _known(config, side, code)
+        if isinstance(side, LanguageModelSide):
+            built.is_causal, built.use_cache = attention == "causal", False
         with without_report(), _no_more_than(checkpoint.name, tensors):
             # Without a folder transformers reads no other file, such as an adapter.
             model, report = architecture.from_pretrained(
@@ -84,35 +93,47 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
     return model.eval()
 
 
-def _known(folder: Path, config: dict[str, Any], code: str | None) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the class of a masked LM, its config, and no further arguments; `code` is trusted remote code."""
+def _known(config: dict[str, Any], side: ModelSide, code: str | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the class of a model, its config, and no further arguments; `code` is trusted remote code."""
     from transformers import AutoConfig
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    folder, table = side.folder, MAPPINGS[side.auto_class]
     if code:
         built = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=True)
-        reference = code_reference(folder)
+        reference = code_reference(folder, side.auto_class)
         return get_class_from_dynamic_module(reference, str(folder), local_files_only=True), built, {}
     # Files of the first releases have only the name of the class.
-    kinds = {name: kind for kind, name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.items()}
-    kind = config.get("model_type") or kinds.get(config["architectures"][0])
-    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    names = getattr(modeling_auto, f"{table}_NAMES")
+    kind = config.get("model_type") or {name: kind for kind, name in names.items()}.get(config["architectures"][0])
+    if kind not in names:
         raise CheckpointError(
-            f"{folder / 'config.json'} has model_type = {short_repr(kind)}, for which transformers has no masked LM. "
-            "Upgrade transformers with pip install -U transformers, or use another model."
+            f"{folder / 'config.json'} has model_type = {short_repr(kind)}, for which transformers has no "
+            f"{side.auto_class}. Upgrade transformers with pip install -U transformers, or use another model."
         )
     built = CONFIG_MAPPING[kind].from_dict({key: value for key, value in config.items() if key not in UNUSED_KEYS})
-    return MODEL_FOR_MASKED_LM_MAPPING[type(built)], built, {}
+    return getattr(modeling_auto, table)[type(built)], built, {}
 
 
-def read_weights(folder: Path) -> dict[str, Any]:
-    """Return the tensors of a folder by name; safetensors files give slices, which are read on use."""
+def read_weights(files: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """Return the tensors of weight files by name. Raise CheckpointError."""
+    from safetensors import SafetensorError
+
+    try:
+        found = read_slices(files)
+        return {name: one if isinstance(one, torch.Tensor) else one[:] for name, one in found.items()}
+    except SafetensorError as error:
+        raise damaged(f"The weights in {', '.join(map(str, files))} are damaged: {first_line(error)}") from error
+
+
+def read_slices(files: Iterable[Path]) -> dict[str, Any]:
+    """Return the tensors of weight files by name; safetensors files give slices, which are read on use."""
     from safetensors import safe_open
 
     tensors: dict[str, Any] = {}
-    for path in weight_files(folder):
+    for path in files:
         if path.suffix == ".safetensors":
             read_header(path)
             opened: Any = safe_open(path, framework="pt")
@@ -182,7 +203,9 @@ def _refuse_infinite(name: str, model: Any) -> None:
 def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
     """Refuse missing weights, for which transformers uses random numbers."""
     shapes = (f"{key} ({list(found)} for {list(needed)})" for key, found, needed in report["mismatched_keys"])
-    if missing := [*sorted(report["missing_keys"]), *sorted(shapes)]:
+    # The pooler of a model without a head is not used, and often not saved.
+    names = (name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing := [*sorted(names), *sorted(shapes)]:
         raise CheckpointError(
             f"{name} lacks {len(missing)} of the weights that {built} needs, or has them in another shape, such as "
             f"{missing[0]}. Fetch the model again, or use a checkpoint with its masked-LM head."
@@ -202,10 +225,11 @@ def without_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _gte(name: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+def _gte(name: str, config: dict[str, Any], side: ModelSide) -> tuple[Any, Any, dict[str, Any]]:
     """Return the class of transformers to build, its config, and further arguments."""
     try:
-        from transformers import GteConfig, GteForMaskedLM
+        from transformers import GteConfig
+        from transformers.models.auto import modeling_auto
     except ImportError as error:
         raise CheckpointError(
             f'{name} has model_type "{BUILT_AS_GTE}" and needs a transformers with the gte architecture: '
@@ -222,7 +246,7 @@ def _gte(name: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     given = {key: config[key] for key in GTE_KEYS if key in config}
     rope = {"rope_type": "default", "rope_theta": float(config.get("rope_theta", 10000.0))}
     as_gte = GteConfig(**{**GTE_DEFAULTS, **given}, rope_parameters=rope)
-    return GteForMaskedLM, as_gte, {"key_mapping": GTE_NAMES}
+    return getattr(modeling_auto, MAPPINGS[side.auto_class])[GteConfig], as_gte, {"key_mapping": GTE_NAMES}
 
 
 def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
@@ -234,7 +258,7 @@ def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
     factor, mixed = float(scaling.get("factor", 1.0)), scaling.get("mixed_b")
     if factor <= 1.0:
         return
-    rotary = model.gte.rotary_emb
+    rotary = model.base_model.rotary_emb
     half = rotary.inv_freq.numel()
     places = torch.arange(0, 2 * half, 2, dtype=torch.float32) / (2 * half)
     theta = float(config.get("rope_theta", 10000.0))

@@ -9,7 +9,7 @@ with attention of their own are padded (body.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from inspect import signature
 from itertools import groupby
@@ -45,10 +45,16 @@ class LengthRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """The place of each document of a batch in the packed rows."""
+    """The place of each document of a batch in the packed rows, and its token ids, for heads that need them."""
 
     lengths: tuple[int, ...]
     device: torch.device
+    token_ids: Sequence[TokenIds] = field(default=(), compare=False, repr=False)
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        """The token id of each row."""
+        return to_device(np.concatenate(self.token_ids).astype(np.int64), self.device)
 
     @cached_property
     def runs(self) -> list[LengthRun]:
@@ -135,14 +141,19 @@ def packed_attention(
     `sliding_window` is, as in transformers, the number of tokens seen on each side, plus one.
     """
     reach = None if sliding_window is None else sliding_window - 1
+    # Several heads of a language model share a head of keys and values.
+    shared = {"enable_gqa": True} if key.shape[1] != query.shape[1] else {}
     if query.is_cuda and query.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         starts, longest = packing.starts, max(packing.lengths)
         options = {"scale": scaling, "window_size": (-1, -1) if reach is None else (reach, reach)}
+        # Splits make sums depend on the batch. torch 2.11 has neither option; it shares heads without being told.
+        newer = {"num_splits": 1, **shared}
+        options |= {name: value for name, value in newer.items() if name in _parameters(varlen_attn)}
         attend: Callable[..., Any] = varlen_attn
-        seen = attend(*rows, starts, starts, longest, longest, **options, **_unsplit(varlen_attn))
+        seen = attend(*rows, starts, starts, longest, longest, **options)
         return torch.as_tensor(seen).unsqueeze(0), None
     found = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for run in packing.runs:
@@ -152,15 +163,14 @@ def packed_attention(
             mask = (places.unsqueeze(0) - places.unsqueeze(1)).abs() <= reach
         # `[heads, rows, width]` as `[documents, heads, length, width]`.
         q, k, v = (tensor[0, :, run.rows].unflatten(1, shape).transpose(0, 1) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
-        seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+        seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, **shared)
         found[0, run.rows].unflatten(0, shape).copy_(seen.transpose(1, 2))  # type: ignore[no-untyped-call]
     return found, None
 
 
 @cache
-def _unsplit(attention: Callable[..., Any]) -> dict[str, Any]:
-    """Return options that forbid splits, as these make sums depend on the batch; torch 2.11 has no such option."""
-    return {"num_splits": 1} if "num_splits" in signature(attention).parameters else {}
+def _parameters(attention: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(signature(attention).parameters)
 
 
 def _repeated(lengths: Sequence[int], longer: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

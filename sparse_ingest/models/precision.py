@@ -28,8 +28,10 @@ KEPT_TERMS = 0.99  # of float32's terms above TERM_WEIGHT
 TERM_WEIGHT = 0.1
 
 
-def faster_dtypes(device: str) -> tuple[str, ...]:
+def faster_dtypes(device: str, *, projects: bool = True) -> tuple[str, ...]:
     """Return the dtypes that are faster than float32 on a device, fastest first.
+
+    `projects`: the model has a vocabulary projection, which int8 is for.
 
     On a CPU with VNNI the integer head is the fastest. The body is faster in bfloat16 with AMX, or with AVX512_BF16 at
     full rate, otherwise slower. The head matters more in small models (on Zen 4 int8 is 1.4 times as fast as bfloat16
@@ -38,16 +40,18 @@ def faster_dtypes(device: str) -> tuple[str, ...]:
     """
     if device.startswith("cuda"):
         return ("float16", "bfloat16")
-    fast_body, fast_head = has_fast_bfloat16(), has_vnni()
+    fast_body, fast_head = has_fast_bfloat16(), projects and has_vnni()
     by_speed = {"int8-bfloat16": fast_body and fast_head, "bfloat16": fast_body, "int8": fast_head}
     return tuple(dtype for dtype, is_fast in by_speed.items() if is_fast)
 
 
-def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Return the chosen `dtype` and the results of the candidates, for the manifest."""
+def choose_dtype(
+    build: Callable[[str], DocumentEncoder], device: str, texts: Sequence[str], *, projects: bool = True
+) -> dict[str, Any]:
+    """Return the chosen `dtype` and the results of the candidates, for the manifest; as `faster_dtypes`."""
     tried: dict[str, Any] = {}
     choice = {"dtype": "float32", "device": device, "documents": len(texts), "tried": tried}
-    faster = faster_dtypes(device)
+    faster = faster_dtypes(device, projects=projects)
     if faster and texts:
         expected, texts = _sampled(build("float32"), texts)
         choice["documents"] = len(texts)

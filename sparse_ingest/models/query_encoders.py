@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_query_settings
+from sparse_ingest.checkpoints.sides import ModelSide, WeightTableSide
 from sparse_ingest.errors import MissingExtraError, UsageError
 from sparse_ingest.models.memory import until_it_fits
 from sparse_ingest.pipeline import ModelSettings
@@ -29,7 +30,7 @@ def query_encoder(model: ModelSettings) -> QueryEncoder:
     checkpoint = query_checkpoint(model)
     if isinstance(checkpoint.query, WeightTableSide):
         return build_weight_table(checkpoint, resolve_query_settings(model, checkpoint))
-    require_torch(f"The query side of {checkpoint.name}, a masked LM,")
+    require_torch(f"The query side of {checkpoint.name}, {checkpoint.query.described},")
     return build_query_encoder(checkpoint, resolve_query_settings(model, checkpoint))
 
 
@@ -89,7 +90,8 @@ def build_query_encoder(
     """Build the masked LM that encodes a checkpoint's queries, with the resolved settings of its query side."""
     from sparse_ingest.models.documents import DocumentEncoder, choose_device
 
-    query_side = replace(checkpoint, transformer=checkpoint.query.folder)
+    assert isinstance(checkpoint.query, ModelSide)
+    query_side = replace(checkpoint, document=checkpoint.query)
     device = choose_device(device)
     encoder = DocumentEncoder(
         query_side, as_documents(settings), device=device, dtype="float32", batch_tokens=batch_tokens

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -60,11 +60,12 @@ BERT_OPTIONS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_
 
 
 class Loaded(NamedTuple):
-    """A tokenizer of the library tokenizers, and the ids of its padding and of its special tokens."""
+    """A tokenizer of the library tokenizers, its special tokens, and the ids of those that have a role."""
 
     tokenizer: Any
     padding_id: int
     special_ids: list[int]
+    special: dict[str, int]
 
 
 class WindowLayout(NamedTuple):
@@ -156,7 +157,9 @@ class Tokenizer:
 
     def __init__(self, folder: Path, settings: ModelSettings, *, window_stride: int | None = None) -> None:
         self._folder = folder
-        self._tokenizer, self.padding_id, self.special_ids = _bert_tokenizer(folder) or _any_tokenizer(folder)
+        loaded = _bert_tokenizer(folder) or _any_tokenizer(folder)
+        self._tokenizer, self.padding_id, self._special = loaded.tokenizer, loaded.padding_id, loaded.special
+        self.special_ids = loaded.special_ids
         self._characters = 0
         self._prompt = settings.document_prompt or ""
         with tokenizer_errors(folder):
@@ -286,6 +289,10 @@ class Tokenizer:
                 return ids[: places[0]], ids[places[-1] + 1 :]
         raise damaged("The tokenizer gives no token for a letter, a digit or a dot")
 
+    def ids_of_special(self, names: Iterable[str]) -> list[int]:
+        """Return the ids of special tokens by their role, such as cls_token; a tokenizer may lack some."""
+        return sorted({self._special[name] for name in names if name in self._special})
+
     def vocabulary(self, size: int) -> list[str | None]:
         """Return the token string of each id below `size`, None without one. Raise CheckpointError for a duplicate."""
         tokens: list[str | None] = [self._tokenizer.id_to_token(token_id) for token_id in range(size)]
@@ -333,7 +340,10 @@ def _bert_tokenizer(folder: Path) -> Loaded | None:
         {True},
         ["[CLS]", "[SEP]"],
     ]
-    return Loaded(tokenizer, ids["[PAD]"], sorted(ids.values())) if found == expected else None
+    if found != expected:
+        return None
+    special = {role: ids[token] for role, token in BERT_TOKENS.items()}
+    return Loaded(tokenizer, special["pad_token"], sorted(ids.values()), special)
 
 
 def _content(token: object) -> object:
@@ -366,7 +376,9 @@ def _any_tokenizer(folder: Path) -> Loaded:
         }.items():
             (Path(temporary) / name).write_text(json.dumps(content))
         loaded = AutoTokenizer.from_pretrained(temporary, config=like, local_files_only=True, trust_remote_code=False)
-    return Loaded(loaded.backend_tokenizer, int(loaded.pad_token_id or 0), sorted(set(loaded.all_special_ids)))
+    special = {name: loaded.convert_tokens_to_ids(token) for name, token in loaded.special_tokens_map.items()}
+    special_ids = sorted(set(loaded.all_special_ids))
+    return Loaded(loaded.backend_tokenizer, int(loaded.pad_token_id or 0), special_ids, special)
 
 
 def _ascending(starts: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:

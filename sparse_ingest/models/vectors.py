@@ -13,20 +13,19 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
-from sparse_ingest.errors import SparseIngestError
+from sparse_ingest.errors import CheckpointError, SparseIngestError
 from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
-from sparse_ingest.models.heads.selection import build_head, lacks_kernel
 from sparse_ingest.models.heads.tiles import logarithm
 from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
+from sparse_ingest.models.outputs import AnyBody, build_output
 from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
 from sparse_ingest.pipeline import ModelSettings, Pruning
 
@@ -66,7 +65,7 @@ class NotFinite(SparseIngestError):
 
 
 class VectorMaker:
-    """A masked LM with its head on one device. `vocabulary` has the token string of each id."""
+    """A model with its output on one device. `vocabulary` has the string of each column, such as a token."""
 
     def __init__(
         self, checkpoint: Checkpoint, settings: ModelSettings, tokenizer: Tokenizer, *, device: torch.device, dtype: str
@@ -76,26 +75,40 @@ class VectorMaker:
         trusted, in_body = settings.trust_remote_code, DTYPES[dtype]
         self._dtype = str(in_body).removeprefix("torch.")
         self._activation = settings.activation or "relu"
-        self._padding_id = tokenizer.padding_id
+        self._name = checkpoint.name
         with _on(device):
-            self.body = packed_bert(checkpoint, device=device, dtype=in_body) or Body(
-                checkpoint, device=device, dtype=in_body, trust_remote_code=trusted
+            self.body: AnyBody = packed_bert(checkpoint, device=device, dtype=in_body) or Body(
+                checkpoint, device=device, dtype=in_body, attention=settings.attention, trust_remote_code=trusted
             )
-            weight, bias = self.body.weight, self.body.bias
-            how: dict[str, Any] = {"device": device, "dtype": in_body, "int8": dtype.startswith("int8")}
-            self._head = build_head(weight, bias, **how)
-            self.head_name, self.lacks_kernel = self._head.name, lacks_kernel(weight.shape[1], **how)
-            self.vocabulary = tokenizer.vocabulary(len(bias))
+            output = build_output(
+                checkpoint.document, self.body, tokenizer, device=device, dtype=in_body, int8=dtype.startswith("int8")
+            )
+            self._head, self.vocabulary, self.lacks_kernel = output.head, output.vocabulary, output.lacks_kernel
+            self.head_name = self._head.name
+            self.body.projection = None  # float32, and the head has its own copy
+            # Padding is masked: a token that was added to the tokenizer alone does no harm there.
+            self._padding_id = tokenizer.padding_id if tokenizer.padding_id < self.body.ids else 0
             tokenless = [token_id for token_id, token in enumerate(self.vocabulary) if token is None]
             self._tokenless = torch.tensor(tokenless, dtype=torch.int64, device=device)
-            zeroed = tokenizer.special_ids if settings.document_special_tokens == "zero" else []
-            self._zeroed = torch.tensor(zeroed, dtype=torch.int64, device=device)
-        self.usual_batch_tokens = usual_batch_tokens(device.type, weight.shape[1])
+            special = tokenizer.special_ids if settings.document_special_tokens == "zero" else []
+            self._zeroed = torch.tensor([*output.dropped, *special], dtype=torch.int64, device=device)
+        self.usual_batch_tokens = usual_batch_tokens(device.type, self.body.width)
 
     def make(
         self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: Pruning = NO_RULES
     ) -> BatchVectors:
-        """Return the vectors of inputs, and the number of weights on ids without a token; may raise `DidNotFit`."""
+        """Return the vectors of inputs, and the number of weights on ids without a token.
+
+        Raises:
+            DidNotFit: memory ran out.
+            CheckpointError: the tokenizer gives an id for which the model has no embedding.
+        """
+        if (largest := max((int(ids.max()) for ids in token_ids if len(ids)), default=0)) >= self.body.ids:
+            raise CheckpointError(
+                f"A text has a token with the id {largest}, but {self._name} has embeddings for ids below "
+                f"{self.body.ids:,}: the tokenizer has more tokens than the model. Use the tokenizer that the model "
+                "was trained with."
+            )
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         # An empty text has no tokens if the tokenizer adds no special ones.
         filled = np.flatnonzero(lengths)
@@ -153,7 +166,7 @@ class VectorMaker:
             return Transfer(logarithm(weights, self._activation), rules, dropped)
 
     def _weights(self, token_ids: Sequence[TokenIds]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return weights before the logarithm, `[documents, vocabulary]`, and how many were on ids without a token.
+        """Return weights before the logarithm, `[documents, columns]`, and how many were on ids without a token.
 
         The number is -1 if hidden states are not finite, which a maximum can hide; a flag would make the host wait for
         the GPU.

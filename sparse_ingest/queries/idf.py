@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.checkpoints.sides import NO_WORDS
 from sparse_ingest.corpora.options import CorpusOptions, IdfOptions
 from sparse_ingest.corpora.sources import Corpus, bad_document
 from sparse_ingest.errors import CorpusError, UsageError
@@ -73,7 +74,10 @@ def write_idf(
     if not named.document:
         raise UsageError("No model: give --model or --pipeline.")
     _refuse_out(out, chosen.force)
-    folder = read_checkpoint(named.document, named.revision).transformer
+    checkpoint = read_checkpoint(named.document, named.revision)
+    if not checkpoint.document.has_words:
+        raise UsageError(f"{checkpoint.name} has no tokens to count. {NO_WORDS}")
+    folder = checkpoint.transformer
     vocabulary = read_vocabulary(folder)
     tokenizer = plain_tokenizer(folder, lower_case=bool(named.lower_case))
     special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}

@@ -16,8 +16,8 @@ from typing import Any
 from tokenizers import Tokenizer, normalizers
 
 from sparse_ingest.checkpoints.checks import read_config, read_tokenizer, tokenizer_config, tokenizer_errors
-from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.modules import damaged, read_as
+from sparse_ingest.checkpoints.sides import AutoencoderSide, ModelSide, WeightTableSide
 from sparse_ingest.checkpoints.tensors import read_header
 from sparse_ingest.errors import CheckpointError, short_repr
 from sparse_ingest.pipeline import ModelSettings, QuerySettings
@@ -211,6 +211,11 @@ def read_vector(path: Path, name: str) -> list[float]:
     if form == "H":
         numbers = struct.unpack(f"<{count}f", b"".join(struct.pack("<HH", 0, upper) for upper in numbers))
     return [float(number) for number in numbers]
+
+
+def vocabulary_of(side: ModelSide | WeightTableSide) -> list[str | None]:
+    """Return the string of each column of the vectors of a side: of features their numbers, otherwise tokens."""
+    return [*map(str, range(side.features))] if isinstance(side, AutoencoderSide) else read_vocabulary(side.folder)
 
 
 def read_vocabulary(folder: Path) -> list[str | None]:

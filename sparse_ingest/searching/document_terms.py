@@ -75,7 +75,7 @@ class TermReader:
         self, vocabulary: Iterable[str | None], model: ModelSettings | None, query: QueryWeights | None = None
     ) -> None:
         self._readable, self._model, self._query = readable_by(vocabulary), model, query
-        self._tokens: Callable[[str], set[str]] | None = None
+        self._tokens: Callable[[str], set[str] | None] | None = None
 
     def read(self, doc_id: str | None, weights: Mapping[str, float], fields: dict[str, Any]) -> DocumentTerms:
         """Return the terms of a document; its text is in `fields`."""
@@ -103,10 +103,15 @@ class TermReader:
         return self._tokens(" ".join(str(part) for part in (fields.get("title"), fields["text"]) if part))
 
 
-def _tokenizer_of(model: ModelSettings) -> Callable[[str], set[str]]:
-    """Return a function from text to its tokens on the document side, without special tokens, never truncated."""
+def _tokenizer_of(model: ModelSettings) -> Callable[[str], set[str] | None]:
+    """Return a function from text to its tokens on the document side, without special tokens, never truncated.
+
+    It returns None for a model whose terms are not tokens.
+    """
     name, revision = (model.document, model.revision) if model.document else (model.query, model.query_revision)
     checkpoint = read_checkpoint(str(name), revision, code=model.trust_remote_code)
+    if not checkpoint.document.has_words:
+        return lambda _: None
     declared = checkpoint.declared.get("lower_case") if model.lower_case is None else model.lower_case
     tokenizer = plain_tokenizer(checkpoint.transformer, lower_case=bool(declared))
     return lambda text: set(tokenizer.encode(text, add_special_tokens=False).tokens)
@@ -200,8 +205,12 @@ def _missing(
 def readable_by(vocabulary: Iterable[str | None]) -> Callable[[str], str]:
     """Return a function from a token of this vocabulary to its readable text.
 
-    The marker of most tokens gives the kind of vocabulary. Special tokens such as [CLS] and </s> stay.
+    The marker of most tokens gives the kind of vocabulary. Special tokens such as [CLS] and </s> stay. A vocabulary of
+    numbers is that of an autoencoder.
     """
+    vocabulary = list(vocabulary)
+    if vocabulary == list(map(str, range(len(vocabulary)))):
+        return lambda token: f"feature {token}"
     counts = dict.fromkeys(_MARKERS, 0)
     for token in vocabulary:
         for marker in _MARKERS:

@@ -8,12 +8,13 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.checkpoints.sides import AutoencoderSide
 from sparse_ingest.cluster.engines import choose_engine
 from sparse_ingest.cluster.limits import check_hybrid
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import CheckpointError, ClusterError, RunError, UsageError
 from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, QuerySettings, changed, query_settings
-from sparse_ingest.queries.weight_table import read_vocabulary
+from sparse_ingest.queries.weight_table import vocabulary_of
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
@@ -184,7 +185,7 @@ def document_vocabulary(model: ModelSettings) -> list[str | None]:
         CheckpointError: its tokenizer cannot be read.
     """
     name, revision = (model.document, model.revision) if model.document else (model.query, model.query_revision)
-    return read_vocabulary(read_checkpoint(str(name), revision, code=model.trust_remote_code).transformer)
+    return vocabulary_of(read_checkpoint(str(name), revision, code=model.trust_remote_code).document)
 
 
 def remembered_model(given: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | None:
@@ -200,6 +201,11 @@ def remembered_model(given: ModelSettings, stored: Mapping[str, Any]) -> ModelSe
     model = ModelSettings(**{key: value for key, value in stored.items() if key in known})
     model = replace(model, **changed(given))
     return model if model.document or model.query else None
+
+
+def has_words(stored: Mapping[str, Any]) -> bool:
+    """Return whether the terms of the model in a stamp or a manifest are tokens; earlier releases had no others."""
+    return stored.get("kind") != AutoencoderSide.kind
 
 
 def remembered_side(stored: Mapping[str, Any]) -> QuerySide | None:
@@ -235,6 +241,6 @@ def other_model(
     of_documents = vocabulary if isinstance(vocabulary, str) else vocabulary_hash(vocabulary())
     rest = "its vocabulary differs, so its tokens mean other words"
     with contextlib.suppress(CheckpointError):
-        if vocabulary_hash(read_vocabulary(checkpoint.query.folder)) == of_documents:
+        if vocabulary_hash(vocabulary_of(checkpoint.query)) == of_documents:
             rest = "its files differ"
     return f"stored is {there}, given is {here}; {rest}. Omit --model (and [model]), or pass --force."

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from threading import Lock
 
-from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.settings import resolve_query_settings
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.models.query_encoders import QueryEncoder, build_weight_table, query_checkpoint, query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
@@ -109,13 +109,13 @@ def many_query_weights(
 def query_table(model: ModelSettings) -> WeightTable:
     """Return the weight table of a model's queries.
 
-    Raise `UsageError` if no model is named, or a masked LM computes the weights.
+    Raise `UsageError` if no model is named, or a model computes the weights.
     """
     checkpoint = query_checkpoint(model)
     if not isinstance(checkpoint.query, WeightTableSide):
         raise UsageError(
-            f"The queries of {model.query or model.document} are encoded by a masked LM, which has no weight table. A "
-            "service must run the model."
+            f"The queries of {model.query or model.document} are encoded by {checkpoint.query.described}, which has no "
+            "weight table. A service must run the model."
         )
     return build_weight_table(checkpoint, resolve_query_settings(model, checkpoint))
 

@@ -24,6 +24,7 @@ from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.searching.pipelines import (
     document_vocabulary,
     engine_of_index,
+    has_words,
     hybrid_settings,
     pipeline_of_index,
     pipeline_of_run,
@@ -60,6 +61,11 @@ class SearchableRun(Run):
     def pipeline(self) -> Pipeline:
         """The pipeline of the run, changed by the given one."""
         return pipeline_of_run(self._given, self, force=self._force)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether terms are tokens; False for an autoencoder, whose terms are the numbers of features."""
+        return has_words(self.manifest.model)
 
     @cached_property
     def _model(self) -> QueryModel:
@@ -153,6 +159,11 @@ class SearchableIndex:
         self.engine = engine_of_index(pipeline, index, client.dialect.product)
         self._reporter = reporter
         self._model = QueryModel(pipeline)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether terms are tokens; False for an autoencoder, whose terms are the numbers of features."""
+        return has_words(self.index.stamp.model if self.index.stamp else {})
 
     def query_weights(self, text: str) -> QueryWeights:
         """Return the weights of a query by token string, heaviest first."""

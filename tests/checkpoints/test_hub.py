@@ -292,14 +292,17 @@ def test_a_pickle_is_downloaded_only_if_there_are_no_safetensors(hub: Hub, tmp_p
     bare = {name: content for name, content in PLAIN.items() if name != "model.safetensors"}
     files = {**bare, "pytorch_model.bin": b"pickle", "training_args.bin": b"pickle", "heads.pt": b"pickle"}
     inner = {f"inner/{name}": content for name, content in files.items()}
+    # Of BGE-M3: the output of lexical weights, but not the one of ColBERT.
+    m3 = {"sparse_linear.pt": b"pickle", "colbert_linear.pt": b"pickle", "extra.safetensors": b"weights"}
     safe = {"safe/config.json": {}, "safe/model.safetensors": b"weights", "safe/pytorch_model.bin": b"pickle"}
-    hub.add("made/pickled", make(tmp_path / "pickled", {**files, **inner, **safe, "modeling.py": b"code"}))
+    hub.add("made/pickled", make(tmp_path / "pickled", {**files, **inner, **safe, **m3, "modeling.py": b"code"}))
     result = ended(begin(LOCATE, "made/pickled", endpoint=hub.url, home=tmp_path / "home"))
     assert result.code == 0, result.err
     folder = Path(result.out.split()[0])
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
-        "config.json", "inner/config.json", "inner/pytorch_model.bin", "inner/tokenizer_config.json",
-        "modeling.py", "pytorch_model.bin", "safe/config.json", "safe/model.safetensors", "tokenizer_config.json",
+        "config.json", "extra.safetensors", "inner/config.json", "inner/pytorch_model.bin",
+        "inner/tokenizer_config.json", "modeling.py", "pytorch_model.bin", "safe/config.json",
+        "safe/model.safetensors", "sparse_linear.pt", "tokenizer_config.json",
     ]  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparse_ingest.checkpoints.layouts import WeightTableSide, read_checkpoint, remote_code
+from sparse_ingest.checkpoints.layouts import read_checkpoint, remote_code
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
 
 CONFIG = {"architectures": ["BertForMaskedLM"], "model_type": "bert", "max_position_embeddings": 64}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_layouts import OLD, PLAIN, make, message_of, modules
 
-from sparse_ingest.checkpoints.layouts import MaskedLMSide, WeightTableSide, read_checkpoint
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.checkpoints.sides import MaskedLMSide, WeightTableSide
 
 ROUTER = {
     **{f"document_0_MLMTransformer/{name}": content for name, content in PLAIN.items()},

@@ -178,7 +178,7 @@ def test_the_pages_of_settings_and_variables_list_all() -> None:
 
 
 def test_the_page_of_models_has_the_family_names_that_inspect_prints() -> None:
-    from sparse_ingest.checkpoints.layouts import FAMILIES
+    from sparse_ingest.checkpoints.families import FAMILIES
 
     section = page_of("guides/models").partition("\n## Families\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE) == list(FAMILIES)

@@ -6,12 +6,14 @@ On these torch raises where a value is needed on the host, so the tests prove th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.checkpoints import TEXTS, build_encoder, make_masked_lm
+from support.language_models import make_language_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparse_ingest.models import body, packing
@@ -27,10 +29,11 @@ if torch.cuda.is_available():
 
 
 @pytest.fixture
-def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMaker]:
-    """Return a model in half precision on a GPU that does not exist."""
+def maker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMaker]:
+    """Return a model in half precision on a GPU that does not exist: BERT, or the function that makes it."""
     pytest.importorskip("torch.nn.attention.varlen")
-    maker = build_encoder(make_masked_lm(tmp_path / "modernbert", "modernbert"), dtype="float16").maker
+    make = getattr(request, "param", partial(make_masked_lm, architecture="modernbert"))
+    maker = build_encoder(make(tmp_path / "model"), dtype="float16").maker
     assert maker.body.packs
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -43,12 +46,14 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMak
         maker.body._model.to(device=GPU)
         maker.device = maker.body.device = GPU
         maker._zeroed, maker._tokenless = maker._zeroed.to(GPU), torch.tensor([7, 9]).to(GPU)
-        maker._head = TiledHead(maker.body.weight.to(GPU), maker.body.bias.to(GPU), device=GPU, dtype=torch.float16)
+        weight, bias = torch.zeros(maker.body.outputs, maker.body.width), torch.zeros(maker.body.outputs)
+        maker._head = TiledHead(weight.to(GPU), bias.to(GPU), device=GPU, dtype=torch.float16)
         with torch.inference_mode():
             yield maker
     torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
 
 
+@pytest.mark.parametrize("maker", [make_masked_lm, make_language_model], indirect=True)
 def test_packed_documents_go_through_body_and_head_without_waiting(maker: VectorMaker) -> None:
     token_ids = [np.arange(1, 1 + length) for length in (9, 9, 5, 3)]
     rows, where = maker.body.hidden(token_ids, 0)

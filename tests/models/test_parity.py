@@ -27,7 +27,8 @@ from support.families import (
     reference_of,
 )
 
-from sparse_ingest.checkpoints.layouts import WeightTableSide, read_checkpoint
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings
 

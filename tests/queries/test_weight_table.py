@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from support.tables import TOKENS, WEIGHTS, write_table
 from tokenizers import Tokenizer
 
-from sparse_ingest.checkpoints.layouts import WeightTableSide
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings, QuerySettings

@@ -287,6 +287,20 @@ def make_splade_card(
 ) -> Path:
     """Write the symmetric layout of the splade-mini card, with its original type paths."""
     make_masked_lm(folder, architecture, **masked_lm)
+    return as_splade_card(
+        folder, activation=activation, max_seq_length=max_seq_length, lower_case=lower_case, prompts=prompts
+    )
+
+
+def as_splade_card(
+    folder: Path,
+    *,
+    activation: str = "relu",
+    max_seq_length: int = POSITIONS,
+    lower_case: bool = False,
+    prompts: Mapping[str, str] | None = None,
+) -> Path:
+    """Turn a plain folder into the layout of `make_splade_card`."""
     path = "sentence_transformers.sparse_encoder.models"
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": f"{path}.MLMTransformer"},

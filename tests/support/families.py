@@ -24,6 +24,7 @@ from support.checkpoints import (
     make_splade_card,
     save_sparse_encoder,
 )
+from support.without_projection import as_older_release, make_autoencoder
 
 SPECIAL = ("[CLS] the [MASK] river [SEP] [UNK] zzz", "<s> the <mask> river </s>", "[PAD] stone <pad>")
 DOCUMENTS = (*TEXTS, *SPECIAL)
@@ -42,6 +43,7 @@ FAMILY = {
     "symmetric": "symmetric SPLADE, sentence-transformers layout",
     "router": "Router with a separate query side",
     "plain": "masked LM, plain layout",
+    "autoencoder": "sparse autoencoder, sentence-transformers layout",
 }
 # Name -> family. The first of each family has the layout of its card.
 FAMILY_OF_TWIN = {
@@ -51,6 +53,8 @@ FAMILY_OF_TWIN = {
     "router-saved": "router", "router-new": "router", "router-new-typed": "router", "router-new-unpacked": "router",
     "router-roberta": "router", "router-cased": "router",
     "plain-bert": "plain", "plain-new": "plain",
+    "autoencoder-bert": "autoencoder", "autoencoder-layers": "autoencoder", "autoencoder-older": "autoencoder",
+    "autoencoder-qwen3": "autoencoder",
 }  # fmt: skip
 
 
@@ -96,7 +100,16 @@ def make_twins(root: Path) -> dict[str, Twin]:
         "router-saved": _save_router(root / "router-saved", lms["distilbert"]),
         "plain-bert": lms["bert"],
         "plain-new": make_new(root / "new", lms["gte"]),
-    }
+        "autoencoder-bert": make_autoencoder(root / "autoencoder-bert"),
+        "autoencoder-layers": make_autoencoder(
+            root / "autoencoder-layers", "distilbert", pooling=("cls", "max", "mean_sqrt_len_tokens"),
+            layers=(_dense, _normalized), normalize=True, prompts=prompts, max_active_dims=24,
+        ),
+        "autoencoder-older": as_older_release(
+            make_autoencoder(root / "autoencoder-older", pooling="weightedmean", prompts=prompts)
+        ),
+        "autoencoder-qwen3": make_autoencoder(root / "autoencoder-qwen3", "qwen3", pooling="lasttoken"),
+    }  # fmt: skip
     references = {name: folder for name, folder in ours.items()}
     references["plain-new"] = lms["gte"]
     for name, masked_lm, packed in (("", lms["gte"], True), ("-typed", typed, True), ("-unpacked", lms["gte"], False)):
@@ -106,6 +119,18 @@ def make_twins(root: Path) -> dict[str, Twin]:
     for name in ("router-idf", "router-idf-config.json"):
         references[name] = _renamed(ours[name], root / f"renamed-{name}")
     return {name: Twin(str(ours[name]), str(references[name]), FAMILY[FAMILY_OF_TWIN[name]]) for name in FAMILY_OF_TWIN}
+
+
+def _dense(width: int) -> Any:
+    from sentence_transformers.base.modules import Dense
+
+    return Dense(width, 24)
+
+
+def _normalized(width: int) -> Any:
+    from sentence_transformers.base.modules import Normalize
+
+    return Normalize()
 
 
 def changed(folder: Path, name: str, values: dict[str, Any]) -> Path:

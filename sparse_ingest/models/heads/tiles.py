@@ -25,13 +25,16 @@ CPU_TILE = 256
 GPU_TILE = 1024
 INT8_TILE = 512
 STEPS = 127  # on each side of zero
-LOGARITHMS = {"relu": 1, "log1p_relu": 2}  # of an activation
+LOGARITHMS = {"none": 0, "relu": 1, "log1p_relu": 2}  # of an activation
 
 Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
 
 
 class Head(Protocol):
-    """Packed hidden states `[rows, hidden]` to the relu of the maximal logits, `[documents, vocabulary]` in float32."""
+    """Packed hidden states `[rows, hidden]` to weights before the logarithm, `[documents, columns]` in float32.
+
+    Of a vocabulary projection they are the relu of the maximal logits.
+    """
 
     name: str  # for a log
 
@@ -115,7 +118,7 @@ def logarithm(weights: torch.Tensor, activation: str) -> torch.Tensor:
 
     Only non-zero weights should be given: over the complete vocabulary it costs more than the products of a short
     document. `relu` is log1p(relu(x)) (SPLADE-max, arXiv 2109.10086, equation 5), `log1p_relu` is
-    log1p(log1p(relu(x))), as in sentence-transformers' SpladePooling.
+    log1p(log1p(relu(x))), as in sentence-transformers' SpladePooling, and `none` is relu(x).
     """
     for _ in range(LOGARITHMS[activation]):
         weights.log1p_()
