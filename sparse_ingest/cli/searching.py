@@ -121,7 +121,7 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
         one = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits])
         click.echo(trec_lines(one), nl=False)
     else:
-        found = {"query": weights, "hits": [_as_json(hit) for hit in hits], "why": why}
+        found = {"query": weights, "hits": [hit.to_dict() for hit in hits], "why": why}
         print_report(as_json, found, (line for hit in hits for line in _as_lines(hit, explain=explain)))
     if not hits and not as_json:
         # A query without weights is logged when it is encoded.
@@ -185,13 +185,6 @@ def _percentiles(milliseconds: list[float]) -> str:
 
     p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
     return f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
-
-
-def _as_json(hit: Hit) -> dict[str, Any]:
-    from sparse_ingest.searching.hits import snippet
-
-    found = {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
-    return {key: value for key, value in found.items() if key != "sub_scores" or value is not None}
 
 
 def _as_lines(hit: Hit, *, explain: bool) -> list[str]:

@@ -63,6 +63,18 @@ class DocumentTerms(NamedTuple):
     terms: list[DocumentTerm]
     score: float | None = None
 
+    def heaviest(self, most: int | None) -> list[DocumentTerm]:
+        """Return the `most` heaviest terms, and all that the query shares."""
+        return [
+            term for place, term in enumerate(self.terms)
+            if most is None or place < most or term.contribution is not None
+        ]  # fmt: skip
+
+    def to_dict(self, top_k: int | None = None) -> dict[str, Any]:
+        """Return the document as `show --json` prints it, with its `top_k` heaviest terms."""
+        terms = [term._asdict() for term in self.heaviest(top_k)]
+        return {**self._asdict(), "count": len(self.terms), "terms": terms}
+
 
 class TermReader:
     """Turns weights by token into `DocumentTerms`, for one vocabulary, model and query.

@@ -31,6 +31,11 @@ class Hit(NamedTuple):
         """Old name of `id`."""
         return self.id
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the hit as `search --json` prints it."""
+        found = {**self._asdict(), "snippet": snippet(self), "terms": [term._asdict() for term in self.terms]}
+        return {key: value for key, value in found.items() if key != "sub_scores" or value is not None}
+
 
 class Explanation(NamedTuple):
     """The rank of one document among the hits of a query, and why.
@@ -61,6 +66,10 @@ class Explanation(NamedTuple):
     fields: dict[str, Any] = {}
     terms: Sequence[TermShare] = ()
     lacking: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the explanation as `search --doc ID --json` prints it."""
+        return {**self._asdict(), "terms": [term._asdict() for term in self.terms]}
 
 
 class Ranked(NamedTuple):

@@ -145,9 +145,24 @@ def search_hybrid(
     return explained
 
 
-def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_FIELD, size: int) -> list[Hit]:
-    """Search an index with BM25 on title and text, for comparison; hits have no terms."""
-    return _hits_without_terms(_send(client, index, bm25_body(text, field=field, size=size)))
+def search_words(
+    client: Client,
+    index: str,
+    text: str,
+    *,
+    field: str = DEFAULT_FIELD,
+    size: int,
+    filter: Mapping[str, Any] | None = None,
+    collapse: str | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> list[Hit]:
+    """Search an index with BM25 on title and text, for comparison; hits have no terms.
+
+    `field` is the sparse field, `known` the mapping, if it was read; other arguments are as for `search_index`.
+    """
+    refuse_unmapped(client, path_of(index), known, filter, collapse)
+    body = bm25_body(text, field=field, size=size, filter=filter, collapse=collapse)
+    return _hits_without_terms(_send(client, index, body))
 
 
 def _hits_without_terms(answer: Any) -> list[Hit]:
@@ -205,10 +220,10 @@ def rank_words(
     concurrency: int = 1,
 ) -> Iterator[Ranked]:
     """Rank with BM25 on title and text; `field` is the sparse field, other arguments are as for `rank_index`."""
-    also = {"_source": False} | ({"collapse": {"field": collapse}} if collapse else {})
 
     def ask(text: str) -> tuple[Any, float]:
-        return _send(client, index, {**bm25_body(text, field=field, size=size), **also}), 1.0
+        body = bm25_body(text, field=field, size=size, collapse=collapse)
+        return _send(client, index, without_source(body)), 1.0
 
     return _ranked(ask, ((query.id, query.text) for query in queries), collapse, concurrency)
 

@@ -10,10 +10,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import tee
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, options_from, pipeline_of, refuse_options
+from sparse_ingest.pipeline import (
+    EngineName,
+    HybridSettings,
+    ModelSettings,
+    Pipeline,
+    options_from,
+    pipeline_of,
+    refuse_options,
+)
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
     from sparse_ingest.cluster.indexes import Index
     from sparse_ingest.cluster.search_bodies import Engine
     from sparse_ingest.records import Query
+    from sparse_ingest.searching.batches import BatchedEncoder
 
 _NO_WEIGHTS = "The query has no weights."
 
@@ -62,12 +71,13 @@ class SearchableRun(Run):
         return pipeline_of_run(self._given, self, force=self._force)
 
     @cached_property
-    def _model(self) -> QueryModel:
+    def model(self) -> QueryModel:
+        """The model of the queries."""
         return QueryModel(self.pipeline)
 
     def query_weights(self, text: str) -> QueryWeights:
         """Return the weights of a query by token string, heaviest first."""
-        return self._model.weights(text)
+        return self.model.weights(text)
 
     def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
         """Search the finished shards exactly.
@@ -92,7 +102,7 @@ class SearchableRun(Run):
         """Return why a search of the run finds nothing; `options` have no influence."""
         weights = self.query_weights(query) if isinstance(query, str) else query
         if not weights:
-            return [self._model.why_unweighted(query)] if isinstance(query, str) else [_NO_WEIGHTS]
+            return [self.model.why_unweighted(query)] if isinstance(query, str) else [_NO_WEIGHTS]
         return why_empty_run(self, weights)
 
     def rank(
@@ -100,7 +110,7 @@ class SearchableRun(Run):
     ) -> Iterator[Ranked]:
         """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
         chosen = self._options(options_from(SearchOptions, options, settings, "rank"))
-        return rank_run(self, self._model.many(queries), size=chosen.k, stored=chosen.stored)
+        return rank_run(self, self.model.many(queries), size=chosen.k, stored=chosen.stored)
 
     def explain(
         self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
@@ -143,20 +153,34 @@ class SearchableRun(Run):
         return options
 
 
+class _Given(NamedTuple):
+    """The arguments of `open_index`."""
+
+    pipeline: Pipeline
+    force: bool = False
+    reporter: Reporter = SILENT
+
+
 class SearchableIndex:
     """An index with the model, field and settings of its `_meta`. Thread-safe."""
 
     def __init__(
-        self, client: Client, name: str, index: Index, pipeline: Pipeline, reporter: Reporter = SILENT
+        self,
+        client: Client,
+        name: str,
+        index: Index,
+        pipeline: Pipeline,
+        given: _Given | None = None,
+        encoder: BatchedEncoder | None = None,
     ) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
         self.engine = engine_of_index(pipeline, index, client.dialect.product)
-        self._reporter = reporter
-        self._model = QueryModel(pipeline)
+        self.model = QueryModel(pipeline, encoder)
+        self._given = given or _Given(pipeline)
 
     def query_weights(self, text: str) -> QueryWeights:
         """Return the weights of a query by token string, heaviest first."""
-        return self._model.weights(text)
+        return self.model.weights(text)
 
     def vocabulary(self) -> list[str | None]:
         """Return the token string of each id of the document side."""
@@ -174,21 +198,51 @@ class SearchableIndex:
             UsageError: options or weights do not fit, or the index does not map a field of `filter` or `collapse`.
             ClusterError: the server cannot answer.
         """
+        chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
+        text, weights = (query, self.query_weights(query)) if isinstance(query, str) else (None, query)
+        hits = self.search_weighted(text, weights, chosen)
+        if not hits and self._given.reporter is not SILENT:
+            _note(self._given.reporter, self.why_empty(query, chosen))
+        return hits
+
+    def search_weighted(self, text: str | None, weights: QueryWeights, options: SearchOptions) -> list[Hit]:
+        """Search for a text whose weights are known; see `search`. Only a hybrid search needs the text."""
         from sparse_ingest.searching.index_search import search_hybrid, search_index
 
-        chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
-        how: Any = {"size": chosen.k, "engine": engine, "filter": chosen.filter, "collapse": chosen.collapse}
+        options = _for_index(options)
+        engine, client = self.engine_for(options), self.client.allowing(options.allow_partial)
+        how: Any = {"size": options.k, "engine": engine, "filter": options.filter, "collapse": options.collapse}
         if not engine.hybrid:
-            hits = search_index(client, self.name, weights, **how)
-        elif isinstance(query, str):
-            hits = search_hybrid(client, self.name, query, weights, **how)
-        else:
+            return search_index(client, self.name, weights, **how)
+        if text is None:
             raise UsageError("A hybrid search needs the text of the query, for BM25. Pass it, or hybrid=False.")
-        if not hits and self._reporter is not SILENT:
-            _note(self._reporter, self.why_empty(query, chosen))
-        return hits
+        return search_hybrid(client, self.name, text, weights, **how)
+
+    @property
+    def engines(self) -> list[EngineName]:
+        """The engines that can search this field in this cluster."""
+        from sparse_ingest.cluster.engines import engines_of
+
+        return engines_of(self.engine.kind, self.client.dialect.product)
+
+    def with_engine(self, name: EngineName) -> SearchableIndex:
+        """Return this index with another engine, and the same encoder of queries. Raise `PipelineError`."""
+        pipeline = replace(self.pipeline, query=replace(self.pipeline.query, engine=name))
+        return SearchableIndex(self.client, self.name, self.index, pipeline, self._given, self.model.encoder)
+
+    def current(self) -> SearchableIndex:
+        """Return this object, or a new one if another index has the name now, or the mapping has changed.
+
+        Raises:
+            ClusterError: the cluster does not answer or has no such index, or its model is not the given one.
+        """
+        index = _need_index(self.client, self.name)
+        if (index.uuid, index.mappings) == (self.index.uuid, self.index.mappings):
+            return self
+        pipeline = pipeline_of_index(self._given.pipeline, index, self.name, force=self._given.force)
+        same = pipeline.model == self.pipeline.model and _model_of(index) == _model_of(self.index)
+        encoder = self.model.encoder if same else None
+        return SearchableIndex(self.client, self.name, index, pipeline, self._given, encoder)
 
     def engine_for(self, options: HybridSettings) -> Engine:
         """Return the engine of a search: hybrid if the options say so, or otherwise [query].
@@ -205,7 +259,7 @@ class SearchableIndex:
         chosen = options or SearchOptions()
         engine, text = self.engine_for(chosen), query if isinstance(query, str) else ""
         weights = self.query_weights(query) if isinstance(query, str) else query
-        unweighted = [] if weights else [self._model.why_unweighted(text) if text else _NO_WEIGHTS]
+        unweighted = [] if weights else [self.model.why_unweighted(text) if text else _NO_WEIGHTS]
         if unweighted and not engine.hybrid:
             return unweighted
         try:
@@ -223,7 +277,7 @@ class SearchableIndex:
         engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
         how: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
         queries, same = tee(queries)
-        texts, weights = (query.text for query in same), self._model.many(queries)
+        texts, weights = (query.text for query in same), self.model.many(queries)
         return rank_index(client, self.name, weights, engine, concurrency=chosen.concurrency, texts=texts, **how)
 
     def explain(
@@ -328,16 +382,25 @@ def open_index(
         PipelineError: the field cannot be searched with the engine of [query].
     """
     from sparse_ingest.cluster.client import connect
-    from sparse_ingest.cluster.indexes import need_index
 
     given, client = pipeline_of(model, pipeline), connect(connection, url=url)
     with contextlib.ExitStack() as stack:
         stack.enter_context(client)
-        index = need_index(client, name, "Create it with `sparse-ingest load`.")
+        index = _need_index(client, name)
         pipeline = pipeline_of_index(given, index, name, force=force)
-        opened = SearchableIndex(client, name, index, pipeline, reporter_of(progress))
+        opened = SearchableIndex(client, name, index, pipeline, _Given(given, force, reporter_of(progress)))
         stack.pop_all()
         return opened
+
+
+def _need_index(client: Client, name: str) -> Index:
+    from sparse_ingest.cluster.indexes import need_index
+
+    return need_index(client, name, "Create it with `sparse-ingest load`.")
+
+
+def _model_of(index: Index) -> object:
+    return index.stamp.model if index.stamp else None
 
 
 def _note(reporter: Reporter, messages: Iterable[str]) -> None:

@@ -1,0 +1,56 @@
+"""`serve`: the HTTP service of an index or a run folder, with its search page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sparse_ingest.cli.help import command
+from sparse_ingest.cli.options import stage_options
+from sparse_ingest.cli.progress import TerminalReporter
+from sparse_ingest.cli.searching import Target, target_options
+from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, QueryChanges
+from sparse_ingest.serving.options import ServeOptions
+from sparse_ingest.storage.places import place_of
+
+if TYPE_CHECKING:
+    from sparse_ingest.searching.search import SearchableIndex, SearchableRun
+
+FILE = click.Path(exists=True, dir_okay=False)
+
+
+@command()
+@click.option("--compare", metavar="NAME",
+              help="Compare with another index or run folder, or an engine of the index, such as bm25")  # fmt: skip
+@stage_options(ServeOptions, port=click.IntRange(0, 65535), token_file=FILE)
+@target_options("Allow a model that differs from the model of the index or run")
+def serve(target: Target, compare: str | None, options: ServeOptions) -> None:
+    """Serve an index or a run folder over HTTP, with a search page at /.
+
+    \b
+    sparse-ingest serve --index NAME
+    sparse-ingest serve --index NAME --compare bm25
+    sparse-ingest serve --run RUN --port 8081
+
+    SIGTERM and Ctrl-C finish open requests and exit with 0.
+    """
+    from sparse_ingest.serving.serve import serve as serve_target
+
+    with target.opened() as opened, TerminalReporter() as reporter:
+        serve_target(opened, _compared(target, compare), options=options, progress=reporter)
+
+
+def _compared(target: Target, name: str | None) -> SearchableIndex | SearchableRun | str | None:
+    from typing import get_args
+
+    from sparse_ingest.runs.files import has_manifest
+    from sparse_ingest.searching.search import open_index, open_run
+
+    if name is None or name in ("bm25", *get_args(EngineName)):
+        return name
+    # Its own model and settings: those that were given are of the first one.
+    own = Pipeline(ModelSettings(trust_remote_code=target.pipeline.model.trust_remote_code), query=QueryChanges())
+    if "/" in name or has_manifest(place_of(name)):
+        return open_run(place_of(name), pipeline=own)
+    return open_index(name, connection=target.connection, pipeline=own)

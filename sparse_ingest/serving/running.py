@@ -1,0 +1,78 @@
+"""Run the web application with uvicorn, until a stop request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from sparse_ingest.errors import UsageError
+from sparse_ingest.reporting import Reporter
+from sparse_ingest.serving.options import ServeOptions
+from sparse_ingest.serving.service import Service
+from sparse_ingest.serving.web import application
+
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """Ends without raising the signal again: a stop request is the usual end of a service."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [one for one in _STOPS if signal.getsignal(one) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(service: Service, options: ServeOptions, token: str | None, reporter: Reporter) -> None:
+    """Serve until SIGTERM or SIGINT, then finish open requests. Raise `UsageError` if the port cannot be used."""
+    with listening(options) as listener:
+        config = uvicorn.Config(
+            application(service, options, token),
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(options.time_limit_s) + 1,
+        )
+        port = listener.getsockname()[1]
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        reporter.note(f"Serving {' and '.join(one.name for one in service.targets)} at http://{host}:{port}/")
+        asyncio.run(_Server(config).serve(sockets=[listener]))
+
+
+@contextlib.contextmanager
+def listening(options: ServeOptions) -> Iterator[socket.socket]:
+    """Yield a socket that listens at the address of the options."""
+    host = options.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, options.port))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise UsageError(
+                f"Cannot listen on {options.host} port {options.port}: {error.strerror or error}. Pass another --host "
+                "or --port, or stop the program that uses it."
+            ) from error
+        yield listener
