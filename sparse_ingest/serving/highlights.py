@@ -13,7 +13,7 @@ from sparse_ingest.searching.document_terms import TermReader
 from sparse_ingest.searching.pipelines import document_vocabulary
 from sparse_ingest.serving.inputs import required
 from sparse_ingest.serving.service import Service
-from sparse_ingest.serving.targets import RunTarget, Target, weights_of
+from sparse_ingest.serving.targets import RunTarget, weights_of
 
 MODELS = 4  # kept in memory
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sparse_ingest.serving.inputs import ASK_KEYS, MAX_BYTES
+from sparse_ingest.serving.highlights import highlights, query_terms
+from sparse_ingest.serving.inputs import ASK_KEYS, MAX_BYTES, MAX_TEXT_BYTES
 from sparse_ingest.serving.service import Service, Values
 
 
@@ -37,6 +38,14 @@ OPERATIONS = (
     Operation(
         "/document", ("GET",), Service.document, "A document with its terms, and what each contributes to a query",
         ("target", "id", "q"), ("id",),
+    ),
+    Operation(
+        "/expansion", ("GET",), query_terms, "The terms of a query, and which of them it does not contain",
+        ("target", "q"), ("q",),
+    ),
+    Operation(
+        "/highlights", ("POST",), highlights, "The characters of a document that gave terms their weights",
+        ("target", "q", "tokens", "title", "text"), ("text",), max_bytes=MAX_TEXT_BYTES,
     ),
     Operation("/targets", ("GET",), Service.targets_json, "What is served: indexes, run folders, engines, fields"),
 )  # fmt: skip
