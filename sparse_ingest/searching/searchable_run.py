@@ -63,7 +63,7 @@ class SearchableRun(Run):
             UsageError: an option needs a server.
             RunError: the model differs from the run's.
         """
-        chosen = self._options(options_from(SearchOptions, options, settings, "search"))
+        chosen = self.checked(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
         hits = search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
         if not hits and self._reporter is not SILENT:
@@ -82,7 +82,7 @@ class SearchableRun(Run):
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
     ) -> Iterator[Ranked]:
         """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
-        chosen = self._options(options_from(SearchOptions, options, settings, "rank"))
+        chosen = self.checked(options_from(SearchOptions, options, settings, "rank"))
         return rank_run(self, self.model.many(queries), size=chosen.k, stored=chosen.stored)
 
     def explain(
@@ -100,7 +100,7 @@ class SearchableRun(Run):
             UsageError: an option needs a server.
             RunError: the model differs from the run's.
         """
-        chosen = for_one_document(self._options(options_from(SearchOptions, options, settings, "explain")))
+        chosen = for_one_document(self.checked(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query
         return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
 
@@ -118,8 +118,8 @@ class SearchableRun(Run):
         model = remembered_model(self._given.model, self.manifest.model)
         return terms_in_run(self, doc_ids, TermReader(self.vocabulary(), model, weights))
 
-    def _options(self, options: SearchOptions) -> SearchOptions:
-        """Refuse options that would have no effect on a run."""
+    def checked(self, options: SearchOptions) -> SearchOptions:
+        """Return the options of a search. Raise `UsageError` for those that would have no effect on a run."""
         why = "needs a server, and a run is searched exactly without one"
         refuse_options(options, ("filter", "allow_partial"), why)
         refuse_hybrid(self._given.query, options, why)
