@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args, overload
+from typing import TYPE_CHECKING, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,9 @@ from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_name
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
+
+if TYPE_CHECKING:
+    from sparse_ingest.models.origins import Origin
 
 QUERIES_AT_ONCE = 256  # texts between two reports of progress
 
@@ -201,6 +204,23 @@ class SparseEncoder:
                     found.append(prune_query(kept, rules) if rules.top_k or rules.max_ratio else kept)
                 reporter.advance(len(some))
         return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary)
+
+    def origins(self, text: str, tokens: Sequence[str]) -> list[Origin]:
+        """Return which token of a text gives each term of its document vector the weight that it has.
+
+        Args:
+            text: a document. Without `overflow = "windows"` the rest of a longer one is not read.
+            tokens: terms, such as those of a query. Those without a weight in the vector are omitted.
+
+        Returns:
+            One `Origin` per remaining term, with its weight and the characters of the token, in the order of `tokens`.
+
+        Raises:
+            UsageError: as encode_document.
+            CheckpointError: the model cannot be found or built.
+            MissingExtraError: torch or transformers is not installed.
+        """
+        return self._document_side().origins(checked_texts(text)[0], tokens)
 
     def similarity(self, queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
         """Return the dot product of each query with each document, float32 `[queries, documents]`.

@@ -25,6 +25,7 @@ from sparse_ingest.reporting import Reporter, TqdmReporter, reporter_of
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder, Encoded
+    from sparse_ingest.models.origins import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,13 @@ class DocumentSide:
                 self._warned = True
                 logger.warning(message)
         return replace(SparseVectors.from_rows(SparseRows.joined(parts), self.encoder.vocabulary), doc_ids=None)
+
+    def origins(self, text: str, tokens: Sequence[str]) -> list[Origin]:
+        """Return the origins of terms of a text (origins.py)."""
+        from sparse_ingest.models.origins import origins
+
+        with self._lock:
+            return origins(self.encoder, text, tokens, windows=self._settings.overflow == "windows")
 
     def _encode(self, texts: Sequence[str], reporter: Reporter) -> Encoded:
         """Encode a window. Documents that are encoded again, in smaller batches, are reported once."""

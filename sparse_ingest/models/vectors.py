@@ -110,6 +110,22 @@ class VectorMaker:
                 progress(len(batch), int(lengths[batch].sum()))
         return rows, without_token
 
+    def strongest(self, token_ids: TokenIds, columns: Sequence[int]) -> tuple[npt.NDArray[np.int64], list[float]]:
+        """Return the token of an input with the largest logit of each column, and the weight that follows from it.
+
+        Only these columns of the projection are computed, in float32. Weights that documents never have are 0.
+        """
+        with _on(self.device), _one_thread(), torch.inference_mode():
+            hidden = self.body.hidden([token_ids], self._padding_id)[0].float()
+            chosen = torch.tensor(columns, dtype=torch.int64)
+            projection, bias = (part[chosen].to(hidden) for part in (self.body.weight, self.body.bias))
+            logits, places = (hidden @ projection.T + bias).max(dim=0)
+            if not hidden.isfinite().all():
+                raise NotFinite(self._dtype)
+            weights = logarithm(logits.relu_(), self._activation).cpu()
+            weights[torch.isin(chosen, torch.cat([self._zeroed, self._tokenless]).cpu())] = 0
+            return places.cpu().numpy(), weights.tolist()
+
     def on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: Pruning) -> Batches:
         """Yield the batches in their order, computed by the workers of a CPU. The caller applies the rules."""
         pool = ThreadPoolExecutor(self.workers)

@@ -14,6 +14,7 @@ from sparse_ingest.serving.targets import Ask
 from sparse_ingest.storage.foreign_json import parse_json
 
 MAX_BYTES = 16 << 10  # of an address, and of a body with a query
+MAX_TEXT_BYTES = 256 << 10  # of a body with a document
 MAX_K = 1000
 _MAX_KEYS = 64
 
@@ -51,6 +52,9 @@ KEYS: dict[str, Key] = {
     "hybrid_combination": Key({"type": "string"}, "How to combine both scores"),
     "allow_partial": Key({"type": "boolean"}, "Accept partial results of failed shards (an index)"),
     "stored": Key({"type": "boolean"}, "Search with weights of 9 bits, as an index stores them (a run)"),
+    "text": Key(_TEXT, "The text of a document"),
+    "title": Key({"type": "string"}, "The title of the document, which was encoded before the text"),
+    "tokens": Key({"type": "array", "items": {"type": "string"}}, "The terms to find, by default those of the query"),
     "texts": Key({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 64}, "Texts to encode"),
     "as": Key({"enum": ["document", "query"], "default": "document"}, "Encode as documents or as queries"),
     "order": Key({"enum": ["worst", "file"], "default": "file"}, "Lowest nDCG@10 first, or as in the file"),

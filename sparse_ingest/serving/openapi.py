@@ -29,6 +29,10 @@ def _ref(name: str) -> dict[str, Any]:
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Error": _record(error=_record(type=_STRING, message=_STRING)),
     "Term": _record(token=_STRING, query_weight=_NUMBER, document_weight=_NUMBER, contribution=_NUMBER),
+    "DocumentTerm": _record(
+        token=_STRING, text=_STRING, weight=_NUMBER, expansion={"type": ["boolean", "null"]}, query_weight=_OPTIONAL,
+        contribution=_OPTIONAL,
+    ),
     "Hit": _record(
         {"sub_scores": {"type": "object", "additionalProperties": _NUMBER}},
         rank={"type": "integer"}, score=_NUMBER, id=_STRING, fields=_OBJECT, terms=_list(_ref("Term")), snippet=_STRING,
@@ -47,14 +51,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         documents=_list(
             _record(
                 id=_STRING, fields=_OBJECT, score=_OPTIONAL, count={"type": "integer"},
-                terms=_list(
-                    _record(
-                        token=_STRING, text=_STRING, weight=_NUMBER, expansion={"type": ["boolean", "null"]},
-                        query_weight=_OPTIONAL, contribution=_OPTIONAL,
-                    )
-                ),
+                terms=_list(_ref("DocumentTerm")),
             )
         ),
+    ),
+    "Expansion": _record(query=_STRING, terms=_list(_ref("DocumentTerm"))),
+    "Highlights": _record(
+        spans=_list(
+            _record(
+                token=_STRING, field={"enum": ["text", "title", None]}, start=_OPTIONAL, end=_OPTIONAL, weight=_NUMBER,
+            )
+        )
     ),
     "Body": _OBJECT,
     "Vectors": _record(vectors=_list(_WEIGHTS)),
@@ -137,7 +144,12 @@ def openapi(service: Service, operations: Sequence[Operation]) -> dict[str, Any]
 def _examples(service: Service) -> dict[str, Any]:
     """Return a value for each required key."""
     judged = next(iter(service.judgments.texts.values())) if service.judgments else None
-    return {"q": judged or "how does it work", "id": service.targets[0].any_id() or "1", "texts": ["a text"]}
+    return {
+        "q": judged or "how does it work",
+        "id": service.targets[0].any_id() or "1",
+        "texts": ["a text"],
+        "text": "a text",
+    }
 
 
 def _described(operation: Operation, method: str, examples: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparse_ingest.serving.inputs import ASK_KEYS
+from sparse_ingest.serving.highlights import highlights, query_terms
+from sparse_ingest.serving.inputs import ASK_KEYS, MAX_TEXT_BYTES
 from sparse_ingest.serving.openapi import Operation, openapi
 from sparse_ingest.serving.service import Service, Values
-
-_ENCODE_BYTES = 256 << 10
 
 
 def _openapi(service: Service, _: Values) -> dict[str, Any]:
@@ -34,7 +33,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "/encode", ("POST",), Service.encode, "Vectors", "The weights of texts, as documents or as queries",
-        ("target", "texts", "as"), ("texts",), _ENCODE_BYTES,
+        ("target", "texts", "as"), ("texts",), MAX_TEXT_BYTES,
     ),
     Operation("/targets", ("GET",), Service.described, "Targets", "What is served, with engines and fields"),
     Operation(
@@ -47,5 +46,14 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "/openapi.json", ("GET",), _openapi, "Body", "This description",
+    ),
+    Operation(
+        "/expansion", ("GET",), query_terms, "Expansion",
+        "The terms of a query, and which of them it does not contain", ("target", "q"), ("q",),
+    ),
+    Operation(
+        "/highlights", ("POST",), highlights, "Highlights",
+        "The characters of a document that gave terms their weights", ("target", "q", "tokens", "title", "text"),
+        ("text",), MAX_TEXT_BYTES,
     ),
 )  # fmt: skip

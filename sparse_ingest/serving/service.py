@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.models.encoder import SparseEncoder
@@ -118,10 +119,14 @@ class Service:
         return {"vectors": [dict(pairs) for pairs in vectors.decode()]}
 
     def document_encoder(self, target: Target) -> SparseEncoder:
-        """Return the encoder of a target's documents, which is built when it is first used."""
+        """Return the encoder of a target's documents, which is built when it is first used.
+
+        Texts above the model's limit are encoded in windows if those of a run were. An index does not store that.
+        """
         pipeline = target.model.pipeline
+        overflow: Literal["windows", "truncate"] = "windows" if target.has_windows else "truncate"
         with self._lock:
-            key = pipeline.model, pipeline.encode
+            key = pipeline.model, replace(pipeline.encode, overflow=overflow)
             return self._encoders.setdefault(key, SparseEncoder(Pipeline(*key)))
 
     def evaluation(self) -> Future[list[dict[str, float]]]:

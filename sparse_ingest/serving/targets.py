@@ -60,6 +60,11 @@ class RunTarget:
 
     known_model = model
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether long documents were encoded in windows."""
+        return self.run.manifest.identity.get("overflow") == "windows"
+
     def warm(self) -> None:
         """Build the query model, and read the run into memory if it fits."""
         self.model.encoder.encode_one(WARM)
@@ -160,6 +165,7 @@ class IndexTarget:
     """An index or alias with an engine; None: its own."""
 
     kind = "index"
+    has_windows = False
 
     def __init__(self, live: LiveIndex, name: str, engine: str | None = None) -> None:
         self.live, self.name, self._engine = live, name, engine
