@@ -65,7 +65,8 @@ from .searching.options import SearchOptions
 from .searching.pipelines import engine_of, token_keys
 from .searching.query import many_query_weights, query_weights
 from .searching.run_search import rank_run, search_run
-from .searching.search import SearchableIndex, SearchableRun, open_index, open_run
+from .searching.search import SearchableIndex, open_index, open_run
+from .searching.searchable_run import SearchableRun
 from .storage.places import place_of
 from .verification.options import VerifyOptions
 from .verification.verify import verify

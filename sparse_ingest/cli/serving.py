@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -18,14 +19,20 @@ if TYPE_CHECKING:
     from sparse_ingest.searching.search import SearchableIndex, SearchableRun
 
 FILE = click.Path(exists=True, dir_okay=False)
+EXISTING = click.Path(exists=True)
 
 
 @command()
 @click.option("--compare", metavar="NAME",
               help="Compare with another index or run folder, or an engine of the index, such as bm25")  # fmt: skip
+@click.option(
+    "--queries", type=EXISTING, metavar="F", help="Judged queries: file, or folder of a BEIR or MTEB collection"
+)
+@click.option("--qrels", type=EXISTING, metavar="F",
+              help="Relevance judgments: file or folder  [default: from --queries]")  # fmt: skip
 @stage_options(ServeOptions, port=click.IntRange(0, 65535), token_file=FILE)
 @target_options("Allow a model that differs from the model of the index or run")
-def serve(target: Target, compare: str | None, options: ServeOptions) -> None:
+def serve(target: Target, compare: str | None, options: ServeOptions, **judged: str | None) -> None:
     """Serve an index or a run folder over HTTP, with a search page at /.
 
     \b
@@ -35,15 +42,18 @@ def serve(target: Target, compare: str | None, options: ServeOptions) -> None:
 
     SIGTERM and Ctrl-C finish open requests and exit with 0.
     """
+    from sparse_ingest.runs.run import Run
     from sparse_ingest.serving.serve import serve as serve_target
 
-    with target.opened() as opened, TerminalReporter() as reporter:
-        serve_target(opened, _compared(target, compare), options=options, progress=reporter)
+    with contextlib.ExitStack() as stack:
+        opened, reporter = stack.enter_context(target.opened()), stack.enter_context(TerminalReporter())
+        other = _compared(target, compare)
+        if other is not None and not isinstance(other, str) and not isinstance(other, Run):
+            stack.enter_context(other)
+        serve_target(opened, other, options=options, progress=reporter, **judged)
 
 
 def _compared(target: Target, name: str | None) -> SearchableIndex | SearchableRun | str | None:
-    from typing import get_args
-
     from sparse_ingest.runs.files import has_manifest
     from sparse_ingest.searching.search import open_index, open_run
 

@@ -51,6 +51,12 @@ class Postings(NamedTuple):
         matching = np.flatnonzero(found)
         return matching, sums[matching].astype(np.float32)
 
+    def weight(self, token_id: int, row: int) -> float | None:
+        """Return the weight of a token in a row; None if the row lacks it."""
+        start, end = np.searchsorted(self.token_ids, np.array([token_id, token_id + 1], np.uint32))
+        place = start + np.searchsorted(self.rows[start:end], row)
+        return float(self.weights[place]) if place < end and self.rows[place] == row else None
+
 
 def query_token_mask(token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
     """Return for each token id whether the queries have it; the last place is for all larger ids."""

@@ -41,11 +41,17 @@ class ExactHits(NamedTuple):
 
 def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k: int) -> list[ExactHits]:
     """Return the k best rows for each query, by score, then by order of rows."""
-    best = [ExactHits([], np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     asked = query_token_mask(np.concatenate([np.empty(0, np.uint32), *(query.token_ids for query in queries)]))
+    return search_postings(((Postings.of(part, asked), part.doc_ids) for part in parts), queries, k)
+
+
+def search_postings(
+    parts: Iterable[tuple[Postings, Sequence[str]]], queries: Sequence[QueryVector], k: int
+) -> list[ExactHits]:
+    """Return what `search_exact` returns, for parts whose postings are known; each has the ids of its rows."""
+    best = [ExactHits([], np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     first_row = 0
-    for part in parts:
-        postings = Postings.of(part, asked)
+    for postings, doc_ids in parts:
         for number, query in enumerate(queries):
             rows, scores = postings.scores(query.token_ids, query.weights)
             held = best[number]
@@ -54,11 +60,11 @@ def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k:
                 rows, scores = rows[better], scores[better]
             kept = best_places(scores, k)
             all_scores = np.concatenate([held.scores, scores[kept]])
-            all_ids = held.doc_ids + [part.doc_ids[row] for row in rows[kept].tolist()]
+            all_ids = held.doc_ids + [doc_ids[row] for row in rows[kept].tolist()]
             all_positions = np.concatenate([held.positions, rows[kept] + first_row])
             order = best_places(all_scores, k)
             best[number] = ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
-        first_row += len(part.doc_ids)
+        first_row += postings.row_count
     return best
 
 

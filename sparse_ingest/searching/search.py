@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from itertools import tee
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -24,22 +23,15 @@ from sparse_ingest.pipeline import (
 )
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
-from sparse_ingest.runs.run import Run, RunLike
+from sparse_ingest.runs.run import RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
-from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_index, terms_in_run
+from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_index
 from sparse_ingest.searching.hits import Explanation, Hit, Ranked
-from sparse_ingest.searching.options import SearchOptions
-from sparse_ingest.searching.pipelines import (
-    document_vocabulary,
-    engine_of_index,
-    hybrid_settings,
-    pipeline_of_index,
-    pipeline_of_run,
-    refuse_hybrid,
-    remembered_model,
-)
+from sparse_ingest.searching.options import SearchOptions, for_one_document
+from sparse_ingest.searching.pipelines import document_vocabulary, engine_of_index, hybrid_settings, pipeline_of_index
 from sparse_ingest.searching.query import QueryModel
-from sparse_ingest.searching.run_search import explain_in_run, rank_run, search_run, why_empty_run
+from sparse_ingest.searching.searchable_run import NO_WEIGHTS
+from sparse_ingest.searching.searchable_run import SearchableRun as SearchableRun
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client, ConnectionLike
@@ -47,110 +39,6 @@ if TYPE_CHECKING:
     from sparse_ingest.cluster.search_bodies import Engine
     from sparse_ingest.records import Query
     from sparse_ingest.searching.batches import BatchedEncoder
-
-_NO_WEIGHTS = "The query has no weights."
-
-
-class SearchableRun(Run):
-    """A run that can be searched with its own model, or with the one that `pipeline` names."""
-
-    def __init__(
-        self,
-        run: Run,
-        given: Pipeline = Pipeline(),  # noqa: B008 - frozen
-        *,
-        force: bool = False,
-        reporter: Reporter = SILENT,
-    ) -> None:
-        super().__init__(run.path, run.manifest)
-        self._given, self._force, self._reporter = given, force, reporter
-
-    @cached_property
-    def pipeline(self) -> Pipeline:
-        """The pipeline of the run, changed by the given one."""
-        return pipeline_of_run(self._given, self, force=self._force)
-
-    @cached_property
-    def model(self) -> QueryModel:
-        """The model of the queries."""
-        return QueryModel(self.pipeline)
-
-    def query_weights(self, text: str) -> QueryWeights:
-        """Return the weights of a query by token string, heaviest first."""
-        return self.model.weights(text)
-
-    def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
-        """Search the finished shards exactly.
-
-        Args:
-            query: A text, or weights by token string.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10`.
-
-        Raises:
-            UsageError: an option needs a server.
-            RunError: the model differs from the run's.
-        """
-        chosen = self._options(options_from(SearchOptions, options, settings, "search"))
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        hits = search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
-        if not hits and self._reporter is not SILENT:
-            _note(self._reporter, self.why_empty(query))
-        return hits
-
-    def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
-        """Return why a search of the run finds nothing; `options` have no influence."""
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        if not weights:
-            return [self.model.why_unweighted(query)] if isinstance(query, str) else [_NO_WEIGHTS]
-        return why_empty_run(self, weights)
-
-    def rank(
-        self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
-    ) -> Iterator[Ranked]:
-        """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
-        chosen = self._options(options_from(SearchOptions, options, settings, "rank"))
-        return rank_run(self, self.model.many(queries), size=chosen.k, stored=chosen.stored)
-
-    def explain(
-        self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
-    ) -> Explanation:
-        """Return the rank and the score of one document, and why it is not among the first k hits.
-
-        Args:
-            query: A text, or weights by token string.
-            doc_id: The document.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10`.
-
-        Raises:
-            UsageError: an option needs a server.
-            RunError: the model differs from the run's.
-        """
-        chosen = _for_one(self._options(options_from(SearchOptions, options, settings, "explain")))
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
-
-    def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
-        """Return the terms of documents, heaviest first, with the contributions of a query if one is given.
-
-        Args:
-            *doc_ids: The documents. Only ids are read to find them, then a row group for each.
-            query: A text, or weights by token string.
-
-        Raises:
-            RunError: the finished shards lack a document, or the model of the query differs from the run's.
-        """
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        model = remembered_model(self._given.model, self.manifest.model)
-        return terms_in_run(self, doc_ids, TermReader(self.vocabulary(), model, weights))
-
-    def _options(self, options: SearchOptions) -> SearchOptions:
-        """Refuse options that would have no effect on a run."""
-        why = "needs a server, and a run is searched exactly without one"
-        refuse_options(options, ("filter", "allow_partial"), why)
-        refuse_hybrid(self._given.query, options, why)
-        return options
 
 
 class _Given(NamedTuple):
@@ -259,7 +147,7 @@ class SearchableIndex:
         chosen = options or SearchOptions()
         engine, text = self.engine_for(chosen), query if isinstance(query, str) else ""
         weights = self.query_weights(query) if isinstance(query, str) else query
-        unweighted = [] if weights else [self.model.why_unweighted(text) if text else _NO_WEIGHTS]
+        unweighted = [] if weights else [self.model.why_unweighted(text) if text else NO_WEIGHTS]
         if unweighted and not engine.hybrid:
             return unweighted
         try:
@@ -298,7 +186,7 @@ class SearchableIndex:
         from sparse_ingest.cluster.postings import PAGE
         from sparse_ingest.searching.explaining import explain_in_index
 
-        chosen = _for_one(_for_index(options_from(SearchOptions, options, settings, "explain")))
+        chosen = for_one_document(_for_index(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query
         client, window = self.client.allowing(chosen.allow_partial), self.index.setting("max_result_window")
         how: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
@@ -406,12 +294,6 @@ def _model_of(index: Index) -> object:
 def _note(reporter: Reporter, messages: Iterable[str]) -> None:
     for message in messages:
         reporter.note(message)
-
-
-def _for_one(options: SearchOptions) -> SearchOptions:
-    """Refuse options that would have no effect on the explanation of one document."""
-    refuse_options(options, ("collapse", "hybrid"), "cannot be combined with the explanation of one document")
-    return options
 
 
 def _for_index(options: SearchOptions) -> SearchOptions:

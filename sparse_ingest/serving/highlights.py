@@ -7,13 +7,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from sparse_ingest.models.encoder import SparseEncoder
-from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
+from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.searching.document_terms import TermReader
 from sparse_ingest.searching.pipelines import document_vocabulary
 from sparse_ingest.serving.inputs import required
 from sparse_ingest.serving.service import Service
-from sparse_ingest.serving.targets import RunTarget, weights_of
 
 MODELS = 4  # kept in memory
 
@@ -25,11 +23,10 @@ def highlights(service: Service, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     target = service.target_of(values)
     title, text = values.get("title") or "", required(values, "text")
-    tokens = values.get("tokens") or list(weights_of(target, required(values, "q")))
+    tokens = values.get("tokens") or list(service.weights_of(target, required(values, "q")))
     before = len(title) + 1 if title else 0
     spans = []
-    windows = isinstance(target, RunTarget) and target.run.manifest.identity.get("overflow") == "windows"
-    encoder = _documents(target.model.pipeline.model, windows)
+    encoder = service.document_encoder(target)
     for origin in encoder.origins(f"{title} {text}" if title else text, tokens):
         span: dict[str, Any] = {"token": origin.token, "field": None, "start": None, "end": None}
         if origin.start is not None and origin.end is not None:
@@ -43,14 +40,8 @@ def highlights(service: Service, values: Mapping[str, Any]) -> dict[str, Any]:
 def query_terms(service: Service, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the terms of a query as `show --text --as query` prints them: readable, expansions marked."""
     target, text = service.target_of(values), required(values, "q")
-    found = _reader(target.model.pipeline.model).read(None, weights_of(target, text), {"text": text})
+    found = _reader(target.model.pipeline.model).read(None, service.weights_of(target, text), {"text": text})
     return {"query": text, "terms": [term._asdict() for term in found.terms]}
-
-
-@lru_cache(MODELS)
-def _documents(model: ModelSettings, windows: bool) -> SparseEncoder:
-    """Return the encoder of documents. An index does not store `overflow`: then only the first window is read."""
-    return SparseEncoder(Pipeline(model, EncodeSettings(overflow="windows" if windows else "truncate")))
 
 
 @lru_cache(MODELS)

@@ -1,51 +1,59 @@
-"""The routes of the service: the method, path and keys of each, and the function that answers it."""
+"""The routes that answer with JSON: path, methods and keys of each, and the function that answers it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparse_ingest.serving.highlights import highlights, query_terms
-from sparse_ingest.serving.inputs import ASK_KEYS, MAX_BYTES, MAX_TEXT_BYTES
+from sparse_ingest.serving.inputs import ASK_KEYS, MAX_TEXT_BYTES
+from sparse_ingest.serving.openapi import Operation, openapi
 from sparse_ingest.serving.service import Service, Values
 
 
-class Operation(NamedTuple):
-    """A route that answers with JSON.
-
-    `example` has values that every service of the kind of target can answer, for /openapi.json. `needs` are required
-    keys.
-    """
-
-    path: str
-    methods: tuple[str, ...]
-    answer: Callable[[Service, Values], Any]
-    summary: str
-    keys: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    max_bytes: int = MAX_BYTES
+def _openapi(service: Service, _: Values) -> dict[str, Any]:
+    return openapi(service, OPERATIONS)
 
 
-OPERATIONS = (
+OPERATIONS: tuple[Operation, ...] = (
     Operation(
-        "/search", ("GET", "POST"), Service.search, "Search, with the terms of each score",
+        "/search", ("GET", "POST"), Service.search, "Search", "Search, with the terms of each score",
         ("target", *ASK_KEYS), ("q",),
     ),
     Operation(
-        "/explain", ("GET",), Service.explain, "The rank of one document, and why it is not a hit",
+        "/explain", ("GET",), Service.explain, "Explanation", "The rank of one document, and why it is not a hit",
         ("target", "id", *ASK_KEYS), ("q", "id"),
     ),
     Operation(
-        "/document", ("GET",), Service.document, "A document with its terms, and what each contributes to a query",
-        ("target", "id", "q"), ("id",),
+        "/document", ("GET",), Service.document, "Documents",
+        "A document with its terms, and what each contributes to the score for a query", ("target", "id", "q"), ("id",),
     ),
     Operation(
-        "/expansion", ("GET",), query_terms, "The terms of a query, and which of them it does not contain",
-        ("target", "q"), ("q",),
+        "/query", ("POST",), Service.body, "Body", "The body of a _search request, which any client can send",
+        ("target", *ASK_KEYS), ("q",),
     ),
     Operation(
-        "/highlights", ("POST",), highlights, "The characters of a document that gave terms their weights",
-        ("target", "q", "tokens", "title", "text"), ("text",), max_bytes=MAX_TEXT_BYTES,
+        "/encode", ("POST",), Service.encode, "Vectors", "The weights of texts, as documents or as queries",
+        ("target", "texts", "as"), ("texts",), MAX_TEXT_BYTES,
     ),
-    Operation("/targets", ("GET",), Service.targets_json, "What is served: indexes, run folders, engines, fields"),
+    Operation("/targets", ("GET",), Service.described, "Targets", "What is served, with engines and fields"),
+    Operation(
+        "/queries", ("GET",), Service.queries, "Queries", "Judged queries, with nDCG@10 in each target",
+        ("target", "order", "limit"), judged=True,
+    ),
+    Operation(
+        "/judgments", ("GET",), Service.judged, "Judgments", "The relevant documents of a query, and its nDCG@10",
+        ("q",), ("q",), judged=True,
+    ),
+    Operation(
+        "/openapi.json", ("GET",), _openapi, "Body", "This description",
+    ),
+    Operation(
+        "/expansion", ("GET",), query_terms, "Expansion",
+        "The terms of a query, and which of them it does not contain", ("target", "q"), ("q",),
+    ),
+    Operation(
+        "/highlights", ("POST",), highlights, "Highlights",
+        "The characters of a document that gave terms their weights", ("target", "q", "tokens", "title", "text"),
+        ("text",), MAX_TEXT_BYTES,
+    ),
 )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from sparse_ingest.pipeline import option
 
@@ -27,4 +29,15 @@ class ServeOptions:
         30.0, "Answer a request that takes longer with 504", range=(0, math.inf), metavar="SECONDS",
         flags="--time-limit",
     )  # fmt: skip
+    quoting: Literal["rfc4180", "none"] | None = option(
+        None, "Quoting of csv queries and qrels; none: quotes are ordinary characters  [default: rfc4180]"
+    )
     max_requests: int = option(128, "Answer further requests with 503 while N are in progress")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -2,81 +2,158 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
 
-from sparse_ingest.searching.search import SearchableIndex
+from sparse_ingest.errors import UsageError
+from sparse_ingest.models.encoder import SparseEncoder
+from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
+from sparse_ingest.queries.weight_table import QueryWeights, prune_query
 from sparse_ingest.serving.inputs import RefusedError, ask_of, required
-from sparse_ingest.serving.targets import Target, weights_of
+from sparse_ingest.serving.metrics import Metrics
+from sparse_ingest.serving.targets import Target
+
+if TYPE_CHECKING:
+    from sparse_ingest.serving.judgments import Judgments
 
 Values = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
 class Service:
-    """What is served."""
+    """What is served: targets, and judgments if there are any."""
 
-    targets: Sequence[Target]
+    def __init__(self, targets: Sequence[Target], judgments: Judgments | None = None) -> None:
+        self.targets, self.judgments = targets, judgments
+        self.metrics = Metrics(self._batches)
+        self._encoders: dict[tuple[ModelSettings, EncodeSettings], SparseEncoder] = {}
+        self._lock = Lock()
 
     def warm(self) -> None:
         """Build the query models, and encode a query with each."""
         for target in self.targets:
-            weights_of(target, "warm")
+            target.warm()
 
     def target_of(self, values: Values) -> Target:
         """Return the requested target. Raise `RefusedError` for an unknown one."""
+        return self.targets[self._place_of(values)]
+
+    def _place_of(self, values: Values) -> int:
         wanted = values.get("target") or "0"
         for place, target in enumerate(self.targets):
             if wanted in (target.name, str(place)):
-                return target
+                return place
         known = ", ".join(f"{place} ({target.name})" for place, target in enumerate(self.targets))
         raise RefusedError(400, f"There is no target {wanted!r}; known: {known}.")
+
+    def weights_of(self, target: Target, text: str) -> QueryWeights:
+        """Return the weights of a query. Raise `UsageError` if there is no text."""
+        if not text.strip():
+            raise UsageError("The query is empty. Give some words.")
+        model = target.model
+        with self.metrics.encode_seconds.time():
+            return prune_query(model.encoder.encode_one(text), model.pipeline.query)
 
     def search(self, values: Values) -> dict[str, Any]:
         """Return what `search --json` prints."""
         target, ask = self.target_of(values), ask_of(values)
-        weights = weights_of(target, ask.text)
-        hits = target.search(ask, weights)
+        weights = self.weights_of(target, ask.text)
+        with self.metrics.search_seconds.time():
+            hits = target.search(ask, weights)
         why = [] if hits else target.opened(ask.engine).why_empty(ask.text, ask.options)
         return {"query": weights, "hits": [hit.to_dict() for hit in hits], "why": why}
 
-    def targets_json(self, values: Values) -> dict[str, Any]:
+    def described(self, values: Values) -> dict[str, Any]:
         """Return the targets, with their engines and fields."""
-        shown = [
-            {
-                "name": target.name,
-                "kind": target.kind,
-                "documents": target.documents(),
-                "model": target.model.pipeline.model.document or target.model.pipeline.model.query,
-                "product": target.product,
-                "engine": target.engine,
-                "engines": list(target.engines),
-                "fields": target.fields(),
-            }
-            for target in self.targets
-        ]
+        shown = []
+        for target in self.targets:
+            model = target.model.pipeline.model
+            shown.append(
+                {
+                    "name": target.name,
+                    "kind": target.kind,
+                    "documents": target.documents(),
+                    "model": model.document or model.query,
+                    "product": target.product,
+                    "engine": target.engine,
+                    "engines": list(target.engines),
+                    "fields": target.fields(),
+                }
+            )
+        queries = len(self.judgments.texts) if self.judgments else None
         highlights = all(find_spec(name) for name in ("torch", "transformers"))
-        return {"targets": shown, "queries": None, "highlights": highlights, "version": version("sparse-ingest")}
+        return {"targets": shown, "queries": queries, "highlights": highlights, "version": version("sparse-ingest")}
 
     def document(self, values: Values) -> dict[str, Any]:
         """Return what `show --json` prints for a document."""
         target, doc_id, text = self.target_of(values), required(values, "id"), values.get("q")
-        weights = weights_of(target, text) if text else None
+        weights = self.weights_of(target, text) if text else None
         documents = target.opened(None).show(doc_id, query=weights)
         return {"query": text or None, "documents": [one.to_dict() for one in documents]}
 
     def explain(self, values: Values) -> dict[str, Any]:
         """Return what `search --doc ID --json` prints."""
         target, ask, doc_id = self.target_of(values), ask_of(values), required(values, "id")
-        weights = weights_of(target, ask.text)
+        weights = self.weights_of(target, ask.text)
         found = target.opened(ask.engine).explain(weights, doc_id, ask.options)
         return {"query": weights, "document": found.to_dict()}
 
+    def body(self, values: Values) -> dict[str, Any]:
+        """Return what `query` prints: a request body for `_search`."""
+        target, ask = self.target_of(values), ask_of(values)
+        return target.body(ask, self.weights_of(target, ask.text))
+
+    def encode(self, values: Values) -> dict[str, Any]:
+        """Return the weights of texts, as documents or as queries, heaviest first."""
+        target, texts = self.target_of(values), required(values, "texts")
+        model = target.model
+        if values["as"] == "query":
+            pruned = (prune_query(weights, model.pipeline.query) for weights in model.encoder.encode(texts))
+            return {"vectors": list(pruned)}
+        vectors = self.document_encoder(target).encode_document(texts)
+        return {"vectors": [dict(pairs) for pairs in vectors.decode()]}
+
+    def document_encoder(self, target: Target) -> SparseEncoder:
+        """Return the encoder of a target's documents, which is built when it is first used.
+
+        Texts above the model's limit are encoded in windows if those of a run were. An index does not store that.
+        """
+        pipeline = target.model.pipeline
+        overflow: Literal["windows", "truncate"] = "windows" if target.has_windows else "truncate"
+        with self._lock:
+            key = pipeline.model, replace(pipeline.encode, overflow=overflow)
+            return self._encoders.setdefault(key, SparseEncoder(Pipeline(*key)))
+
+    def evaluation(self) -> Future[list[dict[str, float]]]:
+        """Return the evaluation of the judged queries, which may still run."""
+        return self._judgments().values()
+
+    def judged(self, values: Values) -> dict[str, Any]:
+        """Return the relevant documents of a query, and its nDCG@10 in each target."""
+        text = required(values, "q")
+        return self._judgments().of(text, self._judgments().values().result())
+
+    def queries(self, values: Values) -> dict[str, Any]:
+        """Return judged queries with their nDCG@10 in each target."""
+        judgments, place = self._judgments(), self._place_of(values)
+        found = judgments.queries(judgments.values().result(), values["order"], values["limit"], place)
+        return {"queries": found}
+
+    def _judgments(self) -> Judgments:
+        if self.judgments is None:
+            raise RefusedError(404, "There are no relevance judgments. Start the service with --queries and --qrels.")
+        return self.judgments
+
+    def _batches(self) -> Counter[int]:
+        encoders = {id(target.known_model.encoder): target.known_model.encoder for target in self.targets}
+        return sum((encoder.batches for encoder in encoders.values()), Counter[int]())
+
     def close(self) -> None:
-        """Close the connections to clusters."""
+        """End the requests to clusters that are still running."""
         for target in self.targets:
-            if isinstance(opened := target.opened(None), SearchableIndex):
-                opened.close()
+            target.close()

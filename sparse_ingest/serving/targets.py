@@ -6,6 +6,8 @@ is called from several threads.
 
 from __future__ import annotations
 
+import copy
+import logging
 import time
 from dataclasses import replace
 from threading import Lock
@@ -13,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import QuerySettings
-from sparse_ingest.queries.weight_table import QueryWeights, prune_query
+from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.runs.shards import read_doc_ids
 from sparse_ingest.searching.bodies import body_of
 from sparse_ingest.searching.hits import Hit
+from sparse_ingest.searching.kept_run import MOST_BYTES, KeptRun
 from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.searching.pipelines import engine_of, hybrid_settings, refuse_hybrid
 from sparse_ingest.searching.search import SearchableIndex, SearchableRun
@@ -23,8 +27,10 @@ from sparse_ingest.searching.search import SearchableIndex, SearchableRun
 if TYPE_CHECKING:
     from sparse_ingest.searching.query import QueryModel
 
+logger = logging.getLogger(__name__)
 BM25 = "bm25"
-_CHECK_S = 1.0  # between looks at the UUID of an index
+WARM = "warm"
+_LOOK_S = 1.0  # between looks at the UUID and the mapping of an index
 
 
 class Ask(NamedTuple):
@@ -45,15 +51,43 @@ class RunTarget:
 
     def __init__(self, run: SearchableRun) -> None:
         self.run, self.name = run, str(run.path)
+        self._kept: KeptRun | None = None
 
     @property
     def model(self) -> QueryModel:
         """The model of the queries."""
         return self.run.model
 
+    known_model = model
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether long documents were encoded in windows."""
+        return self.run.manifest.identity.get("overflow") == "windows"
+
+    def warm(self) -> None:
+        """Build the query model, and read the run into memory if it fits."""
+        self.model.encoder.encode_one(WARM)
+        if self.run.complete() is None:
+            logger.warning("%s is incomplete: the shards that are finished now are searched.", self.run.path)
+        self._kept = KeptRun.read(self.run)
+        if self._kept is None:
+            logger.warning(
+                "%s needs more than %d MB of memory, so that its shards are read for every search. Load it into an "
+                "index for many searches.", self.run.path, MOST_BYTES >> 20,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Do nothing: a run has no connection."""
+
     def documents(self) -> int:
         """Return the number of documents."""
         return int(self.run.totals()["rows"])
+
+    def any_id(self) -> str | None:
+        """Return the id of a document; None if there is none."""
+        shards = self.run.done_shards()
+        return next(read_doc_ids(self.run.shard_path(shards[0])), (0, None))[1] if shards else None
 
     def fields(self) -> dict[str, str]:
         """Return no field: a run cannot be filtered."""
@@ -67,7 +101,10 @@ class RunTarget:
 
     def search(self, ask: Ask, weights: QueryWeights) -> list[Hit]:
         """Return the hits of a query with these weights."""
-        return self.opened(ask.engine).search(weights, ask.options)
+        run, chosen = self.opened(ask.engine), self.run.checked(ask.options)
+        if self._kept is None or chosen.stored or chosen.collapse:
+            return run.search(weights, chosen)
+        return self._kept.search(weights, chosen.k)
 
     def body(self, ask: Ask, weights: QueryWeights) -> dict[str, Any]:
         """Return the request body that searches an index of this run."""
@@ -75,6 +112,11 @@ class RunTarget:
         pipeline = self.run.pipeline
         engine = replace(engine_of(pipeline), hybrid=hybrid_settings(pipeline.query, ask.options))
         return body_of(ask.text, weights, engine, ask.options, {})[0]
+
+
+class _Opened(NamedTuple):
+    found: SearchableIndex
+    with_engines: dict[str, SearchableIndex]
 
 
 class LiveIndex:
@@ -85,9 +127,13 @@ class LiveIndex:
     """
 
     def __init__(self, index: SearchableIndex) -> None:
-        self._index = index
-        self._with_engines: dict[str, SearchableIndex] = {}
-        self._lock, self._checked_at = Lock(), time.monotonic()
+        self._state = _Opened(index, {})
+        self._looking, self._looked_at = Lock(), time.monotonic()
+
+    @property
+    def last(self) -> SearchableIndex:
+        """The index as it was at the last look."""
+        return self._state.found
 
     def current(self, engine: str | None = None) -> SearchableIndex:
         """Return the index as it is now, with this engine; None and BM25: with its own.
@@ -96,30 +142,30 @@ class LiveIndex:
             UsageError: the index has no such engine.
             ClusterError: the cluster does not answer, or has no such index.
         """
-        with self._lock:
-            if time.monotonic() - self._checked_at > _CHECK_S:
-                self._look_again()
-            index = self._index
-            if engine in (None, BM25, index.engine.name):
-                return index
-            if engine not in index.engines:
-                known = ", ".join((*index.engines, BM25))
-                raise UsageError(f"Index {index.name!r} has no engine {engine!r}; it has {known}.")
-            if engine not in self._with_engines:
-                self._with_engines[engine] = index.with_engine(engine)
-            return self._with_engines[engine]
-
-    def _look_again(self) -> None:
-        index = self._index.current()
-        if index is not self._index:
-            self._index, self._with_engines = index, {}
-        self._checked_at = time.monotonic()
+        # One thread looks; the others need not wait for a cluster that may be down.
+        if time.monotonic() - self._looked_at > _LOOK_S and self._looking.acquire(blocking=False):
+            try:
+                self._looked_at = time.monotonic()
+                if (index := self.last.current()) is not self.last:
+                    self._state = _Opened(index, {})
+            finally:
+                self._looking.release()
+        index, with_engines = self._state
+        if engine in (None, BM25, index.engine.name):
+            return index
+        if engine not in index.engines:
+            known = ", ".join((*index.engines, BM25))
+            raise UsageError(f"Index {index.name!r} has no engine {engine!r}; it has {known}.")
+        if engine not in with_engines:
+            with_engines[engine] = index.with_engine(engine)
+        return with_engines[engine]
 
 
 class IndexTarget:
     """An index or alias with an engine; None: its own."""
 
     kind = "index"
+    has_windows = False
 
     def __init__(self, live: LiveIndex, name: str, engine: str | None = None) -> None:
         self.live, self.name, self._engine = live, name, engine
@@ -128,6 +174,19 @@ class IndexTarget:
     def model(self) -> QueryModel:
         """The model of the queries."""
         return self.live.current().model
+
+    @property
+    def known_model(self) -> QueryModel:
+        """The model of the queries at the last request, for metrics: no request is sent."""
+        return self.live.last.model
+
+    def warm(self) -> None:
+        """Build the query model."""
+        self.model.encoder.encode_one(WARM)
+
+    def close(self) -> None:
+        """End the requests that are still running."""
+        self.live.last.client.waiting.end()
 
     @property
     def product(self) -> str:
@@ -151,6 +210,15 @@ class IndexTarget:
 
         index = self.live.current()
         return count_matching(index.client, path_of(index.name))
+
+    def any_id(self) -> str | None:
+        """Return the id of a document; None if there is none."""
+        from sparse_ingest.cluster.answers import Found
+        from sparse_ingest.cluster.client import path_of
+
+        index = self.live.current()
+        answer = index.client.search(path_of(index.name), {"size": 1, "_source": False}, expected=Found)
+        return next((str(hit["_id"]) for hit in answer["hits"]["hits"]), None)
 
     def fields(self) -> dict[str, str]:
         """Return the types of the fields that a filter may name."""
@@ -193,34 +261,35 @@ def _of_words(index: SearchableIndex, options: SearchOptions) -> dict[str, Any]:
 Target = RunTarget | IndexTarget
 
 
-def weights_of(target: Target, text: str) -> QueryWeights:
-    """Return the weights of a query. Raise `UsageError` if there is no text."""
-    if not text.strip():
-        raise UsageError("The query is empty. Give some words.")
-    model = target.model
-    return prune_query(model.encoder.encode_one(text), model.pipeline.query)
-
-
 def targets_of(
-    first: SearchableIndex | SearchableRun, other: SearchableIndex | SearchableRun | str | None
+    first: SearchableIndex | SearchableRun, other: SearchableIndex | SearchableRun | str | None, time_limit_s: float
 ) -> list[Target]:
     """Return the served targets: the first one, and that of a comparison, which may be an engine of the first.
+
+    Requests to a cluster end after `time_limit_s`. Targets with the same model share its encoder.
 
     Raises:
         UsageError: the first target has no such engine.
     """
-    targets = [_target_of(first)]
+    targets = [_target_of(first, time_limit_s)]
     if isinstance(other, str):
         if not isinstance(targets[0], IndexTarget):
             raise UsageError(f"{other!r} is an engine of an index, but a run is served. Compare it with another run.")
         targets[0].opened(other)
         targets.append(IndexTarget(targets[0].live, other, other))
     elif other is not None:
-        targets.append(_target_of(other))
+        targets.append(_target_of(other, time_limit_s))
+    first_model, last_model = targets[0].known_model, targets[-1].known_model
+    if first_model.pipeline.model == last_model.pipeline.model:
+        last_model.encoder = first_model.encoder
     if len({target.name for target in targets}) < len(targets):
         raise UsageError(f"{targets[0].name!r} is compared with itself. Name another one, or an engine.")
     return targets
 
 
-def _target_of(opened: SearchableIndex | SearchableRun) -> Target:
-    return RunTarget(opened) if isinstance(opened, SearchableRun) else IndexTarget(LiveIndex(opened), opened.name)
+def _target_of(opened: SearchableIndex | SearchableRun, time_limit_s: float) -> Target:
+    if isinstance(opened, SearchableRun):
+        return RunTarget(opened)
+    limited = copy.copy(opened)
+    limited.client = opened.client.within(time_limit_s)
+    return IndexTarget(LiveIndex(limited), opened.name)

@@ -6,7 +6,9 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
+from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -18,17 +20,22 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sparse_ingest.errors import shown
 from sparse_ingest.reporting import NOTE
 from sparse_ingest.serving.failures import failure_of
-from sparse_ingest.serving.inputs import MAX_BYTES, RefusedError, from_address, from_body
-from sparse_ingest.serving.operations import OPERATIONS, Operation
-from sparse_ingest.serving.options import ServeOptions
+from sparse_ingest.serving.inputs import MAX_BYTES, RefusedError, from_address, from_body, required
+from sparse_ingest.serving.metrics import Metrics
+from sparse_ingest.serving.openapi import Operation
+from sparse_ingest.serving.operations import OPERATIONS
+from sparse_ingest.serving.options import ServeOptions, is_loopback
 from sparse_ingest.serving.page import page_policy
 from sparse_ingest.serving.service import Service
 from sparse_ingest.serving.work import Work
 
 logger = logging.getLogger(__name__)
 OPEN_PATHS = ("/", "/healthz")  # need no token
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_PATH_CHARACTERS = 200  # of a path in the log
 _CLOSED = 499  # logged if the client closed the connection
 _HEADERS = {
     "cache-control": "no-store",
@@ -53,8 +60,10 @@ def application(service: Service, options: ServeOptions, token: str | None = Non
     """Return the application that answers from a service. With a token, requests need it, except / and /healthz."""
     work = Work(options.max_requests)
     routes = [Route(one.path, partial(_answer, service, work, one), methods=one.methods) for one in OPERATIONS]
-    routes += [Route("/", _page(), methods=("GET",)), Route("/healthz", _health, methods=("GET",))]
-    return Guard(Router(routes, redirect_slashes=False), options.time_limit_s, token)
+    plain = {"/": _page(), "/healthz": _health, "/metrics": partial(_metrics, service.metrics)}
+    routes += [Route(path, endpoint, methods=("GET",)) for path, endpoint in plain.items()]
+    router = Router(routes, redirect_slashes=False)
+    return Guard(router, {route.path for route in routes}, service.metrics, options, token)
 
 
 async def _answer(service: Service, work: Work, operation: Operation, request: Request) -> Response:
@@ -63,6 +72,12 @@ async def _answer(service: Service, work: Work, operation: Operation, request: R
         values = from_body(await _body(request, operation.max_bytes), keys)
     else:
         values = from_address(request.scope["query_string"], keys)
+    for name in operation.needs:
+        required(values, name)
+    if operation.judged:
+        values_of_queries = await work.do(service.evaluation)
+        # Not in a thread: many requests may wait. The evaluation goes on if one of them gives up.
+        await asyncio.shield(asyncio.wrap_future(values_of_queries))
     return json_response(await work.do(partial(operation.answer, service, values)))
 
 
@@ -85,6 +100,10 @@ def _page() -> Any:
     return page
 
 
+async def _metrics(metrics: Metrics, _: Request) -> Response:
+    return Response(metrics.text(), media_type=metrics.content_type)
+
+
 async def _health(_: Request) -> Response:
     return json_response({"status": "ok"})
 
@@ -95,9 +114,15 @@ class Guard:
     The line has no query string and no header: they have texts of users, and the token.
     """
 
-    def __init__(self, app: ASGIApp, time_limit_s: float, token: str | None) -> None:
-        self._app, self._time_limit_s = app, time_limit_s
+    def __init__(
+        self, app: ASGIApp, paths: set[str], metrics: Metrics, options: ServeOptions, token: str | None
+    ) -> None:
+        self._app, self._paths, self._metrics = app, paths, metrics
+        self._time_limit_s = options.time_limit_s
         self._token = token.encode() if token is not None else None
+        # A page of another site could have its own name resolved to 127.0.0.1, and read what is served there.
+        only_local = token is None and is_loopback(options.host)
+        self._hosts = {options.host.strip("[]"), *_LOCAL_HOSTS} if only_local else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -115,6 +140,7 @@ class Guard:
             await send(message)
 
         scope["app"] = self  # so that the router raises for unknown paths
+        self._metrics.in_progress.inc()
         try:
             async with asyncio.timeout(self._time_limit_s):
                 self._check(scope)
@@ -125,16 +151,31 @@ class Guard:
             if not status:
                 await self._failure(error)(scope, receive, sending)
         finally:
-            ms = 1000 * (time.perf_counter() - began)
-            logger.log(NOTE, "%s %s %d %.1f ms", scope["method"], scope["path"], status, ms)
+            self._finish(scope, status, time.perf_counter() - began)
+
+    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope["path"] if scope["path"] in self._paths else "other"
+        self._metrics.in_progress.dec()
+        self._metrics.requests.labels(route, status).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+        path = scope["raw_path"].decode("ascii", "backslashreplace")[:_PATH_CHARACTERS]
+        logger.log(NOTE, "%sZ %s %s %d %.1f ms", now, scope["method"], path, status, 1000 * seconds)
 
     def _check(self, scope: Scope) -> None:
         if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_BYTES:
             raise RefusedError(414, f"The address has more than {MAX_BYTES:,} bytes. Send the query with POST.")
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("ascii", "replace")
+        if self._hosts is not None and re.sub(r":\d*$", "", host).strip("[]").lower() not in self._hosts:
+            raise RefusedError(
+                403,
+                f"The Host header is {shown(host)}. A service on a loopback address without a token answers only "
+                "to localhost and 127.0.0.1: send one of them as Host, or start the service with a token.",
+            )
         if self._token is None or scope["path"] in OPEN_PATHS:
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, token = given.partition(b" ")
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
             raise RefusedError(401, "This service needs a token. Send the header Authorization: Bearer TOKEN.")
 
@@ -142,8 +183,9 @@ class Guard:
         if isinstance(error, TimeoutError):
             error = RefusedError(504, f"The request took longer than {self._time_limit_s:g} s, the time limit.")
         if isinstance(error, HTTPException):
-            words = {404: "There is no such path; see /openapi.json.", 405: "This path has no such method."}
+            headers = dict(error.headers or {})
+            words = {404: "There is no such path. See /openapi.json.", 405: f"Use {headers.get('Allow')} here."}
             content = {"type": "RefusedError", "message": words.get(error.status_code, error.detail)}
-            return json_response({"error": content}, error.status_code, **dict(error.headers or {}))
+            return json_response({"error": content}, error.status_code, **headers)
         failure = failure_of(error)
         return json_response(failure.content(), failure.status, **failure.headers)
