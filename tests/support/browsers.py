@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from support.deadlines import until
 from support.forked import start
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+HANGING_MS = 120_000  # only a guard against hanging
 WIDTHS = {"desktop": (1440, 1000), "phone": (390, 844)}
 
 
@@ -31,6 +32,7 @@ def browsing() -> Iterator[Browser]:
     # The sandbox of Chromium refuses root.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
+        expect.set_options(timeout=HANGING_MS)
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
@@ -64,7 +66,7 @@ def visiting(browser: Browser, url: str, width: str = "desktop", scheme: str = "
     """Open a new page at an address; afterwards assert that it had no error and asked no other host."""
     across, down = WIDTHS[width]
     context = browser.new_context(viewport={"width": across, "height": down}, color_scheme=scheme)  # type: ignore[arg-type]
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(HANGING_MS)
     visit = Visit(context.new_page(), f"{width}-{scheme}")
     visit.page.goto(url)
     yield visit
