@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-from sparse_ingest.errors import ClusterError, MissingExtraError, SparseIngestError, StorageError, UsageError
+from sparse_ingest.errors import (
+    ClusterError,
+    DocumentNotFoundError,
+    MissingExtraError,
+    SparseIngestError,
+    StorageError,
+    UsageError,
+)
 from sparse_ingest.serving.inputs import RefusedError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +56,8 @@ def _status_of(error: SparseIngestError) -> int:
         return 400
     if isinstance(error, MissingExtraError):
         return 501
+    if isinstance(error, DocumentNotFoundError):
+        return 404
     if isinstance(error, TimedOutError):
         return 504
     if isinstance(error, UnreachableError | StorageError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sparse_ingest.pipeline import option
@@ -22,7 +23,7 @@ class ServeOptions:
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 is every address of this machine", metavar="ADDRESS")
     port: int = option(8080, "Port to listen on")
-    token_file: str | None = option(
+    token_file: Path | str | None = option(
         None, f"File with a bearer token that requests must have; or set {TOKEN_VARIABLE}", metavar="FILE"
     )
     time_limit_s: float = option(

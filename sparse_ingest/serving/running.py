@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import socket
@@ -41,6 +42,8 @@ class _Server(uvicorn.Server):
 
 def run(service: Service, options: ServeOptions, token: str | None, reporter: Reporter) -> None:
     """Serve until SIGTERM or SIGINT, then finish open requests. Raise `UsageError` if the port cannot be used."""
+    # Its warnings have words of queries, which are not for a log.
+    logging.getLogger("sparse_ingest.searching").setLevel(logging.ERROR)
     with listening(options) as listener:
         config = uvicorn.Config(
             application(service, options, token),

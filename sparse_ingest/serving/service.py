@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -11,7 +12,8 @@ from importlib.util import find_spec
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparse_ingest.errors import UsageError
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.errors import SparseIngestError, UsageError
 from sparse_ingest.models.encoder import SparseEncoder
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, prune_query
@@ -65,7 +67,7 @@ class Service:
         weights = self.weights_of(target, ask.text)
         with self.metrics.search_seconds.time():
             hits = target.search(ask, weights)
-        why = [] if hits else target.opened(ask.engine).why_empty(ask.text, ask.options)
+        why = [] if hits else target.why_empty(ask)
         return {"query": weights, "hits": [hit.to_dict() for hit in hits], "why": why}
 
     def described(self, values: Values) -> dict[str, Any]:
@@ -86,8 +88,16 @@ class Service:
                 }
             )
         queries = len(self.judgments.texts) if self.judgments else None
-        highlights = all(find_spec(name) for name in ("torch", "transformers"))
+        highlights = all(map(self._encodes_documents, self.targets))
         return {"targets": shown, "queries": queries, "highlights": highlights, "version": version("sparse-ingest")}
+
+    def _encodes_documents(self, target: Target) -> bool:
+        model = target.model.pipeline.model
+        if not (model.document and all(find_spec(name) for name in ("torch", "transformers"))):
+            return False
+        with contextlib.suppress(SparseIngestError):
+            return read_checkpoint(model.document, model.revision, code=model.trust_remote_code).encodes_documents
+        return False
 
     def document(self, values: Values) -> dict[str, Any]:
         """Return what `show --json` prints for a document."""
@@ -100,7 +110,7 @@ class Service:
         """Return what `search --doc ID --json` prints."""
         target, ask, doc_id = self.target_of(values), ask_of(values), required(values, "id")
         weights = self.weights_of(target, ask.text)
-        found = target.opened(ask.engine).explain(weights, doc_id, ask.options)
+        found = target.explain(ask, weights, doc_id)
         return {"query": weights, "document": found.to_dict()}
 
     def body(self, values: Values) -> dict[str, Any]:
@@ -124,6 +134,10 @@ class Service:
         Texts above the model's limit are encoded in windows if those of a run were. An index does not store that.
         """
         pipeline = target.model.pipeline
+        if not self._encodes_documents(target):
+            raise RefusedError(
+                501, f"{target.name} has no model that encodes documents here, or torch and transformers are missing."
+            )
         overflow: Literal["windows", "truncate"] = "windows" if target.has_windows else "truncate"
         with self._lock:
             key = pipeline.model, replace(pipeline.encode, overflow=overflow)

@@ -18,7 +18,7 @@ from sparse_ingest.pipeline import QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.shards import read_doc_ids
 from sparse_ingest.searching.bodies import body_of
-from sparse_ingest.searching.hits import Hit
+from sparse_ingest.searching.hits import Explanation, Hit
 from sparse_ingest.searching.kept_run import MOST_BYTES, KeptRun
 from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.searching.pipelines import engine_of, hybrid_settings, refuse_hybrid
@@ -105,6 +105,14 @@ class RunTarget:
         if self._kept is None or chosen.stored or chosen.collapse:
             return run.search(weights, chosen)
         return self._kept.search(weights, chosen.k)
+
+    def why_empty(self, ask: Ask) -> list[str]:
+        """Return why a search finds nothing."""
+        return self.run.why_empty(ask.text, ask.options)
+
+    def explain(self, ask: Ask, weights: QueryWeights, doc_id: str) -> Explanation:
+        """Return the rank of one document, and why it is not a hit."""
+        return self.opened(ask.engine).explain(weights, doc_id, ask.options)
 
     def body(self, ask: Ask, weights: QueryWeights) -> dict[str, Any]:
         """Return the request body that searches an index of this run."""
@@ -237,17 +245,33 @@ class IndexTarget:
         from sparse_ingest.searching.index_search import search_words
 
         index, chosen = self.opened(ask.engine), ask.options
-        if (ask.engine or self._engine) != BM25:
+        if not self._is_of_words(ask):
             return index.search_weighted(ask.text, weights, chosen)
         client, how = index.client.allowing(chosen.allow_partial), _of_words(index, chosen)
         return search_words(client, index.name, ask.text, known=index.index.mappings, **how)
+
+    def why_empty(self, ask: Ask) -> list[str]:
+        """Return why a search finds nothing, as far as the server and the vocabulary show it."""
+        if not self._is_of_words(ask):
+            return self.opened(ask.engine).why_empty(ask.text, ask.options)
+        filtered = " of the documents that the filter matches" if ask.options.filter else ""
+        return [f"BM25 finds no word of the query in titles and texts{filtered}."]
+
+    def explain(self, ask: Ask, weights: QueryWeights, doc_id: str) -> Explanation:
+        """Return the rank of one document, and why it is not a hit. Raise `UsageError` for BM25."""
+        if self._is_of_words(ask):
+            raise UsageError("BM25 has no terms to explain a rank with. Pass another target or engine.")
+        return self.opened(ask.engine).explain(weights, doc_id, ask.options)
+
+    def _is_of_words(self, ask: Ask) -> bool:
+        return (ask.engine or self._engine) == BM25
 
     def body(self, ask: Ask, weights: QueryWeights) -> dict[str, Any]:
         """Return the request body that searches the index."""
         from sparse_ingest.cluster.hybrid_bodies import bm25_body
 
         index = self.opened(ask.engine)
-        if (ask.engine or self._engine) == BM25:
+        if self._is_of_words(ask):
             return bm25_body(ask.text, **_of_words(index, ask.options))
         return body_of(ask.text, weights, index.engine_for(ask.options), ask.options, {})[0]
 
