@@ -63,7 +63,11 @@ class Passage(NamedTuple):
 @command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo-run"), show_default=True,
               help="Folder for the corpus and the run folder")  # fmt: skip
-@click.option("--keep-server", is_flag=True, help="Leave the server running and, without --json, serve the search page until Ctrl-C")
+@click.option(
+    "--keep-server",
+    is_flag=True,
+    help="Leave the server running and, without --json, serve the search page until Ctrl-C",
+)
 @json_option
 def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
     """Encode, load, verify and search the help topics of Python's language reference.

@@ -10,15 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from pydoc_data.topics import topics
 from urllib.parse import parse_qs, quote, urlsplit
-from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
-from support.browsers import Visit, browsing, served, visiting
+from support.browsers import Visit, browsing, visiting
 from support.checkpoints import PACKAGED
+from support.services import Served, served
 
 from sparse_ingest.cli.demo import passages
 from sparse_ingest.cluster.client import Client
@@ -54,7 +53,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def url(browser: Browser, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service(browser: Browser, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service of an index, compared with BM25, with two judged queries."""
     folder, index = tmp_path_factory.mktemp("page"), f"sparse-ingest-test-{secrets.token_hex(6)}"
     queries = [{"_id": "q1", "text": QUESTION}, {"_id": "q2", "text": "raise an exception"}]
@@ -64,17 +63,21 @@ def url(browser: Browser, client: Client, tmp_path_factory: pytest.TempPathFacto
     load(run, index=index, url=client.address)
     judged = ("--queries", folder / "queries.jsonl", "--qrels", folder / "qrels.tsv")
     try:
-        with served(folder, "--index", index, "--url", client.address, "--compare", "bm25", *judged) as url:
-            yield url
+        with served("--index", index, "--url", client.address, "--compare", "bm25", *judged) as service:
+            yield service
     finally:
         client.call("DELETE", f"/{index}")
 
 
+def address_of(service: Served) -> str:
+    return f"http://127.0.0.1:{service.port}/"
+
+
 @contextmanager
-def searching(browser: Browser, url: str, query: str = QUESTION, *case: str, **values: str) -> Iterator[Visit]:
+def searching(browser: Browser, service: Served, query: str = QUESTION, *case: str, **values: str) -> Iterator[Visit]:
     """Open the page with the results of a query."""
     more = "".join(f"&{name}={quote(value)}" for name, value in values.items())
-    with visiting(browser, f"{url}?q={quote(query)}{more}", *case) as visit:
+    with visiting(browser, f"{address_of(service)}?q={quote(query)}{more}", *case) as visit:
         settled(visit.page)
         yield visit
 
@@ -92,18 +95,14 @@ def ids(answer: dict) -> list[str]:
     return [hit["id"] for hit in answer["hits"]]
 
 
-def asked(url: str, path: str, **values: object) -> dict:
-    return json.load(urlopen(f"{url}{path}?" + "&".join(f"{name}={quote(str(value))}" for name, value in values.items())))
-
-
-def test_a_typed_query_shows_the_hits_of_the_service_and_what_the_query_became(browser: Browser, url: str) -> None:
-    with visiting(browser, url) as visit:
+def test_a_query_shows_the_hits_of_the_service_and_what_it_became(browser: Browser, service: Served) -> None:
+    with visiting(browser, address_of(service)) as visit:
         page = visit.page
         visit.screenshot("start")
         page.get_by_role("searchbox").fill(QUESTION)
         page.keyboard.press("Enter")
         settled(page)
-        answer = asked(url, "search", q=QUESTION)
+        answer = service.get("/search", q=QUESTION)
         assert hits(page) == ids(answer)
         expect(page.get_by_role("status").first).to_contain_text(f"{len(answer['hits'])} results")
         words = page.locator(".words li:not(.more)").all_inner_texts()
@@ -117,9 +116,9 @@ def test_a_typed_query_shows_the_hits_of_the_service_and_what_the_query_became(b
         visit.screenshot("results")
 
 
-def test_the_terms_of_a_score_are_shown_with_the_words_that_they_come_from(browser: Browser, url: str) -> None:
-    best = asked(url, "search", q=QUESTION)["hits"][0]
-    with searching(browser, url) as visit:
+def test_the_terms_of_a_score_are_shown_with_the_words_that_they_come_from(browser: Browser, service: Served) -> None:
+    best = service.get("/search", q=QUESTION)["hits"][0]
+    with searching(browser, service) as visit:
         first = visit.page.locator(".hit").first
         first.locator("summary").click()
         table = [row.split("\t") for row in first.locator("tbody tr").all_inner_texts()]
@@ -133,8 +132,8 @@ def test_the_terms_of_a_score_are_shown_with_the_words_that_they_come_from(brows
         visit.screenshot("terms")
 
 
-def test_filters_are_typed_shown_as_chips_and_kept_in_the_address(browser: Browser, url: str) -> None:
-    with searching(browser, url) as visit:
+def test_filters_are_typed_shown_as_chips_and_kept_in_the_address(browser: Browser, service: Served) -> None:
+    with searching(browser, service) as visit:
         page = visit.page
         page.get_by_role("button", name="Filters").click()
         page.get_by_label("topic, value").fill("try")
@@ -152,7 +151,7 @@ def test_filters_are_typed_shown_as_chips_and_kept_in_the_address(browser: Brows
             "words: from 20", "example: false", "updated: to 2026-11-30", "topic: try", "topic: with",
         }  # fmt: skip
         chosen = json.loads(parse_qs(urlsplit(page.url).query)["filter"][0])
-        found = asked(url, "search", q=QUESTION, filter=json.dumps(chosen))
+        found = service.get("/search", q=QUESTION, filter=json.dumps(chosen))
         assert hits(page) == ids(found) and found["hits"]
         for hit in found["hits"]:
             fields = hit["fields"]
@@ -162,9 +161,9 @@ def test_filters_are_typed_shown_as_chips_and_kept_in_the_address(browser: Brows
         assert {hit.partition("#")[0] for hit in hits(page)} == {"with"}
 
 
-def test_two_rankings_are_shown_side_by_side_with_rank_changes(browser: Browser, url: str) -> None:
-    sparse, words = (ids(asked(url, "search", q=QUESTION, engine=engine)) for engine in ("exact", "bm25"))
-    with searching(browser, url) as visit:
+def test_two_rankings_are_shown_side_by_side_with_rank_changes(browser: Browser, service: Served) -> None:
+    sparse, words = (ids(service.get("/search", q=QUESTION, engine=engine)) for engine in ("exact", "bm25"))
+    with searching(browser, service) as visit:
         page = visit.page
         page.get_by_label("Compare with").select_option("BM25")
         settled(page)
@@ -178,32 +177,32 @@ def test_two_rankings_are_shown_side_by_side_with_rank_changes(browser: Browser,
         visit.screenshot("compare")
 
 
-def test_judged_documents_are_marked_and_missed_ones_explained(browser: Browser, url: str) -> None:
-    judged = asked(url, "judgments", q=QUESTION)
+def test_judged_documents_are_marked_and_missed_ones_explained(browser: Browser, service: Served) -> None:
+    judged = service.get("/judgments", q=QUESTION)
     value = judged["targets"][0]["ndcg@10"]
-    with searching(browser, url) as visit:
+    with searching(browser, service) as visit:
         page = visit.page
         expect(page.locator(".measure")).to_have_text(f"nDCG@10 {value:.3f}")
         marked = page.locator(".hit", has=page.get_by_text("✓ relevant"))
         found = {doc_id: grade for doc_id, grade in judged["relevant"].items() if doc_id in hits(page)}
         assert marked.count() == len(found) > 0
         expect(marked.first).to_contain_text(f"grade {found[hits(marked.first)[0]]}")
-        missed = asked(url, "explain", q=QUESTION, id="with#1")["document"]
+        missed = service.get("/explain", q=QUESTION, id="with#1")["document"]
         expect(page.locator(".missed li")).to_contain_text(f"Rank {missed['rank']} of {missed['matching']}")
         visit.screenshot("judged")
-        order = [query["text"] for query in asked(url, "queries", order="worst")["queries"]]
+        order = [query["text"] for query in service.get("/queries", order="worst")["queries"]]
         page.get_by_role("button", name="Next worst query").click()
         expect(page.get_by_role("searchbox")).to_have_value(order[(order.index(QUESTION) + 1) % len(order)])
-        page.goto(url)
+        page.goto(address_of(service))
         expect(page.locator(".queries a")).to_have_text(order)
 
 
-def test_a_document_has_an_address_and_shows_all_of_its_terms(browser: Browser, url: str) -> None:
-    with searching(browser, url) as visit:
+def test_a_document_has_an_address_and_shows_all_of_its_terms(browser: Browser, service: Served) -> None:
+    with searching(browser, service) as visit:
         page = visit.page
         page.get_by_role("link", name="The break statement").click()
         dialog = page.get_by_role("dialog")
-        shown = asked(url, "document", id="break#1", q=QUESTION)["documents"][0]
+        shown = service.get("/document", id="break#1", q=QUESTION)["documents"][0]
         expect(dialog.locator(".terms li")).to_have_count(len(shown["terms"]))
         expect(dialog).to_contain_text("topic")
         assert "doc=break%231" in page.url
@@ -216,8 +215,8 @@ def test_a_document_has_an_address_and_shows_all_of_its_terms(browser: Browser, 
         expect(dialog).to_be_visible()
 
 
-def test_back_and_forward_return_to_earlier_searches(browser: Browser, url: str) -> None:
-    with searching(browser, url) as visit:
+def test_back_and_forward_return_to_earlier_searches(browser: Browser, service: Served) -> None:
+    with searching(browser, service) as visit:
         page, before = visit.page, hits(visit.page)
         page.get_by_role("searchbox").fill("raise an exception")
         page.keyboard.press("Enter")
@@ -242,10 +241,10 @@ def copied(page: Page, name: str) -> str:
     return page.locator("#copied").inner_text()
 
 
-def test_copies_run_and_give_the_hits_that_are_shown(browser: Browser, url: str, client: Client) -> None:
+def test_copies_run_and_give_the_hits_that_are_shown(browser: Browser, service: Served, client: Client) -> None:
     environment = os.environ | {"SPARSE_INGEST_URL": client.address, "NO_PROXY": "*"}
-    query = "what's \"raised\" by $HOME `id` \\ in a try"
-    with searching(browser, url, query, filter='{"term":{"topic":"try"}}') as visit:
+    query = 'what\'s "raised" by $HOME `id` \\ in a try'
+    with searching(browser, service, query, filter='{"term":{"topic":"try"}}') as visit:
         page = visit.page
         page.get_by_role("button", name="Copy as").click()
         commands = [copied(page, "curl, this service"), copied(page, "curl, the cluster")]
@@ -262,8 +261,8 @@ def test_copies_run_and_give_the_hits_that_are_shown(browser: Browser, url: str,
         assert [line.split(" ")[2] for line in printed.splitlines()] == hits(page)
 
 
-def test_everything_can_be_done_with_the_keyboard(browser: Browser, url: str) -> None:
-    with searching(browser, url) as visit:
+def test_everything_can_be_done_with_the_keyboard(browser: Browser, service: Served) -> None:
+    with searching(browser, service) as visit:
         page, press = visit.page, visit.page.keyboard.press
         press("Tab")
         expect(page.get_by_role("link", name="Skip to the results")).to_be_focused()
@@ -290,8 +289,8 @@ def test_everything_can_be_done_with_the_keyboard(browser: Browser, url: str) ->
         expect(titles.nth(0)).to_be_focused()
 
 
-def test_markup_in_titles_texts_and_ids_is_shown_as_text(browser: Browser, url: str) -> None:
-    with searching(browser, url, "<img src=x onerror=alert(4)> zebra", compare="bm25") as visit:
+def test_markup_in_titles_texts_and_ids_is_shown_as_text(browser: Browser, service: Served) -> None:
+    with searching(browser, service, "<img src=x onerror=alert(4)> zebra", compare="bm25") as visit:
         page = visit.page
         first = page.locator(".hit").first
         assert hits(first) == [HOSTILE["_id"]]
@@ -300,26 +299,26 @@ def test_markup_in_titles_texts_and_ids_is_shown_as_text(browser: Browser, url: 
         assert "zebra" in marks  # the emoji before it are two units of UTF-16
         first.locator("h3 a").click()
         dialog = page.get_by_role("dialog")
-        expect(dialog.locator(".text")).to_have_text(re.compile(re.escape('<img src=x onerror="alert(\'text\')">')))
+        expect(dialog.locator(".text")).to_have_text(re.compile(re.escape("<img src=x onerror=\"alert('text')\">")))
         expect(dialog).to_contain_text("<i>topic</i>")
         assert page.locator("img").count() == 0 and page.locator("script").count() == 1
         visit.screenshot("hostile")
 
 
-def test_errors_of_the_service_and_empty_results_are_explained(browser: Browser, url: str) -> None:
-    with searching(browser, url, filter='{"term":{"nope":1}}') as visit:
+def test_errors_of_the_service_and_empty_results_are_explained(browser: Browser, service: Served) -> None:
+    with searching(browser, service, filter='{"term":{"nope":1}}') as visit:
         expect(visit.page.get_by_role("alert").filter(has_text="nope")).to_contain_text("does not map the field 'nope'")
         visit.errors.clear()  # the console reports the status 400
-    with searching(browser, url, filter='{"term":{"topic":"no such topic"}}') as visit:
-        why = asked(url, "search", q=QUESTION, filter='{"term":{"topic":"no such topic"}}')["why"]
+    with searching(browser, service, filter='{"term":{"topic":"no such topic"}}') as visit:
+        why = service.get("/search", q=QUESTION, filter='{"term":{"topic":"no such topic"}}')["why"]
         for line in why:
             expect(visit.page.locator(".empty")).to_contain_text(line)
         assert why
         visit.screenshot("empty")
 
 
-def test_without_highlights_of_the_service_matching_words_are_marked(browser: Browser, url: str) -> None:
-    with visiting(browser, url) as visit:
+def test_without_highlights_of_the_service_matching_words_are_marked(browser: Browser, service: Served) -> None:
+    with visiting(browser, address_of(service)) as visit:
         page = visit.page
         page.route("**/highlights", lambda route: route.fulfill(status=501, json={}))
         page.get_by_role("searchbox").fill(QUESTION)
@@ -330,8 +329,10 @@ def test_without_highlights_of_the_service_matching_words_are_marked(browser: Br
 
 
 @pytest.mark.parametrize(("width", "scheme"), CASES)
-def test_every_state_is_accessible(browser: Browser, url: str, width: str, scheme: str) -> None:
-    with searching(browser, url, QUESTION, width, scheme, compare="1", filter='{"range":{"words":{"gte":5}}}') as visit:
+def test_every_state_is_accessible(browser: Browser, service: Served, width: str, scheme: str) -> None:
+    with searching(
+        browser, service, QUESTION, width, scheme, compare="1", filter='{"range":{"words":{"gte":5}}}'
+    ) as visit:
         page = visit.page
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.locator(".hit summary").first.click()
@@ -349,6 +350,6 @@ def test_every_state_is_accessible(browser: Browser, url: str, width: str, schem
         expect(page.locator(".terms")).to_be_visible()
         visit.assert_accessible()
         visit.screenshot("dialog")
-        page.goto(url)
+        page.goto(address_of(service))
         expect(page.locator("#home dl")).to_be_visible()
         visit.assert_accessible()

@@ -1,9 +1,8 @@
-"""The Chromium of the system, driven by Playwright, and a service that it visits."""
+"""The Chromium of the system, driven by Playwright."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +12,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from support.deadlines import until
-from support.forked import start
+from support.deadlines import HANGING_S
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-HANGING_MS = 120_000  # only a guard against hanging
 WIDTHS = {"desktop": (1440, 1000), "phone": (390, 844)}
 
 
@@ -32,7 +29,7 @@ def browsing() -> Iterator[Browser]:
     # The sandbox of Chromium refuses root.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        expect.set_options(timeout=HANGING_MS)
+        expect.set_options(timeout=1000 * HANGING_S)
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
@@ -66,29 +63,10 @@ def visiting(browser: Browser, url: str, width: str = "desktop", scheme: str = "
     """Open a new page at an address; afterwards assert that it had no error and asked no other host."""
     across, down = WIDTHS[width]
     context = browser.new_context(viewport={"width": across, "height": down}, color_scheme=scheme)  # type: ignore[arg-type]
-    context.set_default_timeout(HANGING_MS)
+    context.set_default_timeout(1000 * HANGING_S)
     visit = Visit(context.new_page(), f"{width}-{scheme}")
     visit.page.goto(url)
     yield visit
     context.close()
     assert visit.errors == []
     assert {address for address in visit.requested if not address.startswith(("data:", url.partition("?")[0]))} == set()
-
-
-@contextmanager
-def served(folder: Path, *arguments: object) -> Iterator[str]:
-    """Run `sparse-ingest serve ARGUMENTS` on a free port; yield its address."""
-    log = folder / "serve.log"
-    process = start("serve", *arguments, "--port", 0, log=log)
-
-    def address() -> str | None:
-        assert process.is_alive(), log.read_text()
-        found = re.search(r" at (http://\S+)", log.read_text() if log.exists() else "")
-        return found[1] if found else None
-
-    try:
-        yield until(address)
-    finally:
-        process.terminate()
-        process.join(20)
-        assert process.exitcode == 0, log.read_text()
