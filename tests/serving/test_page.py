@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pydoc_data.topics import topics
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -17,7 +18,9 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from support.browsers import Visit, browsing, visiting
 from support.checkpoints import PACKAGED
+from support.runs import make_run
 from support.services import Served, served
+from support.tables import TOKENS, write_table
 
 from sparse_ingest.cli.demo import passages
 from sparse_ingest.cluster.client import Client
@@ -326,6 +329,27 @@ def test_without_highlights_of_the_service_matching_words_are_marked(browser: Br
         settled(page)
         assert page.locator(".hit").first.locator(".passage mark", has_text="loop").count() > 1
         visit.errors.clear()
+
+
+def test_a_run_is_searched_after_the_token_of_the_service_is_given(browser: Browser, tmp_path: Path) -> None:
+    """A weight table has no document side, so matching words are marked."""
+    fields = {"d": {"title": "A title", "text": "catch the river"}}
+    model = write_table(tmp_path / "model")
+    run = make_run(tmp_path / "run", {"d": {"catch": 1.0}}, fields=fields, model=str(model), vocabulary=TOKENS)
+    with served("--run", run.path, SPARSE_INGEST_SERVE_TOKEN="right") as service:
+        with visiting(browser, f"{address_of(service)}?q=catch") as visit:
+            page = visit.page
+            for token in ("wrong", "right"):
+                page.locator("#token").fill(token)
+                page.keyboard.press("Enter")
+                page.wait_for_load_state()
+            settled(page)
+            expect(page.locator(".passage mark")).to_have_text("catch")
+            expect(page.get_by_role("button", name="Filters")).to_be_hidden()
+            page.get_by_role("button", name="Copy as").click()
+            assert "$SPARSE_INGEST_SERVE_TOKEN" in copied(page, "curl, this service")
+            assert all(re.search("401|400", error) for error in visit.errors)
+            visit.errors.clear()
 
 
 @pytest.mark.parametrize(("width", "scheme"), CASES)
