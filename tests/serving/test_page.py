@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from support.browsers import Visit, browsing, visiting
 from support.checkpoints import PACKAGED
+from support.deadlines import HANGING_S
 from support.runs import make_run
 from support.services import Served, served
 from support.tables import TOKENS, write_table
@@ -36,7 +37,10 @@ HOSTILE = {
     "topic": "<i>topic</i>", "words": 9, "example": False, "updated": "2026-12-24",
 }  # fmt: skip
 KEPT = ("topic", "words", "example", "updated")
-CASES = [(width, scheme) for width in ("desktop", "phone") for scheme in ("light", "dark")]
+CASES = [
+    ("desktop", "light"), ("phone", "dark"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("desktop", "dark"), ("phone", "light"))),
+]  # fmt: skip
 
 
 def rows() -> Iterator[dict]:
@@ -64,7 +68,7 @@ def service(browser: Browser, client: Client, tmp_path_factory: pytest.TempPathF
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tbreak#1\t2\nq1\twith#1\t1\nq2\traise#1\t1\n")
     run = encode(list(rows()), folder / "run", model=PACKAGED, keep=KEPT, dtype="float32")
     load(run, index=index, url=client.address)
-    judged = ("--queries", folder / "queries.jsonl", "--qrels", folder / "qrels.tsv")
+    judged = ("--queries", folder / "queries.jsonl", "--qrels", folder / "qrels.tsv", "--time-limit", HANGING_S)
     try:
         with served("--index", index, "--url", client.address, "--compare", "bm25", *judged) as service:
             yield service
