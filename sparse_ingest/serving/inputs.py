@@ -65,6 +65,7 @@ ASK_KEYS = ("q", "engine", *OPTION_KEYS)
 _WORDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "string": ("a string", lambda value: isinstance(value, str)),
     "integer": ("an integer", lambda value: type(value) is int),
+    "number": ("a number", lambda value: type(value) in (int, float)),
     "boolean": ("true or false", lambda value: isinstance(value, bool)),
     "object": ("an object", lambda value: isinstance(value, dict)),
     "array": ("a list", lambda value: isinstance(value, list)),
@@ -116,6 +117,8 @@ def checked(given: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
         low, high = schema.get("minimum"), schema.get("maximum")
         if low is not None and not low <= value <= high:
             raise RefusedError(400, f"{name} is {value}; expected a number from {low} to {high:,}.")
+        if isinstance(value, list):
+            _check_list(name, value, schema)
         _refuse_surrogates(name, value)
     return {**defaults, **given}
 
@@ -153,6 +156,17 @@ def _parsed(name: str, text: str) -> object:
         return parse_json(text) if kind in ("object", "boolean") else text
     except ValueError:
         return text
+
+
+def _check_list(name: str, values: list[Any], schema: Mapping[str, Any]) -> None:
+    low, high = schema.get("minItems", 0), schema.get("maxItems", len(values))
+    if not low <= len(values) <= high:
+        count = f"{low} to {high}" if low < high else str(low)
+        raise RefusedError(400, f"{name} has {len(values)} values; expected {count}.")
+    words, fits = _WORDS[schema["items"]["type"]]
+    for value in values:
+        if not fits(value):
+            raise RefusedError(400, f"{name} has {shown(value)}; expected {words}.")
 
 
 def _refuse_surrogates(name: str, value: object) -> None:
