@@ -52,6 +52,9 @@ KEYS: dict[str, Key] = {
     "hybrid_combination": Key({"type": "string"}, "How to combine both scores"),
     "allow_partial": Key({"type": "boolean"}, "Accept partial results of failed shards (an index)"),
     "stored": Key({"type": "boolean"}, "Search with weights of 9 bits, as an index stores them (a run)"),
+    "terms": Key(
+        {"type": "boolean", "default": True}, "Whether hits have the terms of their scores; false is faster (an index)"
+    ),
     "text": Key(_TEXT, "The text of a document"),
     "title": Key({"type": "string"}, "The title of the document, which was encoded before the text"),
     "tokens": Key({"type": "array", "items": {"type": "string"}}, "The terms to find, by default those of the query"),
@@ -136,7 +139,8 @@ def ask_of(values: Mapping[str, Any]) -> Ask:
     if query is not None and len(query) != 1:
         raise RefusedError(400, 'filter must be one query, an object with one key, such as {"term": {"lang": "en"}}.')
     given = {name: values[name] for name in OPTION_KEYS if name in values}
-    return Ask(required(values, "q"), values.get("engine") or None, options_from(SearchOptions, None, given, "search"))
+    options = options_from(SearchOptions, None, given, "search")
+    return Ask(required(values, "q"), values.get("engine") or None, options, values.get("terms", True))
 
 
 def _refuse_unknown(given: Mapping[str, Any], keys: tuple[str, ...]) -> None:
