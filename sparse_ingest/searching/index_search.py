@@ -75,6 +75,7 @@ def search_index(
     engine: Engine | None = None,
     filter: Mapping[str, Any] | None = None,
     collapse: str | None = None,
+    explain: bool = True,
 ) -> list[Hit]:
     """Search an index. The terms of each hit come from the server's explanation of its score.
 
@@ -88,6 +89,7 @@ def search_index(
         filter: A query clause that every hit matches.
         collapse: Return only the best document for each value of this field, such as `parent` of passages. Documents
             without the field count as sharing one value.
+        explain: Whether the server explains each score; without, hits have no terms, and the server does less work.
 
     Raises:
         UsageError: the index does not map a field of `filter` or `collapse`, or weights do not fit.
@@ -96,10 +98,12 @@ def search_index(
     engine = engine or Engine()
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = Asker(client, index, engine)
-    answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
+    answer, scale = asker.ask(weights, size=size, filter=filter, explain=explain, collapse=collapse)
     asker.warn_of_omitted()
-    pairs = zip(_hits_without_terms(answer), answer["hits"]["hits"], strict=True)
-    return [hit._replace(score=hit.score * scale, terms=asker.shares(found, scale)) for hit, found in pairs]
+    hits = []
+    for hit, found in zip(_hits_without_terms(answer), answer["hits"]["hits"], strict=True):
+        hits.append(hit._replace(score=hit.score * scale, terms=asker.shares(found, scale) if explain else []))
+    return hits
 
 
 def search_hybrid(

@@ -93,15 +93,20 @@ class SearchableIndex:
             _note(self._given.reporter, self.why_empty(query, chosen))
         return hits
 
-    def search_weighted(self, text: str | None, weights: QueryWeights, options: SearchOptions) -> list[Hit]:
-        """Search for a text whose weights are known; see `search`. Only a hybrid search needs the text."""
+    def search_weighted(
+        self, text: str | None, weights: QueryWeights, options: SearchOptions, *, explain: bool = True
+    ) -> list[Hit]:
+        """Search for a text whose weights are known; see `search`. Only a hybrid search needs the text.
+
+        Without `explain`, hits have no terms, and the server does less work.
+        """
         from sparse_ingest.searching.index_search import search_hybrid, search_index
 
         options = _for_index(options)
         engine, client = self.engine_for(options), self.client.allowing(options.allow_partial)
         how: Any = {"size": options.k, "engine": engine, "filter": options.filter, "collapse": options.collapse}
         if not engine.hybrid:
-            return search_index(client, self.name, weights, **how)
+            return search_index(client, self.name, weights, explain=explain, **how)
         if text is None:
             raise UsageError("A hybrid search needs the text of the query, for BM25. Pass it, or hybrid=False.")
         return search_hybrid(client, self.name, text, weights, **how)

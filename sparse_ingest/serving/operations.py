@@ -17,7 +17,7 @@ def _openapi(service: Service, _: Values) -> dict[str, Any]:
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "/search", ("GET", "POST"), Service.search, "Search", "Search, with the terms of each score",
-        ("target", *ASK_KEYS), ("q",),
+        ("target", *ASK_KEYS, "terms"), ("q",),
     ),
     Operation(
         "/explain", ("GET",), Service.explain, "Explanation", "The rank of one document, and why it is not a hit",

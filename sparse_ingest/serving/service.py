@@ -67,6 +67,8 @@ class Service:
         weights = self.weights_of(target, ask.text)
         with self.metrics.search_seconds.time():
             hits = target.search(ask, weights)
+        if not ask.terms:
+            hits = [hit._replace(terms=[]) for hit in hits]
         why = [] if hits else target.why_empty(ask)
         return {"query": weights, "hits": [hit.to_dict() for hit in hits], "why": why}
 

@@ -34,11 +34,12 @@ _LOOK_S = 1.0  # between looks at the UUID and the mapping of an index
 
 
 class Ask(NamedTuple):
-    """A query: its text, the engine (None: that of the target), and the options of the search."""
+    """A query: its text, the engine (None: that of the target), the options, and whether hits need their terms."""
 
     text: str
     engine: str | None
     options: SearchOptions
+    terms: bool = True
 
 
 class RunTarget:
@@ -246,7 +247,7 @@ class IndexTarget:
 
         index, chosen = self.opened(ask.engine), ask.options
         if not self._is_of_words(ask):
-            return index.search_weighted(ask.text, weights, chosen)
+            return index.search_weighted(ask.text, weights, chosen, explain=ask.terms)
         client, how = index.client.allowing(chosen.allow_partial), _of_words(index, chosen)
         return search_words(client, index.name, ask.text, known=index.index.mappings, **how)
 

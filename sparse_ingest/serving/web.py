@@ -181,7 +181,7 @@ class Guard:
 
     def _failure(self, error: Exception) -> Response:
         if isinstance(error, TimeoutError):
-            error = RefusedError(504, f"The request took longer than {self._time_limit_s:g} s, the time limit.")
+            error = RefusedError(504, f"The request took longer than {self._time_limit_s:g} s, the --time-limit.")
         if isinstance(error, HTTPException):
             headers = dict(error.headers or {})
             words = {404: "There is no such path. See /openapi.json.", 405: f"Use {headers.get('Allow')} here."}

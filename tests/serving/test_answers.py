@@ -82,6 +82,13 @@ def test_search_answers_with_the_json_of_the_command(both: Both, k: int) -> None
     assert both.of_run.get("/search", q=QUERY, k=k) == json.loads(printed.out)
 
 
+def test_hits_without_terms_are_the_same_hits(both: Both) -> None:
+    for served_one in (both.of_index, both.of_run):
+        explained = served_one.get("/search", q=QUERY)
+        plain = served_one.get("/search", q=QUERY, terms="false")
+        assert [{**hit, "terms": []} for hit in explained["hits"]] == plain["hits"]
+
+
 def test_keys_may_be_in_the_address_or_in_a_body(both: Both) -> None:
     query: Any = {"term": {"tag": "even"}}
     found = both.of_index.post("/search", q=QUERY, k=3, filter=query)
