@@ -263,9 +263,16 @@ def test_copies_run_and_give_the_hits_that_are_shown(browser: Browser, service: 
         path = commands[1].partition('"$SPARSE_INGEST_URL')[2].partition('"')[0]
         sent = client.call("POST", path, json.loads(copied(page, "request body")))
         assert [hit["_id"] for hit in sent["hits"]["hits"]] == hits(page)
-        program = [sys.executable, "-c", copied(page, "Python")]
-        printed = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout
-        assert [line.split(" ")[2] for line in printed.splitlines()] == hits(page)
+        assert printed_ids(copied(page, "Python"), environment) == hits(page)
+        page.get_by_label("Search with").select_option("BM25")
+        settled(page)
+        assert printed_ids(copied(page, "Python"), environment) == hits(page)
+
+
+def printed_ids(program: str, environment: dict[str, str]) -> list[str]:
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return [line.split(" ")[2] for line in printed.splitlines()]
 
 
 def test_everything_can_be_done_with_the_keyboard(browser: Browser, service: Served) -> None:
