@@ -42,9 +42,7 @@ class _Server(uvicorn.Server):
 
 def run(service: Service, options: ServeOptions, token: str | None, reporter: Reporter) -> None:
     """Serve until SIGTERM or SIGINT, then finish open requests. Raise `UsageError` if the port cannot be used."""
-    # Its warnings have words of queries, which are not for a log.
-    logging.getLogger("sparse_ingest.searching").setLevel(logging.ERROR)
-    with listening(options) as listener:
+    with listening(options) as listener, _no_words_in_the_log():
         config = uvicorn.Config(
             application(service, options, token),
             http="h11",
@@ -61,6 +59,17 @@ def run(service: Service, options: ServeOptions, token: str | None, reporter: Re
         host = f"[{options.host}]" if ":" in options.host else options.host
         reporter.note(f"Serving {' and '.join(one.name for one in service.targets)} at http://{host}:{port}/")
         asyncio.run(_Server(config).serve(sockets=[listener]))
+
+
+@contextlib.contextmanager
+def _no_words_in_the_log() -> Iterator[None]:
+    """Omit the warnings of searches in the block: they have words of queries."""
+    searching = logging.getLogger("sparse_ingest.searching")
+    searching.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        searching.setLevel(logging.NOTSET)
 
 
 @contextlib.contextmanager
