@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from threading import Lock
@@ -110,11 +111,8 @@ class Service:
         return {"targets": shown, "queries": queries, "highlights": highlights, "version": version("sparse-ingest")}
 
     def _encodes_documents(self, target: Target) -> bool:
-        model = target.model.pipeline.model
-        if not (model.document and all(find_spec(name) for name in ("torch", "transformers"))):
-            return False
         with contextlib.suppress(SparseIngestError):
-            return read_checkpoint(model.document, model.revision, code=model.trust_remote_code).encodes_documents
+            return _encodes_documents(target.model.pipeline.model)
         return False
 
     def document(self, values: Values) -> dict[str, Any]:
@@ -196,3 +194,11 @@ class Service:
         """End the requests to clusters that are still running."""
         for target in self.targets:
             target.close()
+
+
+@lru_cache
+def _encodes_documents(model: ModelSettings) -> bool:
+    """Return whether a model can encode documents here. Raise `SparseIngestError` if it cannot be read."""
+    if not (model.document and all(find_spec(name) for name in ("torch", "transformers"))):
+        return False
+    return read_checkpoint(model.document, model.revision, code=model.trust_remote_code).encodes_documents
