@@ -68,6 +68,8 @@ from .searching.query import many_query_weights, query_weights
 from .searching.run_search import rank_run, search_run
 from .searching.search import SearchableIndex, open_index, open_run
 from .searching.searchable_run import SearchableRun
+from .serving.options import ServeOptions
+from .serving.serve import serve
 from .storage.places import place_of
 from .verification.options import VerifyOptions
 from .verification.verify import verify
@@ -107,6 +109,7 @@ __all__ = [
     "SearchOptions",
     "SearchableIndex",
     "SearchableRun",
+    "ServeOptions",
     "SparseEncoder",
     "SparseIngestError",
     "SparseRows",
@@ -151,6 +154,7 @@ __all__ = [
     "search_run",
     "seismic_body",
     "server_side_body",
+    "serve",
     "show_index",
     "token_keys",
     "two_phase_body",

@@ -55,15 +55,20 @@ class Target:
     pipeline: Pipeline
     connection: Connection
 
-    def opened(self) -> contextlib.AbstractContextManager[SearchableRun | SearchableIndex]:
-        """Open the index or run for the block. Raise `UsageError` if both are given, or neither."""
+    def opened(self, *, connects: bool = False) -> contextlib.AbstractContextManager[SearchableRun | SearchableIndex]:
+        """Open the index or run for the block. Raise `UsageError` if both are given, or neither.
+
+        `connects`: the command uses the connection too, so that its options are allowed with a run.
+        """
         from sparse_ingest.searching.search import open_run
 
         if (self.index is None) == (self.run is None):
             raise UsageError("Give either --index NAME or --run RUN.")
         how: dict[str, Any] = {"pipeline": self.pipeline, "force": self.force}
         if self.run is not None:
-            refuse_flags(CONNECTION_FLAGS, "is for --index: a run folder is searched without a server")
+            refuse_flags(
+                (() if connects else CONNECTION_FLAGS), "is for --index: a run folder is searched without a server"
+            )
             return contextlib.nullcontext(open_run(self.run, **how))
         return querying.opened_index(str(self.index), self.connection, **how)
 

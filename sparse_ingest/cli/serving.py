@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILE = click.Path(exists=True, dir_okay=False)
 EXISTING = click.Path(exists=True)
+ENGINES = ("bm25", *get_args(EngineName))
 
 
 @command()
@@ -42,25 +43,30 @@ def serve(target: Target, compare: str | None, options: ServeOptions, **judged: 
 
     SIGTERM and Ctrl-C finish open requests and exit with 0.
     """
-    from sparse_ingest.runs.run import Run
     from sparse_ingest.serving.serve import serve as serve_target
 
     with contextlib.ExitStack() as stack:
-        opened, reporter = stack.enter_context(target.opened()), stack.enter_context(TerminalReporter())
-        other = _compared(target, compare)
-        if other is not None and not isinstance(other, str) and not isinstance(other, Run):
-            stack.enter_context(other)
+        names_another = compare is not None and compare not in ENGINES
+        is_index = names_another and not _is_run(str(compare))
+        opened = stack.enter_context(target.opened(connects=is_index))
+        reporter = stack.enter_context(TerminalReporter())
+        other = _opened(target, str(compare)) if names_another else compare
+        if is_index:
+            stack.enter_context(cast("SearchableIndex", other))
         serve_target(opened, other, options=options, progress=reporter, **judged)
 
 
-def _compared(target: Target, name: str | None) -> SearchableIndex | SearchableRun | str | None:
+def _is_run(name: str) -> bool:
     from sparse_ingest.runs.files import has_manifest
+
+    return "/" in name or has_manifest(place_of(name))
+
+
+def _opened(target: Target, name: str) -> SearchableIndex | SearchableRun:
+    """Open what is compared with its own model and settings: those that were given are of the first target."""
     from sparse_ingest.searching.search import open_index, open_run
 
-    if name is None or name in ("bm25", *get_args(EngineName)):
-        return name
-    # Its own model and settings: those that were given are of the first one.
     own = Pipeline(ModelSettings(trust_remote_code=target.pipeline.model.trust_remote_code), query=QueryChanges())
-    if "/" in name or has_manifest(place_of(name)):
+    if _is_run(name):
         return open_run(place_of(name), pipeline=own)
     return open_index(name, connection=target.connection, pipeline=own)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sparse_ingest.errors import (
     ClusterError,
     DocumentNotFoundError,
+    Interrupted,
     MissingExtraError,
     SparseIngestError,
     StorageError,
@@ -48,7 +49,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _status_of(error: SparseIngestError) -> int:
-    from sparse_ingest.cluster.client import ResponseError, TimedOutError, UnreachableError
+    from sparse_ingest.cluster.client import PartialAnswerError, ResponseError, TimedOutError, UnreachableError
 
     if isinstance(error, RefusedError):
         return error.status
@@ -60,7 +61,7 @@ def _status_of(error: SparseIngestError) -> int:
         return 404
     if isinstance(error, TimedOutError):
         return 504
-    if isinstance(error, UnreachableError | StorageError):
+    if isinstance(error, UnreachableError | PartialAnswerError | StorageError | Interrupted):
         return 503
     if isinstance(error, ClusterError):
         response = error if isinstance(error, ResponseError) else error.__cause__

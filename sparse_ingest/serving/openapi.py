@@ -103,6 +103,7 @@ class Operation(NamedTuple):
         keys: The keys that a request may have, see inputs.KEYS.
         needs: Those that it must have.
         max_bytes: The largest body.
+        also: Other keys that its example has.
         judged: Whether it needs relevance judgments, which are evaluated before `answer` is called.
     """
 
@@ -114,6 +115,7 @@ class Operation(NamedTuple):
     keys: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     max_bytes: int = MAX_BYTES
+    also: tuple[str, ...] = ()
     judged: bool = False
 
 
@@ -164,7 +166,7 @@ def _described(operation: Operation, method: str, examples: dict[str, Any]) -> d
         found["parameters"] = [_parameter(name, schemas[name], operation.needs, examples) for name in schemas]
         return found
     body = {"type": "object", "properties": schemas, "required": list(operation.needs), "additionalProperties": False}
-    example = {name: examples[name] for name in operation.needs}
+    example = {name: examples[name] for name in (*operation.needs, *operation.also)}
     found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body, "example": example}}}
     return found
 

@@ -54,6 +54,6 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "/highlights", ("POST",), highlights, "Highlights",
         "The characters of a document that gave terms their weights", ("target", "q", "tokens", "title", "text"),
-        ("text",), MAX_TEXT_BYTES,
+        ("text",), MAX_TEXT_BYTES, ("q",),
     ),
 )  # fmt: skip

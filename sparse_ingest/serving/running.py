@@ -40,42 +40,61 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(service: Service, options: ServeOptions, token: str | None, reporter: Reporter) -> None:
+def run(
+    service: Service, listener: socket.socket, options: ServeOptions, token: str | None, reporter: Reporter
+) -> None:
     """Serve until SIGTERM or SIGINT, then finish open requests. Raise `UsageError` if the port cannot be used."""
-    # Its warnings have words of queries, which are not for a log.
-    logging.getLogger("sparse_ingest.searching").setLevel(logging.ERROR)
-    with listening(options) as listener:
-        config = uvicorn.Config(
-            application(service, options, token),
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(options.time_limit_s) + 1,
-        )
-        port = listener.getsockname()[1]
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        reporter.note(f"Serving {' and '.join(one.name for one in service.targets)} at http://{host}:{port}/")
+    config = uvicorn.Config(
+        application(service, options, token),
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(options.time_limit_s) + 1,
+    )
+    with _named(options):
+        listener.listen(_BACKLOG)
+    port = listener.getsockname()[1]
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    reporter.note(f"Serving {' and '.join(one.name for one in service.targets)} at http://{host}:{port}/")
+    with _no_words_in_the_log():
         asyncio.run(_Server(config).serve(sockets=[listener]))
 
 
 @contextlib.contextmanager
-def listening(options: ServeOptions) -> Iterator[socket.socket]:
-    """Yield a socket that listens at the address of the options."""
+def _no_words_in_the_log() -> Iterator[None]:
+    """Omit the warnings of searches in the block: they have words of queries."""
+    searching = logging.getLogger("sparse_ingest.searching")
+    searching.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        searching.setLevel(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def bound(options: ServeOptions) -> Iterator[socket.socket]:
+    """Yield a socket with the address of the options. It does not listen: connections are refused until `run`."""
     host = options.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        try:
+        with _named(options):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, options.port))
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            raise UsageError(
-                f"Cannot listen on {options.host} port {options.port}: {error.strerror or error}. Pass another --host "
-                "or --port, or stop the program that uses it."
-            ) from error
         yield listener
+
+
+@contextlib.contextmanager
+def _named(options: ServeOptions) -> Iterator[None]:
+    """Raise `UsageError` for an address that cannot be used in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"Cannot listen on {options.host} port {options.port}: {error.strerror or error}. Pass another --host or "
+            "--port, or stop the program that uses it."
+        ) from error

@@ -35,6 +35,9 @@ def serve(
 ) -> None:
     """Answer searches over HTTP, with a page for people, until SIGTERM or SIGINT.
 
+    Call it in the main thread of a process: in another thread it is not stopped by signals, and it cannot run inside of
+    another event loop, such as that of a notebook.
+
     Args:
         target: What `open_index` or `open_run` return, or a run folder.
         compare: Another index or run, or an engine of the same index, such as "bm25".
@@ -54,17 +57,19 @@ def serve(
     with needs_extra("serve", "`serve`"):
         from sparse_ingest.serving import running
         from sparse_ingest.serving.service import Service
-    opened = target if isinstance(target, SearchableIndex | SearchableRun) else open_run(target)
-    targets = targets_of(opened, compare, chosen.time_limit_s)
-    service = Service(targets, judgments_of(targets, queries, qrels, chosen))
-    with contextlib.closing(service):
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(running.bound(chosen))
+        opened = target if isinstance(target, SearchableIndex | SearchableRun) else open_run(target)
+        targets = targets_of(opened, compare, chosen.time_limit_s)
+        service = Service(targets, judgments_of(targets, queries, qrels, chosen))
+        stack.callback(service.close)
         service.warm()
         if not is_loopback(chosen.host) and token is None:
             logger.warning(
                 "The service listens on %s without a token: everyone who reaches this machine can search and read all "
                 "documents. Pass --token-file, or set %s.", chosen.host, TOKEN_VARIABLE,
             )  # fmt: skip
-        running.run(service, chosen, token, reporter_of(progress))
+        running.run(service, listener, chosen, token, reporter_of(progress))
 
 
 def judgments_of(

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.errors import SparseIngestError, UsageError
+from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 from sparse_ingest.models.encoder import SparseEncoder
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, prune_query
+from sparse_ingest.searching.document_terms import DocumentTerms
+from sparse_ingest.searching.hits import Hit
 from sparse_ingest.serving.inputs import RefusedError, ask_of, required
 from sparse_ingest.serving.metrics import Metrics
-from sparse_ingest.serving.targets import Target
+from sparse_ingest.serving.targets import Ask, Target
 
 if TYPE_CHECKING:
     from sparse_ingest.serving.judgments import Judgments
 
 Values = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class Service:
@@ -64,13 +68,26 @@ class Service:
     def search(self, values: Values) -> dict[str, Any]:
         """Return what `search --json` prints."""
         target, ask = self.target_of(values), ask_of(values)
-        weights = self.weights_of(target, ask.text)
-        with self.metrics.search_seconds.time():
-            hits = target.search(ask, weights)
+        weights, hits = self._unless_replaced(target, lambda: self._found(target, ask))
         if not ask.terms:
             hits = [hit._replace(terms=[]) for hit in hits]
         why = [] if hits else target.why_empty(ask)
         return {"query": weights, "hits": [hit.to_dict() for hit in hits], "why": why}
+
+    def _found(self, target: Target, ask: Ask) -> tuple[QueryWeights, list[Hit]]:
+        weights = self.weights_of(target, ask.text)
+        with self.metrics.search_seconds.time():
+            return weights, target.search(ask, weights)
+
+    def _unless_replaced(self, target: Target, piece: Callable[[], T]) -> T:
+        """Return the result of a piece. Do it again if the cluster refuses it because the index was replaced."""
+        before = target.opened(None)
+        try:
+            return piece()
+        except ClusterError:
+            if target.opened(None, look=True) is before:
+                raise
+        return piece()
 
     def described(self, values: Values) -> dict[str, Any]:
         """Return the targets, with their engines and fields."""
@@ -94,26 +111,30 @@ class Service:
         return {"targets": shown, "queries": queries, "highlights": highlights, "version": version("sparse-ingest")}
 
     def _encodes_documents(self, target: Target) -> bool:
-        model = target.model.pipeline.model
-        if not (model.document and all(find_spec(name) for name in ("torch", "transformers"))):
-            return False
         with contextlib.suppress(SparseIngestError):
-            return read_checkpoint(model.document, model.revision, code=model.trust_remote_code).encodes_documents
+            return _encodes_documents(target.model.pipeline.model)
         return False
 
     def document(self, values: Values) -> dict[str, Any]:
         """Return what `show --json` prints for a document."""
         target, doc_id, text = self.target_of(values), required(values, "id"), values.get("q")
-        weights = self.weights_of(target, text) if text else None
-        documents = target.opened(None).show(doc_id, query=weights)
+
+        def shown() -> list[DocumentTerms]:
+            weights = self.weights_of(target, text) if text else None
+            return target.opened(None).show(doc_id, query=weights)
+
+        documents = self._unless_replaced(target, shown)
         return {"query": text or None, "documents": [one.to_dict() for one in documents]}
 
     def explain(self, values: Values) -> dict[str, Any]:
         """Return what `search --doc ID --json` prints."""
         target, ask, doc_id = self.target_of(values), ask_of(values), required(values, "id")
-        weights = self.weights_of(target, ask.text)
-        found = target.explain(ask, weights, doc_id)
-        return {"query": weights, "document": found.to_dict()}
+
+        def explained() -> dict[str, Any]:
+            weights = self.weights_of(target, ask.text)
+            return {"query": weights, "document": target.explain(ask, weights, doc_id).to_dict()}
+
+        return self._unless_replaced(target, explained)
 
     def body(self, values: Values) -> dict[str, Any]:
         """Return what `query` prints: a request body for `_search`."""
@@ -173,3 +194,11 @@ class Service:
         """End the requests to clusters that are still running."""
         for target in self.targets:
             target.close()
+
+
+@lru_cache
+def _encodes_documents(model: ModelSettings) -> bool:
+    """Return whether a model can encode documents here. Raise `SparseIngestError` if it cannot be read."""
+    if not (model.document and all(find_spec(name) for name in ("torch", "transformers"))):
+        return False
+    return read_checkpoint(model.document, model.revision, code=model.trust_remote_code).encodes_documents

@@ -94,7 +94,7 @@ class RunTarget:
         """Return no field: a run cannot be filtered."""
         return {}
 
-    def opened(self, engine: str | None) -> SearchableRun:
+    def opened(self, engine: str | None, *, look: bool = False) -> SearchableRun:
         """Return the run. Raise `UsageError` for another engine than the exact one."""
         if engine not in (None, "exact"):
             raise UsageError(f"A run folder has no engine {engine!r}: it is searched exactly. Omit engine.")
@@ -144,15 +144,16 @@ class LiveIndex:
         """The index as it was at the last look."""
         return self._state.found
 
-    def current(self, engine: str | None = None) -> SearchableIndex:
-        """Return the index as it is now, with this engine; None and BM25: with its own.
+    def current(self, engine: str | None = None, *, look: bool = False) -> SearchableIndex:
+        """Return the index as it is now, with this engine; None and BM25: with its own. `look`: look now.
 
         Raises:
             UsageError: the index has no such engine.
             ClusterError: the cluster does not answer, or has no such index.
         """
         # One thread looks; the others need not wait for a cluster that may be down.
-        if time.monotonic() - self._looked_at > _LOOK_S and self._looking.acquire(blocking=False):
+        due = look or time.monotonic() - self._looked_at > _LOOK_S
+        if due and self._looking.acquire(blocking=look):
             try:
                 self._looked_at = time.monotonic()
                 if (index := self.last.current()) is not self.last:
@@ -237,9 +238,9 @@ class IndexTarget:
         mapped = leaves(self.live.current().index.mappings)
         return {name: str(entry.get("type", "object")) for name, entry in mapped if not kind_of(entry)}
 
-    def opened(self, engine: str | None) -> SearchableIndex:
+    def opened(self, engine: str | None, *, look: bool = False) -> SearchableIndex:
         """Return the index with this engine, by default that of the target; see `LiveIndex.current`."""
-        return self.live.current(engine or self._engine)
+        return self.live.current(engine or self._engine, look=look)
 
     def search(self, ask: Ask, weights: QueryWeights) -> list[Hit]:
         """Return the hits of a query with these weights."""
