@@ -39,6 +39,7 @@ from .loading.load import load, restore_settings
 from .loading.options import LoadOptions, PublishOptions
 from .loading.publish import publish, roll_back
 from .models.encoder import SparseEncoder
+from .models.origins import Origin
 from .models.query_encoders import query_encoder
 from .models.sparse_vectors import SparseVectors
 from .pipeline import (
@@ -95,6 +96,7 @@ __all__ = [
     "LoadOptions",
     "MissingExtraError",
     "ModelSettings",
+    "Origin",
     "Pipeline",
     "PipelineError",
     "PlanOptions",

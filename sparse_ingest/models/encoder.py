@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, overload
+from typing import get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
 from sparse_ingest.checkpoints.settings import refuse_lone_stride, resolve_pipeline, resolve_query_settings
 from sparse_ingest.errors import CheckpointError, UsageError
+from sparse_ingest.models.origins import Origin
 from sparse_ingest.models.query_encoders import (
     MaskedLMQueryEncoder,
     as_documents,
@@ -39,9 +40,6 @@ from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_name
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
-
-if TYPE_CHECKING:
-    from sparse_ingest.models.origins import Origin
 
 QUERIES_AT_ONCE = 256  # texts between two reports of progress
 

@@ -8,9 +8,10 @@ are computed here with a plain product, in float32: weights may differ from thos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sparse_ingest.models.documents import DocumentEncoder
+if TYPE_CHECKING:
+    from sparse_ingest.models.documents import DocumentEncoder
 
 
 class Origin(NamedTuple):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from sparse_ingest.checkpoints.card import lost_weights
 from sparse_ingest.errors import Interrupted, UsageError
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
+from sparse_ingest.models.origins import Origin, origins
 from sparse_ingest.models.sparse_vectors import SparseVectors
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.pruning import prune
@@ -25,7 +26,6 @@ from sparse_ingest.reporting import Reporter, TqdmReporter, reporter_of
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder, Encoded
-    from sparse_ingest.models.origins import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +78,6 @@ class DocumentSide:
 
     def origins(self, text: str, tokens: Sequence[str]) -> list[Origin]:
         """Return the origins of terms of a text (origins.py)."""
-        from sparse_ingest.models.origins import origins
-
         with self._lock:
             return origins(self.encoder, text, tokens, windows=self._settings.overflow == "windows")
 
