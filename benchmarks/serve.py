@@ -1,6 +1,6 @@
 """Requests/s and latency of `sparse-ingest serve`, beside FastAPI with sentence-transformers and opensearch-py.
 
-    python benchmarks/serve.py --run FOLDER [--passages 20000] [--seconds 6] [--soak 60] [--url URL]
+    python benchmarks/serve.py --run FOLDER [--passages 10000] [--seconds 6] [--soak 60] [--url URL]
 
 Docstrings of this environment (passages.py) are encoded once into FOLDER with the small checkpoint of the demo, and
 loaded into one index. Its queries are encoded by that masked LM, or by a weight table (inference-free). Both services
@@ -63,7 +63,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for corpus, queries and run; reused")
-    parser.add_argument("--passages", type=int, default=20_000)
+    parser.add_argument("--passages", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=6, help="of each row")
     parser.add_argument("--soak", type=float, default=60, help="seconds of the last measurement; 0: none")
     parser.add_argument("--url", help=f"OpenSearch to use; the index {INDEX} is created and deleted there")

@@ -188,7 +188,7 @@ class Service:
 
     def _batches(self) -> Counter[int]:
         encoders = {id(target.known_model.encoder): target.known_model.encoder for target in self.targets}
-        return sum((encoder.batches for encoder in encoders.values()), Counter[int]())
+        return sum((Counter(encoder.batches) for encoder in encoders.values()), Counter[int]())
 
     def close(self) -> None:
         """End the requests to clusters that are still running."""

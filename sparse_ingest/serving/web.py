@@ -167,7 +167,8 @@ class Guard:
             raise RefusedError(414, f"The address has more than {MAX_BYTES:,} bytes. Send the query with POST.")
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("ascii", "replace")
-        if self._hosts is not None and re.sub(r":\d*$", "", host).strip("[]").lower() not in self._hosts:
+        # A client that is no browser may send none.
+        if host and self._hosts is not None and re.sub(r":\d*$", "", host).strip("[]").lower() not in self._hosts:
             raise RefusedError(
                 403,
                 f"The Host header is {shown(host)}. A service on a loopback address without a token answers only "

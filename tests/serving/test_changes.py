@@ -62,3 +62,15 @@ def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client:
         assert "sparse-ingest load" in answer.message
         into(client, index_name, again)
         until(lambda: ids(service) == ["two"], service.log)
+
+
+def test_a_run_is_compared_with_an_index_of_another_model(tmp_path: Path, client: Client, index_name: str) -> None:
+    here, there = (str(write_table(tmp_path / name)) for name in ("here", "there"))
+    (tmp_path / "there" / "idf.json").write_text('{"catch": 7.0}')
+    run = make_run(tmp_path / "run", {"one": {"catch": 1.0}}, model=here, vocabulary=TOKENS)
+    into(client, index_name, make_run(tmp_path / "other", {"two": {"catch": 1.0}}, model=there, vocabulary=TOKENS))
+    with served("--run", run.path, "--compare", index_name, "--url", client.address) as service:
+        assert [one["name"] for one in service.get("/targets")["targets"]] == [str(run.path), index_name]
+        assert ids(service) == ids(service, target=0) == ["one"]
+        assert ids(service, target=1) == ids(service, target=index_name) == ["two"]
+        assert service.get("/search", q="catch", target=1)["query"] == {"catch": 7.0}

@@ -7,13 +7,14 @@ import http.client
 import json
 import signal
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support.deadlines import HANGING_S, until
 from support.forked import command
-from support.gate import gate
+from support.gate import Gate, gate
 from support.indexes import filled
 from support.runs import make_run
 from support.services import Served, served
@@ -98,13 +99,12 @@ def test_a_port_in_use_is_refused(run: Run) -> None:
     assert "Pass another --host or --port" in answer.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_request_ends_the_service_with_0(run: Run, number: int) -> None:
+def test_ctrl_c_ends_the_service_with_0_and_closes_idle_connections(run: Run) -> None:
     with served("--run", run.path) as service:
         idle = http.client.HTTPConnection("127.0.0.1", service.port, timeout=HANGING_S)
         idle.request("GET", "/healthz")
         assert idle.getresponse().read()
-        assert service.stop(number) == 0
+        assert service.stop(signal.SIGINT) == 0
         assert "Traceback" not in service.log()
 
 
@@ -130,24 +130,42 @@ def listens(service: Served) -> bool:
     return False
 
 
-def test_a_slow_cluster_meets_the_limits_and_stops_nothing_else(run: Run, client: Client) -> None:
+@pytest.fixture(scope="module")
+def behind_gate(run: Run, client: Client) -> Iterator[tuple[Served, Gate]]:
+    """A service with low limits, whose cluster is behind a gate."""
     model = run.manifest.model["document"]
     with filled(client, run) as index, gate(client.address) as cluster:
         of = ("--index", index, "--url", cluster.url, "--model", model, "--time-limit", 3, "--max-requests", 4)
-        with served(*of) as service, ThreadPoolExecutor(16) as clients:
-            cluster.open.clear()
-            slow = [clients.submit(service.ask, "GET", "/search", q="catch") for _ in range(4)]
-            for _ in slow:
-                assert cluster.waiting.acquire(timeout=HANGING_S)
-            refused = service.ask("GET", "/search", q="catch")
-            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-            assert "4 requests are in progress" in refused.message
-            assert service.get("/healthz") == {"status": "ok"}
-            assert {one.result().status for one in slow} == {504}
-            assert "--time-limit" in slow[0].result().message
-            cluster.open.set()
-            # The threads are free when their requests to the cluster have ended.
-            assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
+        with served(*of) as service:
+            yield service, cluster
+
+
+def test_a_slow_cluster_meets_the_limits_and_stops_nothing_else(behind_gate: tuple[Served, Gate]) -> None:
+    service, cluster = behind_gate
+    cluster.open.clear()
+    with ThreadPoolExecutor(4) as clients:
+        slow = [clients.submit(service.ask, "GET", "/search", q="catch") for _ in range(4)]
+        for _ in slow:
+            assert cluster.waiting.acquire(timeout=HANGING_S)
+        refused = service.ask("GET", "/search", q="catch")
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert "4 requests are in progress" in refused.message
+        assert service.get("/healthz") == {"status": "ok"}
+        assert {one.result().status for one in slow} == {504}
+        assert "--time-limit" in slow[0].result().message
+    cluster.open.set()
+    # The threads are free when their requests to the cluster have ended.
+    assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
+
+
+def test_a_cluster_that_is_down_is_503_until_it_is_back(behind_gate: tuple[Served, Gate]) -> None:
+    service, cluster = behind_gate
+    cluster.is_down = True
+    answer = service.ask("GET", "/search", q="catch")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert "closed the connection" in answer.message
+    cluster.is_down = False
+    assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
 
 
 def test_sigterm_waits_for_a_search_that_the_cluster_is_answering(run: Run, client: Client) -> None:
@@ -162,15 +180,3 @@ def test_sigterm_waits_for_a_search_that_the_cluster_is_answering(run: Run, clie
             cluster.open.set()
             assert asked.result().body["hits"][0]["id"] == "4"
             assert service.process.wait(HANGING_S) == 0
-
-
-def test_a_cluster_that_is_down_is_503_until_it_is_back(run: Run, client: Client) -> None:
-    model = run.manifest.model["document"]
-    with filled(client, run) as index, gate(client.address) as cluster:
-        with served("--index", index, "--url", cluster.url, "--model", model) as service:
-            cluster.is_down = True
-            answer = service.ask("GET", "/search", q="catch")
-            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-            assert "closed the connection" in answer.message
-            cluster.is_down = False
-            assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
