@@ -1,14 +1,13 @@
 """Requests/s and latency of `sparse-ingest serve`, beside FastAPI with sentence-transformers and opensearch-py.
 
-    python benchmarks/serve.py --run FOLDER [--passages 10000] [--seconds 6] [--soak 60] [--url URL]
+    python benchmarks/serve.py --run FOLDER [--passages 10000] [--rounds 6] [--soak 60] [--url URL]
 
 Docstrings of this environment (passages.py) are encoded once into FOLDER with the small checkpoint of the demo, and
 loaded into one index. Its queries are encoded by that masked LM, or by a weight table (inference-free). Both services
-(the other is serve_peer.py) run alone, one process each, and search that index; 1, 8 and 32 clients, each with one
-connection, send GET /search for 10 hits, with another query each time. The contenders alternate for each number of
-clients. Clients, services and the server share the machine. `terms` is the default of /search, which explains each
-score; the peer has no such thing, so it is also measured with terms=false. Then 32 clients search for `--soak`
-seconds, and errors and the growth of the service's memory are printed.
+(the other is serve_peer.py), one process each, search that index: 1, 8 and 32 clients, each with one connection, send
+GET /search for 10 hits, with another query each time. The contenders take turns of one second. Clients, services and
+the server share the machine. The default of /search explains each score, which the peer does not: it compares with
+terms=false. Then 32 clients search for `--soak` seconds, and errors and the growth of the service's memory are printed.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ MODEL = "package:cognition/model"
 INDEX = "sparse-ingest-bench-serve"
 CLIENTS = (1, 8, 32)
 _START_S = 180.0
-_WARM_S = 1.5
+_SECONDS = 1.0
 
 
 class Load(NamedTuple):
@@ -64,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for corpus, queries and run; reused")
     parser.add_argument("--passages", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=6, help="of each row")
+    parser.add_argument("--rounds", type=int, default=6, help="turns of a second that each row has")
     parser.add_argument("--soak", type=float, default=60, help="seconds of the last measurement; 0: none")
     parser.add_argument("--url", help=f"OpenSearch to use; the index {INDEX} is created and deleted there")
     parser.add_argument("--heap", default="2g", help="heap of the server that is started without --url")
@@ -82,7 +81,7 @@ def main() -> None:
             print("|---|---|---|---|---|---|---|---|")
             for queries in ("inference-free", "masked LM"):
                 table = idf.parent if queries == "inference-free" else None
-                compare(queries, url, table, texts, given.seconds)
+                compare(queries, url, table, texts, given.rounds)
             if given.soak:
                 for table in (idf.parent, None):
                     soak(url, table, texts, given.soak)
@@ -100,18 +99,24 @@ def make_table(corpus: Path, out: Path) -> None:
     si.write_idf(corpus, out, model=MODEL)
 
 
-def compare(queries: str, url: str, table: Path | None, texts: Sequence[str], seconds: float) -> None:
+def compare(queries: str, url: str, table: Path | None, texts: Sequence[str], rounds: int) -> None:
     """Print the rows of both services for one kind of queries."""
     paths = {"`serve`": "/search?k=10&q=", "`serve`, terms=false": "/search?k=10&terms=false&q=", "FastAPI": ""}
     paths["FastAPI"] = paths["`serve`"]
     with running(ours(url, table)) as (_, port), running(peer(url, table)) as (_, other):
+        for at in (port, other):  # warm
+            asyncio.run(ask(at, paths["FastAPI"], texts, CLIENTS[-1], 3))
         for clients in CLIENTS:
-            for name, path in paths.items():
-                at = other if name == "FastAPI" else port
-                asyncio.run(ask(at, path, texts, clients, _WARM_S))
-                print(
-                    f"| {queries} | {name} | {clients} | {asyncio.run(ask(at, path, texts, clients, seconds)).row()} |"
-                )
+            found = {name: Load([], 0, 0) for name in paths}
+            for _ in range(rounds):
+                for name, path in paths.items():
+                    one = asyncio.run(ask(other if name == "FastAPI" else port, path, texts, clients, _SECONDS))
+                    before = found[name]
+                    found[name] = Load(
+                        before.latencies + one.latencies, before.errors + one.errors, before.seconds + one.seconds
+                    )
+            for name, load in found.items():
+                print(f"| {queries} | {name} | {clients} | {load.row()} |", flush=True)
 
 
 def soak(url: str, table: Path | None, texts: Sequence[str], seconds: float) -> None:

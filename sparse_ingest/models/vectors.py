@@ -128,9 +128,16 @@ class VectorMaker:
 
     def on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: Pruning) -> Batches:
         """Yield the batches in their order, computed by the workers of a CPU. The caller applies the rules."""
+
+        def compute(batch: Batch) -> tuple[list[Vector], int]:
+            return self.compute([token_ids[place] for place in batch], batch)
+
+        if len(batches) == 1:  # a query: starting threads would take longer than a small model
+            yield compute(batches[0])
+            return
         pool = ThreadPoolExecutor(self.workers)
         try:
-            yield from pool.map(lambda batch: self.compute([token_ids[place] for place in batch], batch), batches)
+            yield from pool.map(compute, batches)
         finally:
             # After Ctrl-C or a failed batch, do not wait for batches that have not started.
             pool.shutdown(cancel_futures=True)
