@@ -10,8 +10,8 @@ FAST := -m "not slow and not hub"
 
 # What each .venv/.NAME installs.
 INSTALL_demo := -e ".[demo]"
-INSTALL_test := -e ".[aws,demo,ray,remote]" --group test --group docs
-INSTALL_bench := -e ".[demo]" --group bench
+INSTALL_test := -e ".[aws,demo,ray,remote,serve]" --group test --group docs
+INSTALL_bench := -e ".[demo,serve]" --group bench
 INSTALL_docs := -e . --group docs
 INSTALL_build := --group build
 

@@ -1,9 +1,10 @@
-"""Draw the pictures of the documentation: the speed chart and a terminal session.
+"""Draw the pictures of the documentation: the speed chart, a terminal session and the search page.
 
     python benchmarks/draw.py chart                  from the tables in benchmarks/README.md
     python benchmarks/draw.py terminal RUN           from a real search of a run folder, such as demo-run/run
+    python benchmarks/draw.py page URL               from a running service, such as of sparse-ingest demo --keep-server
 
-Both are written to docs/assets/ as SVG.
+They are written to docs/assets/, the first two as SVG.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 ASSETS = Path(__file__).parents[1] / "docs" / "assets"
 BENCHMARKS = Path(__file__).parent / "README.md"
@@ -87,6 +90,19 @@ def draw_terminal(run: str) -> None:
     (ASSETS / "terminal.svg").write_text(drawn)
 
 
+def draw_page(url: str) -> None:
+    """Write page.png: a question in the search page of a service, beside BM25, in the Chromium of the system."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(f"{url}?{urlencode({'q': QUESTION, 'compare': 'bm25'})}")
+        page.locator("#view[data-complete]").wait_for()
+        page.screenshot(path=ASSETS / "page.png")
+        chromium.close()
+
+
 def main() -> None:
     """Draw the picture given on the command line."""
     match sys.argv[1:]:
@@ -94,6 +110,8 @@ def main() -> None:
             draw_chart()
         case ["terminal", run]:
             draw_terminal(run)
+        case ["page", url]:
+            draw_page(url)
         case _:
             sys.exit(__doc__)
 

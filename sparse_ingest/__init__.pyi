@@ -39,6 +39,7 @@ from .loading.load import load, restore_settings
 from .loading.options import LoadOptions, PublishOptions
 from .loading.publish import publish, roll_back
 from .models.encoder import SparseEncoder
+from .models.origins import Origin
 from .models.query_encoders import query_encoder
 from .models.sparse_vectors import SparseVectors
 from .pipeline import (
@@ -66,7 +67,10 @@ from .searching.options import SearchOptions
 from .searching.pipelines import engine_of, token_keys
 from .searching.query import many_query_weights, query_weights
 from .searching.run_search import rank_run, search_run
-from .searching.search import SearchableIndex, SearchableRun, open_index, open_run
+from .searching.search import SearchableIndex, open_index, open_run
+from .searching.searchable_run import SearchableRun
+from .serving.options import ServeOptions
+from .serving.serve import serve
 from .storage.places import place_of
 from .verification.options import VerifyOptions
 from .verification.verify import verify
@@ -93,6 +97,7 @@ __all__ = [
     "LoadOptions",
     "MissingExtraError",
     "ModelSettings",
+    "Origin",
     "Pipeline",
     "PipelineError",
     "PlanOptions",
@@ -105,6 +110,7 @@ __all__ = [
     "SearchOptions",
     "SearchableIndex",
     "SearchableRun",
+    "ServeOptions",
     "SparseEncoder",
     "SparseIngestError",
     "SparseRows",
@@ -150,6 +156,7 @@ __all__ = [
     "search_run",
     "seismic_body",
     "server_side_body",
+    "serve",
     "show_index",
     "token_keys",
     "two_phase_body",

@@ -48,6 +48,10 @@ class ClusterError(SparseIngestError):
     """The cluster cannot be reached, refuses a request, or has an index that does not match."""
 
 
+class DocumentNotFoundError(RunError, ClusterError):
+    """A run or an index has no document with this id."""
+
+
 class StorageError(SparseIngestError):
     """A store or web server with a run or a corpus fails, refuses a request, or does not support it."""
 

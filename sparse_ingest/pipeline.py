@@ -13,6 +13,7 @@ import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from dataclasses import field as made_of
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ SpecialTokens = Literal["keep", "zero"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16"]
 EngineName = Literal["exact", "two-phase", "seismic", "pruned"]
 _MAX_BYTES, _MAX_DEPTH, _MAX_NUMBER = 1 << 20, 20, 1 << 63
+_hints = lru_cache(get_type_hints)  # 0.3 ms for the options of a search
 FieldType = Literal["keyword", "text", "integer", "long", "float", "double", "boolean", "date"]
 
 
@@ -308,7 +310,7 @@ def changed(settings: Any) -> dict[str, Any]:
 
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:
     """Return a settings dataclass from a TOML table, each value checked against the type of its field."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     unknown = sorted(table.keys() - hints.keys())
     if unknown:
         raise PipelineError(f"{source}: unknown key {prefix}{unknown[0]}; known here: {', '.join(sorted(hints))}.")

@@ -37,9 +37,10 @@ _CHECKS = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scop
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=_CHECKS)
 hypothesis.settings.load_profile("tests")
 
-# Under nohup SIGHUP is ignored, and the processes of the tests would inherit that.
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Under nohup SIGHUP is ignored, in the background SIGINT too, and the processes of the tests would inherit that.
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

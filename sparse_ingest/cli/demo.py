@@ -38,6 +38,7 @@ QUESTIONS = (
     "how do I write an anonymous function",
     "how do I delete an item from a list",
 )
+PAGE_PORT = 8080  # or the next free one
 PASSAGE_WORDS = 90
 # The questions were chosen for these weights.
 MODEL_SHA256 = "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a"
@@ -62,7 +63,11 @@ class Passage(NamedTuple):
 @command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo-run"), show_default=True,
               help="Folder for the corpus and the run folder")  # fmt: skip
-@click.option("--keep-server", is_flag=True, help="Leave the server running, for more questions")
+@click.option(
+    "--keep-server",
+    is_flag=True,
+    help="Leave the server running and, without --json, serve the search page until Ctrl-C",
+)
 @json_option
 def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
     """Encode, load, verify and search the help topics of Python's language reference.
@@ -90,6 +95,19 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
             "  sparse-ingest demo --keep-server                                  (and then search --index)",
         ]
     print_report(as_json, report, lines)
+    if keep_server and not as_json:
+        _serve_page(report["url"])
+
+
+def _serve_page(url: str) -> None:
+    """Serve the search page of the demo's index, beside BM25, until Ctrl-C."""
+    from sparse_ingest.local_server.process import free_port
+    from sparse_ingest.searching.search import open_index
+    from sparse_ingest.serving.serve import serve
+
+    with open_index(INDEX, url=url) as index, TerminalReporter() as reporter:
+        reporter.note("And the search page, until Ctrl-C:")
+        serve(index, "bm25", port=free_port(PAGE_PORT), progress=reporter)
 
 
 def _as_text(answers: Answers) -> Iterator[str]:
@@ -237,7 +255,7 @@ def _refuse_missing_parts(pipeline: Pipeline) -> None:
     """Check the extras and the model before the slow steps."""
     from sparse_ingest.checkpoints.locate import locate
 
-    if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
+    if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil", "starlette", "uvicorn"))):
         raise MissingExtraError("demo", "The demo")
     try:
         folder, _ = locate(pipeline.model.document or "")

@@ -19,7 +19,7 @@ COMMANDS_BY_HEADING = {
     "Models": "pipelines inspect idf",
     "Run folders": "encode status report",
     "Indexes": "index load verify",
-    "Search": "search query show evaluate plan",
+    "Search": "search query show evaluate plan serve",
     "Local OpenSearch": "server",
 }
 OPTIONS_BY_HEADING = {
@@ -33,11 +33,11 @@ OPTIONS_BY_HEADING = {
     "Loading": "replace from-scratch partial update since delete-missing retry-dead merge max-rate tune "
     "async-translog drop-old allow-fewer restore",
     "Search": "size filter collapse engine hybrid hybrid-weights hybrid-normalization hybrid-combination concurrency "
-    "allow-partial stored bm25 ignore-identical-ids measure analyzer without-plugin product",
+    "allow-partial stored bm25 compare ignore-identical-ids measure analyzer without-plugin product",
     "Pipelines on the server": "search-pipeline ingest-pipeline model-id default",
     "Cluster": "url user password api-key ca client-cert client-key aws-region aws-service timeout",
-    "Local OpenSearch": "port heap data with-ml keep-server folder",
-    "Output": "out plan verify all explain trec trec-run compare per-query table json verbose quiet help",
+    "Server": "host port token-file time-limit max-requests heap data with-ml keep-server folder",
+    "Output": "out plan verify all explain trec trec-run per-query table json verbose quiet help",
 }
 
 

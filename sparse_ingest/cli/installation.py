@@ -31,6 +31,7 @@ PURPOSES = {
     "evaluate": "`evaluate` and `plan`",
     "remote": "corpora and runs at s3://, gs:// and https://",
     "ray": "`--executor ray`",
+    "serve": "`sparse-ingest serve`",
     "demo": "`sparse-ingest demo`",
 }
 VARIABLES = ("SPARSE_INGEST_", "HF_", "AWS_", "ONEDNN_", "OMP_", "CUDA_VISIBLE_", "SSL_CERT_", "TMPDIR", "JAVA_HOME")

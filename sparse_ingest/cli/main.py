@@ -32,6 +32,7 @@ from sparse_ingest.cli import (
     reports,
     searching,
     server,
+    serving,
     showing,
 )
 from sparse_ingest.cli.options import drop_output
@@ -66,7 +67,7 @@ def cli() -> None:
 for command in (
     demo.demo, doctor.doctor, help.help_command, inspecting.pipelines, inspecting.inspect, indexing.idf,
     encoding.encode, encoding.status, indexing.index, loading.load, loading.verify, searching.search, querying.query,
-    showing.show, evaluating.evaluate, evaluating.plan, reports.report, server.server,
+    showing.show, evaluating.evaluate, evaluating.plan, reports.report, serving.serve, server.server,
 ):  # fmt: skip
     cli.add_command(with_verbosity(command))
 

@@ -217,16 +217,17 @@ def _bodies(
     weighted: Iterable[tuple[str, QueryWeights]], engine: Engine, options: QueryOptions
 ) -> Iterator[SearchBody]:
     """Yield the body of each text, then report omitted tokens and scaled weights."""
-    from sparse_ingest.cluster.limits import fit_weights
-    from sparse_ingest.searching.query import keyed, warn_of_omitted
+    from sparse_ingest.searching.bodies import body_of
+    from sparse_ingest.searching.query import warn_of_omitted
 
     scaled, scale = 0, 1.0
     lost: dict[str, None] = {}
     for text, weights in weighted:
-        weights = keyed(weights, engine.keys, lost)
-        fitted = fit_weights(weights)
-        scaled, scale = scaled + (fitted.scale != 1), max(scale, fitted.scale)
-        body = _body(text, weights, engine, options)
+        if options.is_server_side:
+            body = _server_side_body(text, engine, options)
+        else:
+            body, factor = body_of(text, weights, engine, options, lost, without_plugin=options.without_plugin)
+            scaled, scale = scaled + (factor != 1), max(scale, factor)
         yield body | {"search_pipeline": options.search_pipeline} if options.search_pipeline else body
     warn_of_omitted(lost)
     if scaled:
@@ -234,18 +235,8 @@ def _bodies(
         click.echo(f"A query has weights up to 64: {what} {scale:g}, and so are the scores.", err=True)
 
 
-def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOptions) -> SearchBody:
-    from sparse_ingest.cluster.engines import engine_body
-    from sparse_ingest.cluster.hybrid_bodies import hybrid_body
-    from sparse_ingest.cluster.search_bodies import rank_feature_body, server_side_body
+def _server_side_body(text: str, engine: Engine, options: QueryOptions) -> SearchBody:
+    from sparse_ingest.cluster.search_bodies import server_side_body
 
-    settings: dict[str, Any] = {"size": options.k, "filter": options.filter}
-    if options.is_server_side:
-        return server_side_body(text, engine, analyzer=options.analyzer, model_id=options.model_id, **settings)
-    if engine.hybrid:
-        return hybrid_body(text, weights, engine, collapse=options.collapse, **settings)
-    if options.without_plugin:
-        if engine.name != "exact":
-            raise UsageError(f"The engine {engine.name} needs the neural-search plugin. Omit --engine.")
-        return rank_feature_body(weights, field=engine.field, collapse=options.collapse, **settings)
-    return engine_body(weights, engine, collapse=options.collapse, **settings)
+    how: dict[str, Any] = {"size": options.k, "filter": options.filter}
+    return server_side_body(text, engine, analyzer=options.analyzer, model_id=options.model_id, **how)

@@ -55,15 +55,20 @@ class Target:
     pipeline: Pipeline
     connection: Connection
 
-    def opened(self) -> contextlib.AbstractContextManager[SearchableRun | SearchableIndex]:
-        """Open the index or run for the block. Raise `UsageError` if both are given, or neither."""
+    def opened(self, *, connects: bool = False) -> contextlib.AbstractContextManager[SearchableRun | SearchableIndex]:
+        """Open the index or run for the block. Raise `UsageError` if both are given, or neither.
+
+        `connects`: the command uses the connection too, so that its options are allowed with a run.
+        """
         from sparse_ingest.searching.search import open_run
 
         if (self.index is None) == (self.run is None):
             raise UsageError("Give either --index NAME or --run RUN.")
         how: dict[str, Any] = {"pipeline": self.pipeline, "force": self.force}
         if self.run is not None:
-            refuse_flags(CONNECTION_FLAGS, "is for --index: a run folder is searched without a server")
+            refuse_flags(
+                (() if connects else CONNECTION_FLAGS), "is for --index: a run folder is searched without a server"
+            )
             return contextlib.nullcontext(open_run(self.run, **how))
         return querying.opened_index(str(self.index), self.connection, **how)
 
@@ -125,7 +130,7 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
         one = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits])
         click.echo(trec_lines(one), nl=False)
     else:
-        found = {"query": weights, "hits": [_as_json(hit, words) for hit in hits], "why": why}
+        found = {"query": weights, "hits": [hit.to_dict(words=words) for hit in hits], "why": why}
         print_report(as_json, found, (line for hit in hits for line in _as_lines(hit, words, explain=explain)))
     if not hits and not as_json:
         # A query without weights is logged when it is encoded.
@@ -198,24 +203,12 @@ def _say_no_words(opened: SearchableRun | SearchableIndex) -> None:
         click.echo(NO_WORDS, err=True)
 
 
-def _snippet(hit: Hit, words: bool) -> tuple[str, Hit]:
-    """Return the snippet of a hit, and the hit without terms if they are not `words`: 7 is not a 7 in the text."""
-    from sparse_ingest.searching.hits import snippet
-
-    hit = hit if words else hit._replace(terms=[])
-    return snippet(hit), hit
-
-
-def _as_json(hit: Hit, words: bool) -> dict[str, Any]:
-    found = {**hit._asdict(), "snippet": _snippet(hit, words)[0], "terms": [term._asdict() for term in hit.terms]}
-    return {key: value for key, value in found.items() if key != "sub_scores" or value is not None}
-
-
 def _as_lines(hit: Hit, words: bool, *, explain: bool) -> list[str]:
-    from sparse_ingest.searching.hits import marked
+    from sparse_ingest.searching.hits import marked, snippet
 
     title = " ".join(str(hit.fields.get("title") or "").split())
-    text = marked(*_snippet(hit, words), bold)
+    matched = hit if words else hit._replace(terms=[])  # the feature 7 is not a 7 in the text
+    text = marked(snippet(matched), matched, bold)
     lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {title}".rstrip(), text]
     if explain:
         lines += shares(hit, hit.sub_scores)

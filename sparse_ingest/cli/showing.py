@@ -75,11 +75,8 @@ def show(names: tuple[str, ...], index: str | None, text: str | None, as_json: b
         refuse_flags(("side",), "needs --text")
         with _opened(names, index, **given) as opened:
             documents = opened.show(*map(utf8_text, names if index else names[1:]), query=query_text)
-    shown = [(one, _heaviest(one.terms, given["top_k"])) for one in documents]
-    content = [
-        {**one._asdict(), "count": len(one.terms), "terms": [term._asdict() for term in terms]} for one, terms in shown
-    ]
-    lines = (line for one, terms in shown for line in _document(one, terms))
+    content = [one.to_dict(given["top_k"]) for one in documents]
+    lines = (line for one in documents for line in _document(one, one.heaviest(given["top_k"])))
     print_report(as_json, {"query": query_text, "documents": content}, lines)
 
 
@@ -109,11 +106,6 @@ def _encoded(
         raise UsageError("--text needs a model: pass --model or --pipeline.")
     weights = None if query_text is None else query_weights(query_text, pipeline)
     return terms_of_text(text, pipeline, as_query=side == "query", query=weights)
-
-
-def _heaviest(terms: Sequence[DocumentTerm], most: int | None) -> list[DocumentTerm]:
-    """Return the heaviest terms, and all that a query shares."""
-    return [term for place, term in enumerate(terms) if most is None or place < most or term.contribution is not None]
 
 
 def _document(document: DocumentTerms, shown: Sequence[DocumentTerm]) -> Iterator[str]:
@@ -148,8 +140,7 @@ def _heading(doc_id: str, fields: dict[str, Any]) -> Iterator[str]:
 
 def print_explanation(as_json: bool, weights: QueryWeights, found: Explanation) -> None:
     """Print the result of `search --doc`."""
-    document = {**found._asdict(), "terms": [term._asdict() for term in found.terms]}
-    print_report(as_json, {"query": weights, "document": document}, _explanation(found))
+    print_report(as_json, {"query": weights, "document": found.to_dict()}, _explanation(found))
 
 
 def _explanation(found: Explanation) -> Iterator[str]:

@@ -169,6 +169,12 @@ class Client:
         client.allow_partial = partial
         return client
 
+    def within(self, timeout_s: float) -> Client:
+        """Return a client whose requests end after `timeout_s`; its waits end without those of this one."""
+        client = copy.copy(self)
+        client.waiting = Waiting(self.address, self.waiting.reporter, min(timeout_s, self.waiting.patience_s))
+        return client
+
     def _refuse_partial(self, missing: str) -> None:
         if not self.allow_partial:
             option = "" if self.allow_partial is None else ", or pass --allow-partial (allow_partial=True)"

@@ -78,7 +78,9 @@ def sub_scores_body(
     return {"size": len(doc_ids), "_source": False, "query": query, "explain": True}
 
 
-def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = None) -> SearchBody:
+def bm25_body(
+    text: str, *, field: str, size: int, filter: QueryClause | None = None, collapse: str | None = None
+) -> SearchBody:
     """Return the request of a BM25 search on title and text.
 
     Args:
@@ -86,8 +88,9 @@ def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = 
         field: Name of the sparse field, which the hits omit.
         size: Number of hits.
         filter: A query clause that every hit matches.
+        collapse: As in `BodyOptions`.
     """
-    return request_body(_words_clause(text), field=field, size=size, filter=filter)
+    return request_body(_words_clause(text), field=field, size=size, filter=filter, collapse=collapse)
 
 
 def packaged_search_pipeline(name: str) -> SearchBody:

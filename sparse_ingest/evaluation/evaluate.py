@@ -32,7 +32,6 @@ from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.shards import parse_fields
 from sparse_ingest.searching.hits import Ranked, first_of_each
 from sparse_ingest.searching.pipelines import refuse_hybrid
-from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run
 from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_run
 
@@ -223,7 +222,7 @@ def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOption
     documents, known, parents, most = _count_terms(run, judged)
     passages = has_judged_passages(judged, known, parents, f"The run {run.path}")
     terms = TermCounts()
-    weights = terms.passing(QueryModel(run.pipeline).many(collection.queries()))
+    weights = terms.passing(run.model.many(collection.queries()))
     ranked = rank_run(run, weights, size=found.size, stored=options.stored, passages=passages)
     search = found.row("exact, 9 bits" if options.stored else "exact", ranked)
     baseline = None
@@ -253,7 +252,7 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
         raise UsageError("Two-phase search cannot collapse passages of a document. Pass --engine exact.")
     vocabulary = index.vocabulary()
     terms = TermCounts()
-    weights = terms.passing(QueryModel(index.pipeline).many(collection.queries()))
+    weights = terms.passing(index.model.many(collection.queries()))
     how: dict[str, Any] = {"size": found.size, "collapse": collapse, "concurrency": options.concurrency or 1}
     texts = (query.text for query in collection.queries()) if engine.hybrid else None
     label = f"hybrid, {engine.name}" if engine.hybrid else engine.name

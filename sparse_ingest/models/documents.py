@@ -116,6 +116,10 @@ class DocumentEncoder:
         """Return the tokens of complete texts for `encode_windows`, or with `places` for `encode_passages`."""
         return self._tokenizer.cut(texts, places=places)
 
+    def spans(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the first character of each token of `cut([text])` and the end; zero or less in the prompt."""
+        return self._tokenizer.spans(text)
+
     def encode_windows(self, cuts: Sequence[Cut], progress: OnBatch = _ignore) -> Encoded:
         """Encode complete texts: each vector is the element-wise maximum over the windows of the text."""
         first = [cut.window(0) for cut in cuts]

@@ -53,6 +53,12 @@ class Postings(NamedTuple):
         matching = np.flatnonzero(found)
         return matching, sums[matching].astype(np.float32)
 
+    def weight(self, token_id: int, row: int) -> float | None:
+        """Return the weight of a token in a row; None if the row lacks it."""
+        start, end = self.starts[token_id : token_id + 2]
+        place = start + np.searchsorted(self.rows[start:end], row)
+        return float(self.weights[place]) if place < end and self.rows[place] == row else None
+
     def above(self) -> Callable[[npt.NDArray[np.uint32], npt.NDArray[np.float32], float], Matching]:
         """Return a function from token ids, weights and a score to the rows with larger scores, for one thread."""
         compiled = compiled_above()

@@ -20,6 +20,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import refuse_lone_stride, resolve_pipeline, resolve_query_settings
 from sparse_ingest.checkpoints.sides import ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
+from sparse_ingest.models.origins import Origin
 from sparse_ingest.models.query_encoders import (
     MaskedLMQueryEncoder,
     as_documents,
@@ -202,6 +203,23 @@ class SparseEncoder:
                     found.append(prune_query(kept, rules) if rules.top_k or rules.max_ratio else kept)
                 reporter.advance(len(some))
         return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary)
+
+    def origins(self, text: str, tokens: Sequence[str]) -> list[Origin]:
+        """Return which token of a text gives each term of its document vector the weight that it has.
+
+        Args:
+            text: a document. Without `overflow = "windows"` the rest of a longer one is not read.
+            tokens: terms, such as those of a query. Those without a weight in the vector are omitted.
+
+        Returns:
+            One `Origin` per remaining term, with its weight and the characters of the token, in the order of `tokens`.
+
+        Raises:
+            UsageError: as encode_document.
+            CheckpointError: the model cannot be found or built.
+            MissingExtraError: torch or transformers is not installed.
+        """
+        return self._document_side().origins(checked_texts(text)[0], tokens)
 
     def similarity(self, queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
         """Return the dot product of each query with each document, float32 `[queries, documents]`.

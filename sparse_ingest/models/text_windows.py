@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from sparse_ingest.checkpoints.card import lost_weights
 from sparse_ingest.errors import Interrupted, UsageError
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
+from sparse_ingest.models.origins import Origin, origins
 from sparse_ingest.models.sparse_vectors import SparseVectors
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.pruning import prune
@@ -74,6 +75,11 @@ class DocumentSide:
                 self._warned = True
                 logger.warning(message)
         return replace(SparseVectors.from_rows(SparseRows.joined(parts), self.encoder.vocabulary), doc_ids=None)
+
+    def origins(self, text: str, tokens: Sequence[str]) -> list[Origin]:
+        """Return the origins of terms of a text (origins.py)."""
+        with self._lock:
+            return origins(self.encoder, text, tokens, windows=self._settings.overflow == "windows")
 
     def _encode(self, texts: Sequence[str], reporter: Reporter) -> Encoded:
         """Encode a window. Documents that are encoded again, in smaller batches, are reported once."""

@@ -105,7 +105,7 @@ class Cut(NamedTuple):
 
     def window(self, number: int) -> TokenIds:
         """Return the token ids of a window with special tokens and prompt."""
-        first, end = self._tokens(number)
+        first, end = self.text_tokens(number)
         layout, ids = self.layout, self.token_ids
         return np.concatenate((layout.before, ids[: self.prompt], ids[first:end], layout.after))
 
@@ -114,11 +114,12 @@ class Cut(NamedTuple):
 
         Characters between two tokens belong to the first of them.
         """
-        first, end = self._tokens(number)
+        first, end = self.text_tokens(number)
         start = int(self.starts[first]) if number else 0
         return start, int(self.starts[end]) if end < len(self.token_ids) else length
 
-    def _tokens(self, number: int) -> tuple[int, int]:
+    def text_tokens(self, number: int) -> tuple[int, int]:
+        """Return the first token of a window that is neither special nor of the prompt, and the end."""
         first = self.prompt + number * self.layout.stride
         return first, min(first + self.layout.room - self.prompt, len(self.token_ids))
 
@@ -178,6 +179,19 @@ class Tokenizer:
         """
         with tokenizer_errors(self._folder):
             return self._cut(texts, full, places)
+
+    def spans(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the first character of each token of `cut([text])` in the text, and the end, `[tokens, 2]`.
+
+        Both are zero or less for tokens of the prompt.
+        """
+        reading = _Reading(self._prompt + text)
+        found: list[npt.NDArray[np.int32]] = []
+        with tokenizer_errors(self._folder):
+            while not found or reading.end < len(reading.text):
+                encoding = self._tokenizer.encode(self._next_piece(reading), **_BARE)
+                found.append(np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2) + reading.start)
+        return np.concatenate(found) - len(self._prompt)
 
     def _cut(self, texts: Sequence[str], full: bool, places: bool) -> list[Cut]:
         readings = waiting = [_Reading(self._prompt + text) for text in texts]

@@ -19,11 +19,12 @@ import numpy.typing as npt
 import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
-from sparse_ingest.errors import CheckpointError, SparseIngestError
+from sparse_ingest.errors import CheckpointError, SparseIngestError, UsageError
 from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
 from sparse_ingest.models.heads.tiles import logarithm
+from sparse_ingest.models.heads.without_projection import LexicalHead
 from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
 from sparse_ingest.models.outputs import AnyBody, build_output
 from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
@@ -85,7 +86,8 @@ class VectorMaker:
             )
             self._head, self.vocabulary, self.lacks_kernel = output.head, output.vocabulary, output.lacks_kernel
             self.head_name = self._head.name
-            self.body.projection = None  # float32, and the head has its own copy
+            if in_body != torch.float32:  # the head has its own copy
+                self.body.projection = None
             # Padding is masked: a token that was added to the tokenizer alone does no harm there.
             self._padding_id = tokenizer.padding_id if tokenizer.padding_id < self.body.ids else 0
             tokenless = [token_id for token_id, token in enumerate(self.vocabulary) if token is None]
@@ -126,11 +128,44 @@ class VectorMaker:
                 progress(len(batch), int(lengths[batch].sum()))
         return rows, without_token
 
+    def strongest(self, token_ids: TokenIds, columns: Sequence[int]) -> tuple[npt.NDArray[np.int64], list[float]]:
+        """Return the token of an input with the largest logit of each column, and the weight that follows from it.
+
+        Only these columns are computed, in float32. Weights that documents never have are 0. Raise `UsageError` if the
+        projection is not in float32, or terms are not from single tokens.
+        """
+        with _on(self.device), _one_thread(), torch.inference_mode():
+            hidden = self.body.hidden([token_ids], self._padding_id)[0].float()
+            ids, chosen = torch.from_numpy(token_ids), torch.tensor(columns, dtype=torch.int64)
+            if self.body.projection:
+                projection, bias = (part[chosen].to(hidden) for part in self.body.projection)
+                scores = hidden @ projection.T + bias
+            elif isinstance(self._head, LexicalHead):
+                scores = self._head.of_tokens(hidden, *(part.to(self.device) for part in (ids, chosen)))
+            else:
+                raise UsageError(
+                    f"The origins of terms cannot be computed in {self._dtype} or of features: use a model whose terms "
+                    "are tokens, in float32."
+                )
+            logits, places = scores.max(dim=0)
+            if not hidden.isfinite().all():
+                raise NotFinite(self._dtype)
+            weights = logarithm(logits.relu_(), self._activation).cpu()
+            weights[torch.isin(chosen, torch.cat([self._zeroed, self._tokenless]).cpu())] = 0
+            return places.cpu().numpy(), weights.tolist()
+
     def on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: Pruning) -> Batches:
         """Yield the batches in their order, computed by the workers of a CPU. The caller applies the rules."""
+
+        def compute(batch: Batch) -> tuple[list[Vector], int]:
+            return self.compute([token_ids[place] for place in batch], batch)
+
+        if len(batches) == 1:  # a query: starting threads would take longer than a small model
+            yield compute(batches[0])
+            return
         pool = ThreadPoolExecutor(self.workers)
         try:
-            yield from pool.map(lambda batch: self.compute([token_ids[place] for place in batch], batch), batches)
+            yield from pool.map(compute, batches)
         finally:
             # After Ctrl-C or a failed batch, do not wait for batches that have not started.
             pool.shutdown(cancel_futures=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.errors import CheckpointError, ClusterError, RunError, SparseIngestError, StorageError
+from sparse_ingest.errors import CheckpointError, DocumentNotFoundError, StorageError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, plain_tokenizer, to_float32
 from sparse_ingest.records import passage_id
@@ -62,6 +62,18 @@ class DocumentTerms(NamedTuple):
     fields: dict[str, Any]
     terms: list[DocumentTerm]
     score: float | None = None
+
+    def heaviest(self, most: int | None) -> list[DocumentTerm]:
+        """Return the `most` heaviest terms, and all that the query shares."""
+        return [
+            term for place, term in enumerate(self.terms)
+            if most is None or place < most or term.contribution is not None
+        ]  # fmt: skip
+
+    def to_dict(self, top_k: int | None = None) -> dict[str, Any]:
+        """Return the document as `show --json` prints it, with its `top_k` heaviest terms."""
+        terms = [term._asdict() for term in self.heaviest(top_k)]
+        return {**self._asdict(), "count": len(self.terms), "terms": terms}
 
 
 class TermReader:
@@ -120,7 +132,7 @@ def _tokenizer_of(model: ModelSettings) -> Callable[[str], set[str] | None]:
 def terms_in_run(run: Run, doc_ids: Sequence[str], reader: TermReader) -> list[DocumentTerms]:
     """Return the terms of documents of a run. Only ids are read to find them, then a row group for each.
 
-    Raise `RunError` if the finished shards lack a document.
+    Raise `DocumentNotFoundError` if the finished shards lack a document.
     """
     from sparse_ingest.runs.checking import find_documents, finished_shards, read_document
     from sparse_ingest.runs.shards import parse_fields
@@ -129,7 +141,7 @@ def terms_in_run(run: Run, doc_ids: Sequence[str], reader: TermReader) -> list[D
     found = find_documents(run, shards, doc_ids)
     if missing := [doc_id for doc_id in doc_ids if doc_id not in found]:
         passages = find_documents(run, shards, [passage_id(doc_id, 0) for doc_id in missing])
-        raise _missing(RunError, f"The run {run.path}", missing, passages)
+        raise _missing(f"The run {run.path}", missing, passages)
     documents = []
     for doc_id in doc_ids:
         part = read_document(run, found[doc_id])
@@ -150,14 +162,14 @@ def terms_in_index(
     """Return the terms of documents of an index, with the weights that it stores.
 
     No request lists the tokens of a document: the complete vocabulary is requested, in about 30 searches. Raise
-    `ClusterError` if the index lacks a document, or the server cannot return weights.
+    `DocumentNotFoundError` if the index lacks a document, `ClusterError` if the server cannot return weights.
     """
     from sparse_ingest.cluster.reading import as_weight, read_fields, reader_of
 
     passages = [passage_id(doc_id, 0) for doc_id in doc_ids]
     fields = read_fields(client, there.name, engine.field, [*doc_ids, *passages])
     if missing := [doc_id for doc_id in doc_ids if doc_id not in fields]:
-        raise _missing(ClusterError, f"The index {there.name!r}", missing, fields)
+        raise _missing(f"The index {there.name!r}", missing, fields)
     weights, ceiling = reader_of(client, there, engine.field)
     keys = engine.keys or {token: token for token in vocabulary if token is not None}
     tokens = {key: token for token, key in keys.items()}
@@ -191,15 +203,13 @@ def terms_of_text(
     return reader.read(None, weights, {"text": text})
 
 
-def _missing(
-    kind: type[SparseIngestError], where: str, missing: Sequence[str], passages: Mapping[str, object]
-) -> SparseIngestError:
+def _missing(where: str, missing: Sequence[str], passages: Mapping[str, object]) -> DocumentNotFoundError:
     """Return the error for documents that do not exist; `passages` are first passages that exist."""
     named = ", ".join(map(repr, missing[:5]))
     advice = "Check the ids: they are compared exactly."
     if first := next((passage_id(doc_id, 0) for doc_id in missing if passage_id(doc_id, 0) in passages), None):
         advice = f"It has passages: name one, such as {first!r}."
-    return kind(f"{where} has no document {named}. {advice}")
+    return DocumentNotFoundError(f"{where} has no document {named}. {advice}")
 
 
 def readable_by(vocabulary: Iterable[str | None]) -> Callable[[str], str]:

@@ -45,22 +45,29 @@ class ExactHits(NamedTuple):
 
 def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k: int) -> list[ExactHits]:
     """Return the k best rows for each query, by score, then by order of rows."""
-    best = [ExactHits([], np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     asked = query_token_mask(np.concatenate([np.empty(0, np.uint32), *(query.token_ids for query in queries)]))
+    return search_postings(((Postings.of(part, asked), part.doc_ids) for part in parts), queries, k)
+
+
+def search_postings(
+    parts: Iterable[tuple[Postings, Sequence[str]]], queries: Sequence[QueryVector], k: int
+) -> list[ExactHits]:
+    """Return what `search_exact` returns, for parts whose postings are known; each has the ids of its rows."""
+    best = [ExactHits([], np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     first_row = 0
     # Contiguous, for the compiled function.
-    asked_for = [
+    arrays = [
         (np.ascontiguousarray(query.token_ids, np.uint32), np.ascontiguousarray(query.weights, np.float32))
         for query in queries
     ]
-    threads = min(len(os.sched_getaffinity(0)), len(queries))
+    threads = max(1, min(len(os.sched_getaffinity(0)), len(queries)))
 
-    def search(postings: Postings, doc_ids: Sequence[str], numbers: range) -> None:
+    def search(postings: Postings, doc_ids: Sequence[str], first: int) -> None:
         above = postings.above()
-        for number in numbers:
-            (token_ids, weights), held = asked_for[number], best[number]
+        for number in range(first, len(queries), threads):
+            held = best[number]
             least = float(held.scores[-1]) if len(held.scores) == k else -math.inf
-            rows, scores = above(token_ids, weights, least)
+            rows, scores = above(*arrays[number], least)
             if not len(rows):
                 continue
             kept = best_places(scores, k)
@@ -70,12 +77,12 @@ def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k:
             order = best_places(all_scores, k)
             best[number] = ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
 
-    with ThreadPoolExecutor(threads or 1) as pool:
-        for part in parts:
-            postings = Postings.of(part, asked)
-            shares = [range(first, len(queries), threads) for first in range(threads)]
-            list(pool.map(partial(search, postings, part.doc_ids), shares))
-            first_row += len(part.doc_ids)
+    with ThreadPoolExecutor(threads) as pool:
+        for postings, doc_ids in parts:
+            work = partial(search, postings, doc_ids)
+            # One query is not worth a thread.
+            list(map(work, [0]) if threads == 1 else pool.map(work, range(threads)))
+            first_row += postings.row_count
     return best
 
 

@@ -31,6 +31,12 @@ class Hit(NamedTuple):
         """Old name of `id`."""
         return self.id
 
+    def to_dict(self, *, words: bool = True) -> dict[str, Any]:
+        """Return the hit as `search --json` prints it; not `words`: terms are features, and not in the snippet."""
+        shown = self if words else self._replace(terms=[])
+        found = {**self._asdict(), "snippet": snippet(shown), "terms": [term._asdict() for term in self.terms]}
+        return {key: value for key, value in found.items() if key != "sub_scores" or value is not None}
+
 
 class Explanation(NamedTuple):
     """The rank of one document among the hits of a query, and why.
@@ -61,6 +67,10 @@ class Explanation(NamedTuple):
     fields: dict[str, Any] = {}
     terms: Sequence[TermShare] = ()
     lacking: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the explanation as `search --doc ID --json` prints it."""
+        return {**self._asdict(), "terms": [term._asdict() for term in self.terms]}
 
 
 class Ranked(NamedTuple):

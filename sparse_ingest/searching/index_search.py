@@ -75,6 +75,7 @@ def search_index(
     engine: Engine | None = None,
     filter: Mapping[str, Any] | None = None,
     collapse: str | None = None,
+    explain: bool = True,
 ) -> list[Hit]:
     """Search an index. The terms of each hit come from the server's explanation of its score.
 
@@ -88,6 +89,7 @@ def search_index(
         filter: A query clause that every hit matches.
         collapse: Return only the best document for each value of this field, such as `parent` of passages. Documents
             without the field count as sharing one value.
+        explain: Whether the server explains each score; without, hits have no terms, and the server does less work.
 
     Raises:
         UsageError: the index does not map a field of `filter` or `collapse`, or weights do not fit.
@@ -96,10 +98,12 @@ def search_index(
     engine = engine or Engine()
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = Asker(client, index, engine)
-    answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
+    answer, scale = asker.ask(weights, size=size, filter=filter, explain=explain, collapse=collapse)
     asker.warn_of_omitted()
-    pairs = zip(_hits_without_terms(answer), answer["hits"]["hits"], strict=True)
-    return [hit._replace(score=hit.score * scale, terms=asker.shares(found, scale)) for hit, found in pairs]
+    hits = []
+    for hit, found in zip(_hits_without_terms(answer), answer["hits"]["hits"], strict=True):
+        hits.append(hit._replace(score=hit.score * scale, terms=asker.shares(found, scale) if explain else []))
+    return hits
 
 
 def search_hybrid(
@@ -145,9 +149,24 @@ def search_hybrid(
     return explained
 
 
-def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_FIELD, size: int) -> list[Hit]:
-    """Search an index with BM25 on title and text, for comparison; hits have no terms."""
-    return _hits_without_terms(_send(client, index, bm25_body(text, field=field, size=size)))
+def search_words(
+    client: Client,
+    index: str,
+    text: str,
+    *,
+    field: str = DEFAULT_FIELD,
+    size: int,
+    filter: Mapping[str, Any] | None = None,
+    collapse: str | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> list[Hit]:
+    """Search an index with BM25 on title and text, for comparison; hits have no terms.
+
+    `field` is the sparse field, `known` the mapping, if it was read; other arguments are as for `search_index`.
+    """
+    refuse_unmapped(client, path_of(index), known, filter, collapse)
+    body = bm25_body(text, field=field, size=size, filter=filter, collapse=collapse)
+    return _hits_without_terms(_send(client, index, body))
 
 
 def _hits_without_terms(answer: Any) -> list[Hit]:
@@ -205,10 +224,10 @@ def rank_words(
     concurrency: int = 1,
 ) -> Iterator[Ranked]:
     """Rank with BM25 on title and text; `field` is the sparse field, other arguments are as for `rank_index`."""
-    also = {"_source": False} | ({"collapse": {"field": collapse}} if collapse else {})
 
     def ask(text: str) -> tuple[Any, float]:
-        return _send(client, index, {**bm25_body(text, field=field, size=size), **also}), 1.0
+        body = bm25_body(text, field=field, size=size, collapse=collapse)
+        return _send(client, index, without_source(body)), 1.0
 
     return _ranked(ask, ((query.id, query.text) for query in queries), collapse, concurrency)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparse_ingest.pipeline import HybridSettings, option
+from sparse_ingest.pipeline import HybridSettings, option, refuse_options
 
 
 @dataclass(frozen=True)
@@ -28,3 +28,9 @@ class SearchOptions(HybridSettings):
     stored: bool = False
     allow_partial: bool = option(False, "Accept partial results of failed shards and timeouts, with a warning")
     concurrency: int = option(1, "With --queries: number of requests in flight")
+
+
+def for_one_document(options: SearchOptions) -> SearchOptions:
+    """Refuse options that would have no effect on the explanation of one document."""
+    refuse_options(options, ("collapse", "hybrid"), "cannot be combined with the explanation of one document")
+    return options

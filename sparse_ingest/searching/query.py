@@ -8,29 +8,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from threading import Lock
 
 from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import UsageError, listed
-from sparse_ingest.models.query_encoders import QueryEncoder, build_weight_table, query_checkpoint, query_encoder
+from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, plain_tokenizer, prune_query
 from sparse_ingest.records import Query
+from sparse_ingest.searching.batches import QUERIES_AT_ONCE, BatchedEncoder
 
-QUERIES_AT_ONCE = 32  # texts per batch
 NAMED_TOKENS = 20  # tokens that a message names
 logger = logging.getLogger(__name__)
 
 
 class QueryModel:
-    """The query side of a pipeline. The model is built for the first text. Thread-safe."""
+    """The query side of a pipeline. Thread-safe. Models of the same checkpoint may share an `encoder`."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._encoder: QueryEncoder | None = None
+    def __init__(self, pipeline: Pipeline, encoder: BatchedEncoder | None = None) -> None:
+        self.pipeline = pipeline
+        self.encoder = encoder or BatchedEncoder(pipeline.model)
         self._last: tuple[str, QueryWeights] = "", {}
-        self._lock = Lock()  # of the encoder: a masked LM takes one batch at a time
 
     def weights(self, text: str) -> QueryWeights:
         """Return the weights of one query. Raise `UsageError` if there is no text."""
@@ -38,7 +36,7 @@ class QueryModel:
             raise UsageError("The query is empty. Give some words.")
         last, weights = self._last
         if last != text:
-            weights = prune_query(self._encode([text])[0], self._pipeline.query)
+            weights = prune_query(self.encoder.encode_one(text), self.pipeline.query)
             self._last = text, weights
             if not weights:
                 logger.warning(self.why_unweighted(text))
@@ -46,8 +44,8 @@ class QueryModel:
 
     def why_unweighted(self, text: str) -> str:
         """Return a message about a text without weights, with its tokens."""
-        checkpoint = query_checkpoint(self._pipeline.model)
-        settings = resolve_query_settings(self._pipeline.model, checkpoint)
+        checkpoint = query_checkpoint(self.pipeline.model)
+        settings = resolve_query_settings(self.pipeline.model, checkpoint)
         tokenizer = plain_tokenizer(checkpoint.query.folder, lower_case=bool(settings.lower_case))
         tokens = list(dict.fromkeys(tokenizer.encode(text, add_special_tokens=False).tokens))
         unknown = getattr(tokenizer.model, "unk_token", None)
@@ -63,21 +61,15 @@ class QueryModel:
         count, stream = 0, iter(queries)
         while some := list(islice(stream, batch)):
             count += len(some)
-            for query, weights in zip(some, self._encode([query.text for query in some]), strict=True):
+            for query, weights in zip(some, self.encoder.encode([query.text for query in some]), strict=True):
                 if not weights:
                     empty.append(query.id)
-                yield query.id, prune_query(weights, self._pipeline.query)
+                yield query.id, prune_query(weights, self.pipeline.query)
         if empty:
             logger.warning(
                 "%d of %d queries have no token with a weight, such as %r: they cannot have hits.",
                 len(empty), count, empty[0],
             )  # fmt: skip
-
-    def _encode(self, texts: list[str]) -> list[QueryWeights]:
-        with self._lock:
-            if self._encoder is None:
-                self._encoder = query_encoder(self._pipeline.model)
-            return self._encoder.encode(texts)
 
 
 def query_weights(text: str, pipeline: Pipeline) -> QueryWeights:

@@ -8,157 +8,69 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from itertools import tee
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, options_from, pipeline_of, refuse_options
+from sparse_ingest.pipeline import (
+    EngineName,
+    HybridSettings,
+    ModelSettings,
+    Pipeline,
+    options_from,
+    pipeline_of,
+    refuse_options,
+)
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
-from sparse_ingest.runs.run import Run, RunLike
+from sparse_ingest.runs.run import RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
-from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_index, terms_in_run
+from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_index
 from sparse_ingest.searching.hits import Explanation, Hit, Ranked
-from sparse_ingest.searching.options import SearchOptions
+from sparse_ingest.searching.options import SearchOptions, for_one_document
 from sparse_ingest.searching.pipelines import (
     document_vocabulary,
     engine_of_index,
     has_words,
     hybrid_settings,
     pipeline_of_index,
-    pipeline_of_run,
-    refuse_hybrid,
-    remembered_model,
 )
 from sparse_ingest.searching.query import QueryModel
-from sparse_ingest.searching.run_search import explain_in_run, rank_run, search_run, why_empty_run
+from sparse_ingest.searching.searchable_run import NO_WEIGHTS
+from sparse_ingest.searching.searchable_run import SearchableRun as SearchableRun
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client, ConnectionLike
     from sparse_ingest.cluster.indexes import Index
     from sparse_ingest.cluster.search_bodies import Engine
     from sparse_ingest.records import Query
+    from sparse_ingest.searching.batches import BatchedEncoder
 
-_NO_WEIGHTS = "The query has no weights."
 
+class _Given(NamedTuple):
+    """The arguments of `open_index`."""
 
-class SearchableRun(Run):
-    """A run that can be searched with its own model, or with the one that `pipeline` names."""
-
-    def __init__(
-        self,
-        run: Run,
-        given: Pipeline = Pipeline(),  # noqa: B008 - frozen
-        *,
-        force: bool = False,
-        reporter: Reporter = SILENT,
-    ) -> None:
-        super().__init__(run.path, run.manifest)
-        self._given, self._force, self._reporter = given, force, reporter
-
-    @cached_property
-    def pipeline(self) -> Pipeline:
-        """The pipeline of the run, changed by the given one."""
-        return pipeline_of_run(self._given, self, force=self._force)
-
-    @property
-    def has_words(self) -> bool:
-        """Whether terms are tokens; False for an autoencoder, whose terms are the numbers of features."""
-        return has_words(self.manifest.model)
-
-    @cached_property
-    def _model(self) -> QueryModel:
-        return QueryModel(self.pipeline)
-
-    def query_weights(self, text: str) -> QueryWeights:
-        """Return the weights of a query by token string, heaviest first."""
-        return self._model.weights(text)
-
-    def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
-        """Search the finished shards exactly.
-
-        Args:
-            query: A text, or weights by token string.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10`.
-
-        Raises:
-            UsageError: an option needs a server.
-            RunError: the model differs from the run's.
-        """
-        chosen = self._options(options_from(SearchOptions, options, settings, "search"))
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        hits = search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
-        if not hits and self._reporter is not SILENT:
-            _note(self._reporter, self.why_empty(query))
-        return hits
-
-    def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
-        """Return why a search of the run finds nothing; `options` have no influence."""
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        if not weights:
-            return [self._model.why_unweighted(query)] if isinstance(query, str) else [_NO_WEIGHTS]
-        return why_empty_run(self, weights)
-
-    def rank(
-        self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
-    ) -> Iterator[Ranked]:
-        """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
-        chosen = self._options(options_from(SearchOptions, options, settings, "rank"))
-        return rank_run(self, self._model.many(queries), size=chosen.k, stored=chosen.stored)
-
-    def explain(
-        self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
-    ) -> Explanation:
-        """Return the rank and the score of one document, and why it is not among the first k hits.
-
-        Args:
-            query: A text, or weights by token string.
-            doc_id: The document.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10`.
-
-        Raises:
-            UsageError: an option needs a server.
-            RunError: the model differs from the run's.
-        """
-        chosen = _for_one(self._options(options_from(SearchOptions, options, settings, "explain")))
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
-
-    def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
-        """Return the terms of documents, heaviest first, with the contributions of a query if one is given.
-
-        Args:
-            *doc_ids: The documents. Only ids are read to find them, then a row group for each.
-            query: A text, or weights by token string.
-
-        Raises:
-            RunError: the finished shards lack a document, or the model of the query differs from the run's.
-        """
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        model = remembered_model(self._given.model, self.manifest.model)
-        return terms_in_run(self, doc_ids, TermReader(self.vocabulary(), model, weights))
-
-    def _options(self, options: SearchOptions) -> SearchOptions:
-        """Refuse options that would have no effect on a run."""
-        why = "needs a server, and a run is searched exactly without one"
-        refuse_options(options, ("filter", "allow_partial"), why)
-        refuse_hybrid(self._given.query, options, why)
-        return options
+    pipeline: Pipeline
+    force: bool = False
+    reporter: Reporter = SILENT
 
 
 class SearchableIndex:
     """An index with the model, field and settings of its `_meta`. Thread-safe."""
 
     def __init__(
-        self, client: Client, name: str, index: Index, pipeline: Pipeline, reporter: Reporter = SILENT
+        self,
+        client: Client,
+        name: str,
+        index: Index,
+        pipeline: Pipeline,
+        given: _Given | None = None,
+        encoder: BatchedEncoder | None = None,
     ) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
         self.engine = engine_of_index(pipeline, index, client.dialect.product)
-        self._reporter = reporter
-        self._model = QueryModel(pipeline)
+        self.model = QueryModel(pipeline, encoder)
+        self._given = given or _Given(pipeline)
 
     @property
     def has_words(self) -> bool:
@@ -167,7 +79,7 @@ class SearchableIndex:
 
     def query_weights(self, text: str) -> QueryWeights:
         """Return the weights of a query by token string, heaviest first."""
-        return self._model.weights(text)
+        return self.model.weights(text)
 
     def vocabulary(self) -> list[str | None]:
         """Return the token string of each id of the document side."""
@@ -185,21 +97,56 @@ class SearchableIndex:
             UsageError: options or weights do not fit, or the index does not map a field of `filter` or `collapse`.
             ClusterError: the server cannot answer.
         """
+        chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
+        text, weights = (query, self.query_weights(query)) if isinstance(query, str) else (None, query)
+        hits = self.search_weighted(text, weights, chosen)
+        if not hits and self._given.reporter is not SILENT:
+            _note(self._given.reporter, self.why_empty(query, chosen))
+        return hits
+
+    def search_weighted(
+        self, text: str | None, weights: QueryWeights, options: SearchOptions, *, explain: bool = True
+    ) -> list[Hit]:
+        """Search for a text whose weights are known; see `search`. Only a hybrid search needs the text.
+
+        Without `explain`, hits have no terms, and the server does less work.
+        """
         from sparse_ingest.searching.index_search import search_hybrid, search_index
 
-        chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
-        weights = self.query_weights(query) if isinstance(query, str) else query
-        engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
-        how: Any = {"size": chosen.k, "engine": engine, "filter": chosen.filter, "collapse": chosen.collapse}
+        options = _for_index(options)
+        engine, client = self.engine_for(options), self.client.allowing(options.allow_partial)
+        how: Any = {"size": options.k, "engine": engine, "filter": options.filter, "collapse": options.collapse}
         if not engine.hybrid:
-            hits = search_index(client, self.name, weights, **how)
-        elif isinstance(query, str):
-            hits = search_hybrid(client, self.name, query, weights, **how)
-        else:
+            return search_index(client, self.name, weights, explain=explain, **how)
+        if text is None:
             raise UsageError("A hybrid search needs the text of the query, for BM25. Pass it, or hybrid=False.")
-        if not hits and self._reporter is not SILENT:
-            _note(self._reporter, self.why_empty(query, chosen))
-        return hits
+        return search_hybrid(client, self.name, text, weights, **how)
+
+    @property
+    def engines(self) -> list[EngineName]:
+        """The engines that can search this field in this cluster."""
+        from sparse_ingest.cluster.engines import engines_of
+
+        return engines_of(self.engine.kind, self.client.dialect.product)
+
+    def with_engine(self, name: EngineName) -> SearchableIndex:
+        """Return this index with another engine, and the same encoder of queries. Raise `PipelineError`."""
+        pipeline = replace(self.pipeline, query=replace(self.pipeline.query, engine=name))
+        return SearchableIndex(self.client, self.name, self.index, pipeline, self._given, self.model.encoder)
+
+    def current(self) -> SearchableIndex:
+        """Return this object, or a new one if another index has the name now, or the mapping has changed.
+
+        Raises:
+            ClusterError: the cluster does not answer or has no such index, or its model is not the given one.
+        """
+        index = _need_index(self.client, self.name)
+        if (index.uuid, index.mappings) == (self.index.uuid, self.index.mappings):
+            return self
+        pipeline = pipeline_of_index(self._given.pipeline, index, self.name, force=self._given.force)
+        same = pipeline.model == self.pipeline.model and _model_of(index) == _model_of(self.index)
+        encoder = self.model.encoder if same else None
+        return SearchableIndex(self.client, self.name, index, pipeline, self._given, encoder)
 
     def engine_for(self, options: HybridSettings) -> Engine:
         """Return the engine of a search: hybrid if the options say so, or otherwise [query].
@@ -216,7 +163,7 @@ class SearchableIndex:
         chosen = options or SearchOptions()
         engine, text = self.engine_for(chosen), query if isinstance(query, str) else ""
         weights = self.query_weights(query) if isinstance(query, str) else query
-        unweighted = [] if weights else [self._model.why_unweighted(text) if text else _NO_WEIGHTS]
+        unweighted = [] if weights else [self.model.why_unweighted(text) if text else NO_WEIGHTS]
         if unweighted and not engine.hybrid:
             return unweighted
         try:
@@ -234,7 +181,7 @@ class SearchableIndex:
         engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
         how: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
         queries, same = tee(queries)
-        texts, weights = (query.text for query in same), self._model.many(queries)
+        texts, weights = (query.text for query in same), self.model.many(queries)
         return rank_index(client, self.name, weights, engine, concurrency=chosen.concurrency, texts=texts, **how)
 
     def explain(
@@ -255,7 +202,7 @@ class SearchableIndex:
         from sparse_ingest.cluster.postings import PAGE
         from sparse_ingest.searching.explaining import explain_in_index
 
-        chosen = _for_one(_for_index(options_from(SearchOptions, options, settings, "explain")))
+        chosen = for_one_document(_for_index(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query
         client, window = self.client.allowing(chosen.allow_partial), self.index.setting("max_result_window")
         how: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
@@ -339,27 +286,30 @@ def open_index(
         PipelineError: the field cannot be searched with the engine of [query].
     """
     from sparse_ingest.cluster.client import connect
-    from sparse_ingest.cluster.indexes import need_index
 
     given, client = pipeline_of(model, pipeline), connect(connection, url=url)
     with contextlib.ExitStack() as stack:
         stack.enter_context(client)
-        index = need_index(client, name, "Create it with `sparse-ingest load`.")
+        index = _need_index(client, name)
         pipeline = pipeline_of_index(given, index, name, force=force)
-        opened = SearchableIndex(client, name, index, pipeline, reporter_of(progress))
+        opened = SearchableIndex(client, name, index, pipeline, _Given(given, force, reporter_of(progress)))
         stack.pop_all()
         return opened
+
+
+def _need_index(client: Client, name: str) -> Index:
+    from sparse_ingest.cluster.indexes import need_index
+
+    return need_index(client, name, "Create it with `sparse-ingest load`.")
+
+
+def _model_of(index: Index) -> object:
+    return index.stamp.model if index.stamp else None
 
 
 def _note(reporter: Reporter, messages: Iterable[str]) -> None:
     for message in messages:
         reporter.note(message)
-
-
-def _for_one(options: SearchOptions) -> SearchOptions:
-    """Refuse options that would have no effect on the explanation of one document."""
-    refuse_options(options, ("collapse", "hybrid"), "cannot be combined with the explanation of one document")
-    return options
 
 
 def _for_index(options: SearchOptions) -> SearchOptions:

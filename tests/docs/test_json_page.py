@@ -61,7 +61,7 @@ def commands(group: click.Group, before: str = "") -> dict[str, click.Command]:
 def test_every_command_with_json_has_a_section() -> None:
     with_json = {name for name, entry in commands(cli).items() if any(one.name == "as_json" for one in entry.params)}
     assert {name.partition(" --")[0] for name in sections()} == with_json
-    assert commands(cli).keys() - with_json == {"query", "help"}
+    assert commands(cli).keys() - with_json == {"query", "help", "serve"}
 
 
 def test_what_is_printed_of_corpora_and_runs(made: Made, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from support.shells import shell, warm_command
 
 import sparse_ingest
 from sparse_ingest.models import documents
-from sparse_ingest.searching import query
+from sparse_ingest.searching import batches
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -52,7 +52,7 @@ def adapted(page: str, url: str, index: str) -> str:
 @pytest.fixture
 def kept_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build each encoder once in a test: the pages name the same model 30 times, and a build takes 1 s."""
-    for module, name in ((documents, "build_document_encoder"), (query, "query_encoder")):
+    for module, name in ((documents, "build_document_encoder"), (batches, "query_encoder")):
         monkeypatch.setattr(module, name, kept(getattr(module, name)))
 
 

@@ -49,6 +49,11 @@ class LexicalHead:
         found.scatter_reduce_(0, to_device(places, packing.device), weights, "amax")
         return found.view(-1, self._columns)
 
+    def of_tokens(self, rows: Tensor, token_ids: Tensor, columns: Tensor) -> Tensor:
+        """Return the weights that the tokens of one document give to columns, `[tokens, columns]`; others are -inf."""
+        weights = linear(rows.to(torch.float32), self._weight, self._bias)
+        return torch.where(token_ids.unsqueeze(1) == columns, weights, -torch.inf)
+
 
 class AutoencoderHead:
     """The `k` largest features of a pooled embedding, at least zero, as in sentence-transformers' SparseAutoEncoder.

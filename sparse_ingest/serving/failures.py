@@ -1,0 +1,71 @@
+"""Errors as HTTP: the status and the JSON of each."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+from sparse_ingest.errors import (
+    ClusterError,
+    DocumentNotFoundError,
+    Interrupted,
+    MissingExtraError,
+    SparseIngestError,
+    StorageError,
+    UsageError,
+)
+from sparse_ingest.serving.inputs import RefusedError
+
+logger = logging.getLogger(__name__)
+_BUSY = (429, 503)  # come with Retry-After
+
+
+class Failure(NamedTuple):
+    """A status, and an error for users."""
+
+    status: int
+    kind: str
+    message: str
+
+    def content(self) -> dict[str, Any]:
+        """Return the JSON."""
+        return {"error": {"type": self.kind, "message": self.message}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that belong to the status."""
+        if self.status == 401:
+            return {"www-authenticate": "Bearer"}
+        return {"retry-after": "1"} if self.status in _BUSY else {}
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return the failure of an error. An error that is not for users is logged with its traceback."""
+    if not isinstance(error, SparseIngestError):
+        logger.error("Internal error", exc_info=error)
+        return Failure(500, "InternalError", "Internal error. The log of the service has its traceback.")
+    kind = type(error).__name__
+    return Failure(_status_of(error), kind, str(error))
+
+
+def _status_of(error: SparseIngestError) -> int:
+    from sparse_ingest.cluster.client import PartialAnswerError, ResponseError, TimedOutError, UnreachableError
+
+    if isinstance(error, RefusedError):
+        return error.status
+    if isinstance(error, UsageError):
+        return 400
+    if isinstance(error, MissingExtraError):
+        return 501
+    if isinstance(error, DocumentNotFoundError):
+        return 404
+    if isinstance(error, TimedOutError):
+        return 504
+    if isinstance(error, UnreachableError | PartialAnswerError | StorageError | Interrupted):
+        return 503
+    if isinstance(error, ClusterError):
+        response = error if isinstance(error, ResponseError) else error.__cause__
+        if isinstance(response, ResponseError) and response.status == 400:
+            return 400  # such as a filter with an unknown clause
+        return 503 if isinstance(response, ResponseError) and response.may_pass else 502
+    return 500

@@ -1,0 +1,101 @@
+"""Run the web application with uvicorn, until a stop request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from sparse_ingest.errors import UsageError
+from sparse_ingest.reporting import Reporter
+from sparse_ingest.serving.options import ServeOptions
+from sparse_ingest.serving.service import Service
+from sparse_ingest.serving.web import application
+
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """Ends without raising the signal again: a stop request is the usual end of a service."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [one for one in _STOPS if signal.getsignal(one) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(
+    service: Service, listener: socket.socket, options: ServeOptions, token: str | None, reporter: Reporter
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish open requests. Raise `UsageError` if the port cannot be used."""
+    config = uvicorn.Config(
+        application(service, options, token),
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(options.time_limit_s) + 1,
+    )
+    with _named(options):
+        listener.listen(_BACKLOG)
+    port = listener.getsockname()[1]
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    reporter.note(f"Serving {' and '.join(one.name for one in service.targets)} at http://{host}:{port}/")
+    with _no_words_in_the_log():
+        asyncio.run(_Server(config).serve(sockets=[listener]))
+
+
+@contextlib.contextmanager
+def _no_words_in_the_log() -> Iterator[None]:
+    """Omit the warnings of searches in the block: they have words of queries."""
+    searching = logging.getLogger("sparse_ingest.searching")
+    searching.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        searching.setLevel(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def bound(options: ServeOptions) -> Iterator[socket.socket]:
+    """Yield a socket with the address of the options. It does not listen: connections are refused until `run`."""
+    host = options.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol asyncio sets TCP_NODELAY; without it, an answer waits 40 ms for an acknowledgment.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        with _named(options):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, options.port))
+        yield listener
+
+
+@contextlib.contextmanager
+def _named(options: ServeOptions) -> Iterator[None]:
+    """Raise `UsageError` for an address that cannot be used in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"Cannot listen on {options.host} port {options.port}: {error.strerror or error}. Pass another --host or "
+            "--port, or stop the program that uses it."
+        ) from error

@@ -1,0 +1,204 @@
+"""The operations of the service: checked values in, JSON out. They block; web.py runs them in threads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
+from sparse_ingest.models.encoder import SparseEncoder
+from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
+from sparse_ingest.queries.weight_table import QueryWeights, prune_query
+from sparse_ingest.searching.document_terms import DocumentTerms
+from sparse_ingest.searching.hits import Hit
+from sparse_ingest.serving.inputs import RefusedError, ask_of, required
+from sparse_ingest.serving.metrics import Metrics
+from sparse_ingest.serving.targets import Ask, Target
+
+if TYPE_CHECKING:
+    from sparse_ingest.serving.judgments import Judgments
+
+Values = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class Service:
+    """What is served: targets, and judgments if there are any."""
+
+    def __init__(self, targets: Sequence[Target], judgments: Judgments | None = None) -> None:
+        self.targets, self.judgments = targets, judgments
+        self.metrics = Metrics(self._batches)
+        self._encoders: dict[tuple[ModelSettings, EncodeSettings], SparseEncoder] = {}
+        self._lock = Lock()
+
+    def warm(self) -> None:
+        """Build the query models, and encode a query with each."""
+        for target in self.targets:
+            target.warm()
+
+    def target_of(self, values: Values) -> Target:
+        """Return the requested target. Raise `RefusedError` for an unknown one."""
+        return self.targets[self._place_of(values)]
+
+    def _place_of(self, values: Values) -> int:
+        wanted = values.get("target") or "0"
+        for place, target in enumerate(self.targets):
+            if wanted in (target.name, str(place)):
+                return place
+        known = ", ".join(f"{place} ({target.name})" for place, target in enumerate(self.targets))
+        raise RefusedError(400, f"There is no target {wanted!r}; known: {known}.")
+
+    def weights_of(self, target: Target, text: str) -> QueryWeights:
+        """Return the weights of a query. Raise `UsageError` if there is no text."""
+        if not text.strip():
+            raise UsageError("The query is empty. Give some words.")
+        model = target.model
+        with self.metrics.encode_seconds.time():
+            return prune_query(model.encoder.encode_one(text), model.pipeline.query)
+
+    def search(self, values: Values) -> dict[str, Any]:
+        """Return what `search --json` prints."""
+        target, ask = self.target_of(values), ask_of(values)
+        weights, hits = self._unless_replaced(target, lambda: self._found(target, ask))
+        if not ask.terms:
+            hits = [hit._replace(terms=[]) for hit in hits]
+        why = [] if hits else target.why_empty(ask)
+        return {"query": weights, "hits": [hit.to_dict(words=target.has_words) for hit in hits], "why": why}
+
+    def _found(self, target: Target, ask: Ask) -> tuple[QueryWeights, list[Hit]]:
+        weights = self.weights_of(target, ask.text)
+        with self.metrics.search_seconds.time():
+            return weights, target.search(ask, weights)
+
+    def _unless_replaced(self, target: Target, piece: Callable[[], T]) -> T:
+        """Return the result of a piece. Do it again if the cluster refuses it because the index was replaced."""
+        before = target.opened(None)
+        try:
+            return piece()
+        except ClusterError:
+            if target.opened(None, look=True) is before:
+                raise
+        return piece()
+
+    def described(self, values: Values) -> dict[str, Any]:
+        """Return the targets, with their engines and fields."""
+        shown = []
+        for target in self.targets:
+            model = target.model.pipeline.model
+            shown.append(
+                {
+                    "name": target.name,
+                    "kind": target.kind,
+                    "documents": target.documents(),
+                    "model": model.document or model.query,
+                    "product": target.product,
+                    "engine": target.engine,
+                    "engines": list(target.engines),
+                    "fields": target.fields(),
+                }
+            )
+        queries = len(self.judgments.texts) if self.judgments else None
+        highlights = all(map(self._encodes_documents, self.targets))
+        return {"targets": shown, "queries": queries, "highlights": highlights, "version": version("sparse-ingest")}
+
+    def _encodes_documents(self, target: Target) -> bool:
+        with contextlib.suppress(SparseIngestError):
+            return target.has_words and _encodes_documents(target.model.pipeline.model)
+        return False
+
+    def document(self, values: Values) -> dict[str, Any]:
+        """Return what `show --json` prints for a document."""
+        target, doc_id, text = self.target_of(values), required(values, "id"), values.get("q")
+
+        def shown() -> list[DocumentTerms]:
+            weights = self.weights_of(target, text) if text else None
+            return target.opened(None).show(doc_id, query=weights)
+
+        documents = self._unless_replaced(target, shown)
+        return {"query": text or None, "documents": [one.to_dict() for one in documents]}
+
+    def explain(self, values: Values) -> dict[str, Any]:
+        """Return what `search --doc ID --json` prints."""
+        target, ask, doc_id = self.target_of(values), ask_of(values), required(values, "id")
+
+        def explained() -> dict[str, Any]:
+            weights = self.weights_of(target, ask.text)
+            return {"query": weights, "document": target.explain(ask, weights, doc_id).to_dict()}
+
+        return self._unless_replaced(target, explained)
+
+    def body(self, values: Values) -> dict[str, Any]:
+        """Return what `query` prints: a request body for `_search`."""
+        target, ask = self.target_of(values), ask_of(values)
+        return target.body(ask, self.weights_of(target, ask.text))
+
+    def encode(self, values: Values) -> dict[str, Any]:
+        """Return the weights of texts, as documents or as queries, heaviest first."""
+        target, texts = self.target_of(values), required(values, "texts")
+        model = target.model
+        if values["as"] == "query":
+            pruned = (prune_query(weights, model.pipeline.query) for weights in model.encoder.encode(texts))
+            return {"vectors": list(pruned)}
+        vectors = self.document_encoder(target).encode_document(texts)
+        return {"vectors": [dict(pairs) for pairs in vectors.decode()]}
+
+    def document_encoder(self, target: Target) -> SparseEncoder:
+        """Return the encoder of a target's documents, which is built when it is first used.
+
+        Texts above the model's limit are encoded in windows if those of a run were. An index does not store that.
+        """
+        pipeline = target.model.pipeline
+        if not self._encodes_documents(target):
+            raise RefusedError(
+                501, f"{target.name} has no model that encodes documents here, or torch and transformers are missing."
+            )
+        overflow: Literal["windows", "truncate"] = "windows" if target.has_windows else "truncate"
+        with self._lock:
+            key = pipeline.model, replace(pipeline.encode, overflow=overflow)
+            return self._encoders.setdefault(key, SparseEncoder(Pipeline(*key)))
+
+    def evaluation(self) -> Future[list[dict[str, float]]]:
+        """Return the evaluation of the judged queries, which may still run."""
+        return self._judgments().values()
+
+    def judged(self, values: Values) -> dict[str, Any]:
+        """Return the relevant documents of a query, and its nDCG@10 in each target."""
+        text = required(values, "q")
+        return self._judgments().of(text, self._judgments().values().result())
+
+    def queries(self, values: Values) -> dict[str, Any]:
+        """Return judged queries with their nDCG@10 in each target."""
+        judgments, place = self._judgments(), self._place_of(values)
+        found = judgments.queries(judgments.values().result(), values["order"], values["limit"], place)
+        return {"queries": found}
+
+    def _judgments(self) -> Judgments:
+        if self.judgments is None:
+            raise RefusedError(404, "There are no relevance judgments. Start the service with --queries and --qrels.")
+        return self.judgments
+
+    def _batches(self) -> Counter[int]:
+        encoders = {id(target.known_model.encoder): target.known_model.encoder for target in self.targets}
+        return sum((Counter(encoder.batches) for encoder in encoders.values()), Counter[int]())
+
+    def close(self) -> None:
+        """End the requests to clusters that are still running."""
+        for target in self.targets:
+            target.close()
+
+
+@lru_cache
+def _encodes_documents(model: ModelSettings) -> bool:
+    """Return whether a model can encode documents here. Raise `SparseIngestError` if it cannot be read."""
+    if not (model.document and all(find_spec(name) for name in ("torch", "transformers"))):
+        return False
+    return read_checkpoint(model.document, model.revision, code=model.trust_remote_code).encodes_documents

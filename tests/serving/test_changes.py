@@ -1,0 +1,76 @@
+"""An index that is replaced, deleted or moved behind its alias while it is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from support.deadlines import until
+from support.loads import into
+from support.runs import make_run
+from support.services import Served, served
+from support.tables import TOKENS, write_table
+
+from sparse_ingest.cluster.client import Client
+from sparse_ingest.pipeline import IndexSettings, Pipeline
+
+
+def ids(service: Served, **keys: object) -> list[str]:
+    answer = service.ask("GET", "/search", q="catch", **keys)
+    return [hit["id"] for hit in answer.body.get("hits", ())]
+
+
+def point(client: Client, alias: str, index: str) -> None:
+    actions: list[dict[str, Any]] = [
+        {"remove": {"index": f"{alias}-*", "alias": alias, "must_exist": False}},
+        {"add": {"index": index, "alias": alias}},
+    ]
+    client.call("POST", "/_aliases", {"actions": actions})
+
+
+def test_an_alias_is_followed_to_an_index_with_another_model_and_another_kind_of_field(
+    tmp_path: Path, client: Client, index_name: str
+) -> None:
+    old, new = (str(write_table(tmp_path / name)) for name in ("old", "new"))
+    (tmp_path / "new" / "idf.json").write_text('{"catch": 7.0}')
+    first = make_run(tmp_path / "first", {"one": {"catch": 1.0}}, model=old, vocabulary=TOKENS)
+    second = make_run(tmp_path / "second", {"two": {"catch": 1.0}}, model=new, vocabulary=TOKENS)
+    into(client, f"{index_name}-1", first)
+    into(client, f"{index_name}-2", second, pipeline=Pipeline(index=IndexSettings(kind="sparse_vector")))
+    point(client, index_name, f"{index_name}-1")
+    with served("--index", index_name, "--url", client.address) as service:
+        assert ids(service) == ["one"]
+        assert service.get("/search", q="catch")["query"] == {"catch": 2.5}
+        point(client, index_name, f"{index_name}-2")
+        until(lambda: service.get("/search", q="catch")["query"] == {"catch": 7.0}, service.log)
+        assert ids(service) == ["two"]
+        [target] = service.get("/targets")["targets"]
+        assert (target["model"], target["engine"], target["engines"]) == (new, "seismic", ["seismic", "bm25"])
+
+
+def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client: Client, index_name: str) -> None:
+    model = str(write_table(tmp_path / "model"))
+    run = make_run(tmp_path / "run", {"one": {"catch": 1.0}}, model=model, vocabulary=TOKENS)
+    again = make_run(tmp_path / "again", {"two": {"catch": 1.0}}, model=model, vocabulary=TOKENS)
+    into(client, index_name, run)
+    with served("--index", index_name, "--url", client.address) as service:
+        assert ids(service) == ["one"]
+        client.call("DELETE", f"/{index_name}")
+        answer = service.ask("GET", "/search", q="catch")
+        assert answer.status == 502
+        assert index_name in answer.message
+        assert "sparse-ingest load" in answer.message
+        into(client, index_name, again)
+        until(lambda: ids(service) == ["two"], service.log)
+
+
+def test_a_run_is_compared_with_an_index_of_another_model(tmp_path: Path, client: Client, index_name: str) -> None:
+    here, there = (str(write_table(tmp_path / name)) for name in ("here", "there"))
+    (tmp_path / "there" / "idf.json").write_text('{"catch": 7.0}')
+    run = make_run(tmp_path / "run", {"one": {"catch": 1.0}}, model=here, vocabulary=TOKENS)
+    into(client, index_name, make_run(tmp_path / "other", {"two": {"catch": 1.0}}, model=there, vocabulary=TOKENS))
+    with served("--run", run.path, "--compare", index_name, "--url", client.address) as service:
+        assert [one["name"] for one in service.get("/targets")["targets"]] == [str(run.path), index_name]
+        assert ids(service) == ids(service, target=0) == ["one"]
+        assert ids(service, target=1) == ids(service, target=index_name) == ["two"]
+        assert service.get("/search", q="catch", target=1)["query"] == {"catch": 7.0}
