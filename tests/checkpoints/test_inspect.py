@@ -95,7 +95,7 @@ def test_a_symmetric_model_with_every_property(tmp_path: Path) -> None:
         "architecture": "BertForMaskedLM", "layers": 2, "hidden_size": 32, "parameters": 18,
         "vocabulary_size": len(checkpoints.WORDPIECE), "ids_without_token": [], "tokenizer": "WordPiece",
         "activation": "log1p_relu",
-        "pooling": "max", "max_length": 40, "positions": 64, "prompt": "d: ", "lower_case": True,
+        "pooling": "max", "attention": None, "max_length": 40, "positions": 64, "prompt": "d: ", "lower_case": True,
         "special_tokens": {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"},
         "special_token_weights": "keep", "missing_idf_weight": None, "max_active_dims": 50, "remote_code": None,
     }  # fmt: skip
