@@ -19,6 +19,7 @@ query_revision = "def"
 trust_remote_code = true
 activation = "log1p_relu"
 pooling = "max"
+attention = "bidirectional"
 max_length = 256
 document_prompt = "d: "
 query_prompt = ""

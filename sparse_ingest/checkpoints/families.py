@@ -162,8 +162,9 @@ def _lm_side(folder: Path, declared: dict[str, Any]) -> MaskedLMSide | None:
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     if any(name.endswith("ForMaskedLM") for name in names):
         return MaskedLMSide(folder, declared)
-    has_code = isinstance(references, dict) and LanguageModelSide.auto_class in references
-    if has_code or any(name.endswith(CAUSAL_CLASSES) for name in names):
+    # The class of a checkpoint's own code may have any name, such as Splade.
+    code = references if isinstance(references, dict) else {}
+    if any(str(name).endswith(CAUSAL_CLASSES) for name in (*names, *code, *code.values())):
         return LanguageModelSide(folder, _attention(config) | declared)
     return None
 

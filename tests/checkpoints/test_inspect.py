@@ -17,9 +17,11 @@ from support.checkpoints import make_dense_lm
 from support.forked import command
 from support.json_page import check
 from support.tables import write_table
+from support.without_projection import UNIGRAM, make_autoencoder, make_bge_m3
 
 from sparse_ingest.checkpoints.card import count_parameters, named_ranges, read_card
 from sparse_ingest.checkpoints.inspect import Inspection, inspect_model
+from sparse_ingest.checkpoints.sides import NO_WORDS
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 
@@ -95,7 +97,7 @@ def test_a_symmetric_model_with_every_property(tmp_path: Path) -> None:
         "architecture": "BertForMaskedLM", "layers": 2, "hidden_size": 32, "parameters": 18,
         "vocabulary_size": len(checkpoints.WORDPIECE), "ids_without_token": [], "tokenizer": "WordPiece",
         "activation": "log1p_relu",
-        "pooling": "max", "max_length": 40, "positions": 64, "prompt": "d: ", "lower_case": True,
+        "pooling": "max", "attention": None, "max_length": 40, "positions": 64, "prompt": "d: ", "lower_case": True,
         "special_tokens": {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"},
         "special_token_weights": "keep", "missing_idf_weight": None, "max_active_dims": 50, "remote_code": None,
     }  # fmt: skip
@@ -157,6 +159,23 @@ def test_a_weight_table_is_a_separate_query_side(tmp_path: Path) -> None:
     assert (query.kind, query.missing_idf_weight, query.special_token_weights) == ("weight table", 1.0, "zero")
     assert (query.parameters, query.architecture, query.activation) == (None, None, None)
     assert query.vocabulary_size == len(checkpoints.WORDPIECE)
+
+
+def test_models_without_a_projection(tmp_path: Path) -> None:
+    found = inspect_model(str(make_bge_m3(tmp_path / "m3")))
+    side = found.document
+    assert side is not None and asdict(side) == asdict(found.query)
+    assert (side.kind, side.activation, side.pooling) == ("lexical model", "none", "max")
+    assert (side.vocabulary_size, side.max_length) == (len(UNIGRAM), checkpoints.POSITIONS)
+    assert side.special_token_weights == "cls_token, eos_token, pad_token, unk_token"
+    found = inspect_model(str(make_autoencoder(tmp_path / "csr")))
+    side = found.document
+    assert side is not None and asdict(side) == asdict(found.query)
+    assert (side.kind, side.activation, side.pooling) == ("autoencoder", "none", "mean")
+    assert (side.vocabulary_size, side.max_active_dims, side.special_token_weights) == (96, 20, None)
+    assert found.warnings == [NO_WORDS]
+    lines = command("inspect", tmp_path / "csr").out
+    assert "autoencoder, BertModel" in lines and "96 features" in lines and NO_WORDS in lines
 
 
 def test_a_table_alone_has_no_document_side(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
-from support.checkpoints import make_masked_lm
+from support.checkpoints import make_masked_lm, write_idf
 from support.families import DOCUMENTS, QUERIES, as_rows, assert_same, dense, encoder_of
 from support.language_models import make_language_model, make_splade_code
 
@@ -141,6 +141,13 @@ def test_attention_that_no_file_states_is_asked_for(tmp_path: Path) -> None:
     found = encoder_of(str(folder), attention="bidirectional").encode(TEXTS)
     stated = make_language_model(tmp_path / "stated", "Llama")
     assert np.array_equal(found.vectors.weights, encoder_of(str(stated)).encode(TEXTS).vectors.weights)
+
+
+def test_a_table_beside_a_language_model_is_its_query_side(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(str(write_idf(make_language_model(tmp_path / "lm"))))
+    assert (checkpoint.document.kind, checkpoint.query.kind) == ("language model", "weight table")
+    settings = resolve_settings(ModelSettings(activation="relu"), checkpoint)
+    assert (settings.attention, settings.document_special_tokens) == ("bidirectional", "zero")
 
 
 def test_attention_is_part_of_the_identity_of_language_models_only(tmp_path: Path) -> None:

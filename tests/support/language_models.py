@@ -73,7 +73,7 @@ def make_language_model(
 
 
 def make_splade_code(folder: Path, **settings: Any) -> Path:
-    """Write the layout of SPLADE-Code: Qwen3 with `is_causal: false`, modules.json, and code that nobody needs."""
+    """Write the layout of SPLADE-Code: Qwen3 with `is_causal: false`, modules.json, and code that is not needed."""
     make_language_model(folder, dtype="bfloat16", **settings)
     path = folder / "config.json"
     config = json.loads(path.read_text())
