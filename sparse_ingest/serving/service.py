@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -38,7 +38,7 @@ class Service:
         self.targets, self.judgments = targets, judgments
         self.metrics = Metrics(self._batches)
         self._encoders: dict[tuple[ModelSettings, EncodeSettings], SparseEncoder] = {}
-        self._lock = Lock()
+        self._lock, self._documents = Lock(), ThreadPoolExecutor(1, "documents")
 
     def warm(self) -> None:
         """Build the query models, and encode a query with each."""
@@ -148,7 +148,8 @@ class Service:
         if values["as"] == "query":
             pruned = (prune_query(weights, model.pipeline.query) for weights in model.encoder.encode(texts))
             return {"vectors": list(pruned)}
-        vectors = self.document_encoder(target).encode_document(texts)
+        encoder = self.document_encoder(target)
+        vectors = self.alone(lambda: encoder.encode_document(texts))
         return {"vectors": [dict(pairs) for pairs in vectors.decode()]}
 
     def document_encoder(self, target: Target) -> SparseEncoder:
@@ -165,6 +166,10 @@ class Service:
         with self._lock:
             key = pipeline.model, replace(pipeline.encode, overflow=overflow)
             return self._encoders.setdefault(key, SparseEncoder(Pipeline(*key)))
+
+    def alone(self, piece: Callable[[], T]) -> T:
+        """Return the result of work with a document model, one after another: each thread of torch keeps buffers."""
+        return self._documents.submit(piece).result()
 
     def evaluation(self) -> Future[list[dict[str, float]]]:
         """Return the evaluation of the judged queries, which may still run."""

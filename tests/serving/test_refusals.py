@@ -147,11 +147,7 @@ def test_another_host_name_is_refused_on_loopback_without_a_token(service: Serve
 
 
 def test_broken_http_does_not_disturb_other_requests(service: Served) -> None:
-    for content in (
-        b"\x00\xff\x13\n\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /search HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-    ):
+    for content in (b"\x00\xff\x13\n\n", b"GET /search\r\n\r\n", b"POST /search HTTP/1.1\r\nContent-Length: x\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", service.port)) as connection:
             connection.sendall(content)
             assert connection.recv(100).startswith(b"HTTP/1.1 4")
