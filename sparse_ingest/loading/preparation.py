@@ -17,6 +17,7 @@ from sparse_ingest.errors import RunError, UsageError, counted
 from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
 from sparse_ingest.loading.kept_types import KeptTypes
+from sparse_ingest.loading.live_tokens import with_token_map
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.pipeline import QuerySettings, changed, in_words, query_settings
 from sparse_ingest.pruning import count_emptied, prune
@@ -103,6 +104,8 @@ def make_plan(
     limits = preflight.IndexLimits(stamp.field, run.vocabulary(), kind, preflight.request_limit(client), fields.kept)
     pruned = _Pruned(run, missing, stamp.pruning)
     report = preflight.check_documents(pruned, limits)
+    if kind == "sparse_vector":
+        stamp = with_token_map(client, there, stamp, report.token_ids, (part.vectors for part in pruned))
     stamp, added, notes = fields.decided(stamp)
     notes += indexes.note_on_settings(there)
     if there is None and kind == "sparse_vector":
