@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sparse_ingest.cluster.search_bodies import Engine
     from sparse_ingest.records import Query
 
+MAP_AGE_S = 60.0
 _NO_WEIGHTS = "The query has no weights."
 
 
@@ -150,9 +152,21 @@ class SearchableIndex:
         self, client: Client, name: str, index: Index, pipeline: Pipeline, reporter: Reporter = SILENT
     ) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
-        self.engine = engine_of_index(pipeline, index, client.dialect.product)
-        self._reporter = reporter
+        self._engine = engine_of_index(pipeline, index, client.dialect.product)
+        self._read_at, self._reporter = time.monotonic(), reporter
         self._model = QueryModel(pipeline)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the index. Its token map is read again every MAP_AGE_S, because later loads append tokens."""
+        if self._engine.mapped and time.monotonic() - self._read_at >= MAP_AGE_S:
+            from sparse_ingest.cluster.indexes import find_index
+
+            there, self._read_at = find_index(self.client, self._engine.mapped), time.monotonic()
+            if there and there.stamp and self.index.stamp and there.stamp.token_map != self.index.stamp.token_map:
+                self.index = there
+                self._engine = engine_of_index(self.pipeline, there, self.client.dialect.product)
+        return self._engine
 
     def query_weights(self, text: str) -> QueryWeights:
         """Return the weights of a query by token string, heaviest first."""

@@ -17,6 +17,7 @@ from support.large_vocabularies import (
     SIZE,
     USED,
     VOCABULARY,
+    exact_seismic,
     ids_of,
     make_large_run,
     random_documents,
@@ -31,6 +32,7 @@ from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.live_tokens import token_map_of
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline
 from sparse_ingest.runs.run import Run
+from sparse_ingest.searching import search
 from sparse_ingest.searching.pipelines import engine_of
 from sparse_ingest.verification.verify import VerifyReport, verify
 
@@ -47,16 +49,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, model: str) -> Run:
     return make_large_run(tmp_path_factory.mktemp("run") / "run", DOCUMENTS, model)
-
-
-def exact(folder: Path) -> Pipeline:
-    """Return the pipeline of a field whose segments are all searched exactly."""
-    path = folder / "exact.json"
-    parameters = {"approximate_threshold": 1_000_000}
-    sparse = {"type": "sparse_vector", "method": {"name": "seismic", "parameters": parameters}}
-    mappings = {"dynamic": False, "properties": {"sparse": sparse, "text": {"type": "text"}}}
-    path.write_text(json.dumps({"settings": {"index": {"sparse": True}}, "mappings": mappings}))
-    return Pipeline(index=IndexSettings(kind="sparse_vector", body=str(path)))
 
 
 def ids_in_meta(client: Client, index: str) -> tuple[list[int], list[int]]:
@@ -97,7 +89,7 @@ def test_answers_equal_those_of_the_run_and_of_a_rank_features_field(
     client: Client, index_name: str, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = {"sparse_vector": f"{index_name}-s", "rank_features": f"{index_name}-r"}
-    into(client, names["sparse_vector"], run, pipeline=exact(tmp_path))
+    into(client, names["sparse_vector"], run, pipeline=exact_seismic(tmp_path))
     into(client, names["rank_features"], run)
     of_run, connection = sparse_ingest.open_run(run), Connection(client.address)
     with (
@@ -136,7 +128,7 @@ def test_measures_are_those_of_the_run(client: Client, index_name: str, run: Run
     (tmp_path / "queries.jsonl").write_text("\n".join(queries))
     qrels = "".join(f"{number}\td{3 * number + more}\t{1 + more}\n" for number in range(10) for more in range(3))
     (tmp_path / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{qrels}")
-    into(client, index_name, run, pipeline=exact(tmp_path))
+    into(client, index_name, run, pipeline=exact_seismic(tmp_path))
     found = []
     for target in (("--index", index_name, "--url", client.address), ("--run", run.path, "--stored")):
         answer = command("evaluate", "--queries", tmp_path, *target, "--per-query", "--json")
@@ -147,19 +139,24 @@ def test_measures_are_those_of_the_run(client: Client, index_name: str, run: Run
     assert 0 < found[0]["nDCG@10"] < 1
 
 
-def test_a_later_load_appends_the_ids_that_are_new(client: Client, index_name: str, tmp_path: Path, model: str) -> None:
+def test_a_later_load_appends_the_ids_that_are_new(
+    client: Client, index_name: str, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = make_large_run(tmp_path / "old", DOCUMENTS, model)
     more = {"new": {VOCABULARY[39_999]: 1.0, VOCABULARY[20]: 2.0, VOCABULARY[500]: 0.5}}
     changed = {"d1": {VOCABULARY[32_768]: 3.0}}
     new = make_large_run(tmp_path / "new", {**DOCUMENTS, **changed, **more}, model)
     into(client, index_name, old, pipeline=SEISMIC)
+    opened = sparse_ingest.open_index(index_name, connection=Connection(client.address))
+    assert opened.search("w32768") == []
     report = into(client, index_name, new, pipeline=SEISMIC, since=old)
     assert report.unchanged == len(DOCUMENTS) - 1
     assert ids_in_meta(client, index_name) == (ids_of(DOCUMENTS), [20, 32_768, 39_999])
     again = into(client, index_name, new, pipeline=SEISMIC, since=old)
     assert (again.loaded_shards, ids_in_meta(client, index_name)[1]) == (0, [20, 32_768, 39_999])
     assert compared(client, index_name, new).ok
-    with sparse_ingest.open_index(index_name, connection=Connection(client.address)) as opened:
+    monkeypatch.setattr(search, "MAP_AGE_S", 0.0)
+    with opened:
         [hit] = opened.search("w32768")
         assert (hit.id, hit.score, hit.terms[0].token) == ("d1", pytest.approx(3.0 * 1.0, rel=0.6), "w32768")
     shown = json.loads(command("index", "show", "--index", index_name, "--url", client.address, "--json").out)
