@@ -186,13 +186,14 @@ def _with_target(
 ) -> tuple[Pipeline, Engine]:
     """Return pipeline and engine for an index or a run. Without one, or a connection to it, use `pipeline`."""
     from sparse_ingest.cluster.client import UnreachableError
+    from sparse_ingest.cluster.token_map import MAX_KEYS
     from sparse_ingest.searching.pipelines import engine_of
     from sparse_ingest.searching.search import open_run
 
     if run is not None:
         opened_run = open_run(run, pipeline=pipeline, force=force)
         engine = engine_of(opened_run.pipeline, product=product or "opensearch", run=opened_run)
-        if engine.keys is not None:
+        if engine.keys is not None and len(engine.keys) > MAX_KEYS:
             pruning = in_words(pipeline.load.rules) or "none"
             click.echo(
                 f"Keys are those of a new index into which {run} is loaded with pruning {pruning}. For an index with "

@@ -65,8 +65,9 @@ def read_token_map(meta: Mapping[str, Any] | None) -> TokenMap | None:
         raise ValueError("its token_map is damaged: the bitmap is too long or incomplete")
     bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")
     found = TokenMap(np.flatnonzero(bits).astype(np.int64), tuple(content["appended"]))
-    if len(found.ids) > MAX_KEYS or len(set(found.ids)) < len(found.ids) or min(found.ids, default=0) < 0:
-        raise ValueError("its token_map is damaged: ids are repeated, below zero or too many")
+    possible = all(0 <= token_id < 8 * _MAX_BITMAP_BYTES for token_id in found.appended)
+    if len(found.ids) > MAX_KEYS or len(set(found.ids)) < len(found.ids) or not possible:
+        raise ValueError("its token_map is damaged: it has repeated, impossible or too many ids")
     return found
 
 

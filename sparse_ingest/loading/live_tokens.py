@@ -32,6 +32,8 @@ def with_token_map(
     stamp: Stamp,
     token_ids: npt.NDArray[np.int64],
     documents: Iterable[SparseRows],
+    *,
+    is_large: bool,
 ) -> Stamp:
     """Return the stamp of a load of these token ids, with the token map that its index needs.
 
@@ -41,19 +43,21 @@ def with_token_map(
         stamp: The stamp of the load, with the token map of the index if it has one.
         token_ids: Each id that occurs in the documents, in ascending order.
         documents: The pruned documents of the load, read only if there are too many tokens.
+        is_large: The vocabulary has more than 32,768 tokens.
 
     Raises:
-        ClusterError: keys of the index are token ids already.
+        ClusterError: the documents of the index have other keys, or unknown ones.
         RunError: there are too many tokens.
     """
-    before = stamp.tokens
-    if there is not None and before is None and token_ids.max(initial=0) >= MAX_KEYS:
+    before, largest = stamp.tokens, int(token_ids.max(initial=0))
+    # An index that lost its stamp may have had a map.
+    if there is not None and before is None and (largest >= MAX_KEYS or (there.stamp is None and is_large)):
         indexes.refresh(client, there)
         if indexes.count_documents(client, there):
             raise ClusterError(
-                f"Index {there.name!r} has documents whose keys are token ids, and this load has token ids up to "
-                f"{token_ids.max():,}, but SEISMIC distinguishes only ids below {MAX_KEYS:,}. Load into a new index "
-                "(--alias, or --replace --from-scratch), whose tokens are numbered."
+                f"Index {there.name!r} has documents but no token map, which the token ids of this load need (up to "
+                f"{largest:,}; SEISMIC distinguishes {MAX_KEYS:,}). Load into a new index: --alias, or --replace "
+                "--from-scratch."
             )
     found = _numbered(token_ids, documents, before)
     return stamp if found is None else replace(stamp, token_map=found.as_meta())
@@ -69,6 +73,8 @@ def token_map_of(run: Run, pruning: Mapping[str, Any]) -> TokenMap | None:
     def documents() -> Iterator[SparseRows]:
         return (prune(part, **pruning) for shard in finished_shards(run) for part in shard_vectors(run, shard))
 
+    if len(run.vocabulary()) <= MAX_KEYS:
+        return None
     occurs = np.zeros(len(run.vocabulary()), dtype=np.bool_)
     for vectors in documents():
         occurs[vectors.token_ids] = True

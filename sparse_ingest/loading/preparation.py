@@ -13,6 +13,7 @@ from sparse_ingest.cluster import claim, indexes, installed, mappings, preflight
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.cluster.stamps import NO_PRUNING, Stamp, continued_stamp
+from sparse_ingest.cluster.token_map import MAX_KEYS
 from sparse_ingest.errors import RunError, UsageError, counted
 from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
@@ -105,7 +106,8 @@ def make_plan(
     pruned = _Pruned(run, missing, stamp.pruning)
     report = preflight.check_documents(pruned, limits)
     if kind == "sparse_vector":
-        stamp = with_token_map(client, there, stamp, report.token_ids, (part.vectors for part in pruned))
+        vectors, is_large = (part.vectors for part in pruned), len(run.vocabulary()) > MAX_KEYS
+        stamp = with_token_map(client, there, stamp, report.token_ids, vectors, is_large=is_large)
     stamp, added, notes = fields.decided(stamp)
     notes += indexes.note_on_settings(there)
     if there is None and kind == "sparse_vector":
