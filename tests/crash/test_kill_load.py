@@ -161,7 +161,7 @@ def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_complete_index(
 # After the index is created, or the first documents are sent.
 @pytest.mark.opensearch_only
 @pytest.mark.parametrize("since", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", [4, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2, 3, 5, 6, 7, 8))])
+@pytest.mark.parametrize("number", [4, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2, 3, 5, 6, 7))])
 def test_a_killed_load_that_numbers_tokens_continues_with_the_same_numbers(
     client: Client, index_name: str, tmp_path: Path, number: int, since: bool
 ) -> None:
