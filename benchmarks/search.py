@@ -54,7 +54,7 @@ from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index
 from sparse_ingest.searching.pipelines import pipeline_of_run, token_keys
-from sparse_ingest.searching.query import many_query_weights
+from sparse_ingest.searching.query import keyed, many_query_weights
 
 MODEL = "package:cognition/model"
 INDEX = "sparse-ingest-bench-search"
@@ -178,9 +178,7 @@ def check_clusters(client: Client, name: str, engine: Engine, asked: Queries) ->
     index = find_index(client, name)
     assert index is not None
     threshold = parameters_of(index.mappings["properties"]["sparse"])["approximate_threshold"]
-    keys = engine.keys or {}
-    weights = {keys[token]: weight for token, weight in asked[0][1].items() if token in keys}
-    body = engine_body(weights, engine, size=1, explain=True)
+    body = engine_body(keyed(asked[0][1], engine.keys, {}), engine, size=1, explain=True)
     answer = client.call("POST", f"/{index.name}/_search", body)
     if "sparse_ann" not in json.dumps(answer["hits"]["hits"][0]["_explanation"]):
         raise SystemExit(

@@ -63,7 +63,7 @@ class Ranking:
         if (max_ratio := rules.get("max_ratio")) is not None:
             kept &= self._weights >= np.float32(max_ratio) * self._largest[self._row_of]
         if (top_k := rules.get("top_k")) is not None:
-            kept &= self._rank < top_k
+            kept &= self.rank < top_k
         if (alpha_mass := rules.get("alpha_mass")) is not None:
             mass, total = self._mass
             kept &= mass <= alpha_mass * total[self._row_of]
@@ -94,7 +94,7 @@ class Ranking:
         return order + self._first
 
     @cached_property
-    def _rank(self) -> npt.NDArray[np.int64]:
+    def rank(self) -> npt.NDArray[np.int64]:
         """The place of each term in its row, heaviest first."""
         rank = np.empty(len(self._weights), dtype=np.int64)
         rank[self._order] = self._place

@@ -25,7 +25,7 @@ from sparse_ingest.checkpoints.sides import NO_WORDS, AutoencoderSide, LexicalSi
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 
-# OpenSearch 3.3 to 3.8 store a token id of `sparse_vector` in 15 bits and a sign.
+# OpenSearch 3.3 to 3.8 store a key of `sparse_vector` in 15 bits and a sign.
 SEISMIC_IDS = 32768
 # Models trained for sparse vectors give 50 to 500 terms per document, ordinary masked LMs most of their vocabulary.
 SPARSE_TERMS = 2000
@@ -179,9 +179,8 @@ def _warnings(
         yield f"{name} has its weights in a pickle, which is read without running code; parameters are not counted."
     if is_model and size and size > SEISMIC_IDS:
         yield (
-            f"{name} has {size:,} token ids. A sparse_vector index (SEISMIC) supports only ids below {SEISMIC_IDS:,}: "
-            "OpenSearch 3.3 to 3.8 crash or mis-score higher ones, 3.9 folds them. "
-            'Load with kind = "rank_features".'
+            f"{name} has {size:,} token ids, and a sparse_vector index (SEISMIC) distinguishes {SEISMIC_IDS:,}: its "
+            "load numbers the tokens that occur, and refuses a run with more of them."
         )
     if card.is_non_commercial:
         yield (

@@ -210,6 +210,7 @@ def _shown(report: IndexReport) -> dict[str, object]:
         "pruning": in_words(report.pruning or {}),
         "query settings": in_words(report.query or {}),
         "kept fields": ", ".join(fields),
+        "token map": f"{report.numbered_tokens:,} tokens" if report.numbered_tokens is not None else None,
         "documents": f"{report.documents:,}",
         "size": f"{size_text(report.bytes)} in {counted(report.segments, 'segment')}",
         "shards": f"{counted(report.primaries, 'primary', 'primaries')}, {counted(report.replicas, 'replica')} each",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.completion import RUN
 from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
@@ -26,6 +27,7 @@ from sparse_ingest.cluster.dialects import DIALECTS, Product
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import HybridSettings, Pipeline, QueryChanges, changed, in_words, option
 from sparse_ingest.searching.options import SearchOptions
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Connection
@@ -89,8 +91,9 @@ def require_one_input(text: str | None, queries_path: Path | None) -> None:
 @queries_options
 @click.option("--index", metavar="NAME",
               help="Use the model, field and settings of this index; with --queries, name it in headers")  # fmt: skip
+@click.option("--run", metavar="RUN", type=RUN, help="Use the model of this run, and its tokens for a large vocabulary")
 @stage_options(QueryOptions, "concurrency")
-@click.option("--force", is_flag=True, help="With --index: allow a model that differs from the index's")
+@click.option("--force", is_flag=True, help="With --index or --run: allow a model that differs from theirs")
 @click.option("--table", is_flag=True, help="Print the weights of all tokens of an inference-free model")
 @pipeline_options("model index query")
 @connection_options
@@ -115,17 +118,20 @@ def query(
 
     With --table it prints a JSON object from token to weight. A service in any language needs only this table and the
     model's tokenizer.json.
+
+    A sparse_vector field of a model with more than 32,768 tokens needs --index or --run: the load numbers the tokens.
     """
     from sparse_ingest.cluster.search_bodies import msearch_bytes
     from sparse_ingest.searching.pipelines import hybrid_settings
 
     if index is None:
-        refuse_flags({*CONNECTION_FLAGS, "force"}, "needs --index: without it, no request is sent to a cluster")
+        refuse_flags(CONNECTION_FLAGS, "needs --index: without it, no request is sent to a cluster")
     if table:
-        if (text, queries_path, quoting, index) != (None, None, None, None):
-            raise UsageError("--table prints a property of the model. Omit TEXT, --queries and --index.")
+        if (text, queries_path, quoting, index, target["run"]) != (None,) * 5:
+            raise UsageError("--table prints a property of the model. Omit TEXT, --queries, --index and --run.")
         _print_table(pipeline)
         return
+    _refuse_clashes(index, target["run"], options)
     options.refuse_conflicts()
     require_one_input(text, queries_path)
     if index is not None and queries_path is None and options.is_server_side:
@@ -136,7 +142,7 @@ def query(
             "--analyzer and --model-id."
         )
     index_read = None if options.is_server_side else index
-    pipeline, engine = _with_index(index_read, pipeline, product=options.product, **target)
+    pipeline, engine = _with_target(index_read, pipeline, product=options.product, **target)
     if options.search_pipeline or options.without_plugin:
         DIALECTS[engine.product].refuse("pipelines" if options.search_pipeline else "plugin")
     engine = replace(engine, hybrid=hybrid_settings(pipeline.query, options))
@@ -161,13 +167,40 @@ def opened_index(name: str, connection: Connection, pipeline: Pipeline, *, force
     return opened
 
 
-def _with_index(
-    index: str | None, pipeline: Pipeline, *, product: Product | None, connection: Connection, force: bool
-) -> tuple[Pipeline, Engine]:
-    """Return pipeline and engine for an index. Without an index, or a connection to it, use `pipeline`."""
-    from sparse_ingest.cluster.client import UnreachableError
-    from sparse_ingest.searching.pipelines import engine_of
+def _refuse_clashes(index: str | None, run: Place | None, options: QueryOptions) -> None:
+    """Refuse targets that cannot be combined, or would have no effect."""
+    if run is not None and (index is not None or options.is_server_side):
+        raise UsageError("--run cannot be combined with --index, --analyzer or --model-id. Omit one of them.")
+    if run is None and index is None:
+        refuse_flags(("force",), "needs --index or --run")
 
+
+def _with_target(
+    index: str | None,
+    pipeline: Pipeline,
+    *,
+    product: Product | None,
+    connection: Connection,
+    force: bool,
+    run: Place | None,
+) -> tuple[Pipeline, Engine]:
+    """Return pipeline and engine for an index or a run. Without one, or a connection to it, use `pipeline`."""
+    from sparse_ingest.cluster.client import UnreachableError
+    from sparse_ingest.cluster.token_map import MAX_KEYS
+    from sparse_ingest.searching.pipelines import engine_of
+    from sparse_ingest.searching.search import open_run
+
+    if run is not None:
+        opened_run = open_run(run, pipeline=pipeline, force=force)
+        engine = engine_of(opened_run.pipeline, product=product or "opensearch", run=opened_run)
+        if engine.keys is not None and len(engine.keys) > MAX_KEYS:
+            pruning = in_words(pipeline.load.rules) or "none"
+            click.echo(
+                f"Keys are those of a new index into which {run} is loaded with pruning {pruning}. For an index with "
+                "other pruning or several loads, pass --index.",
+                err=True,
+            )
+        return opened_run.pipeline, engine
     if index is not None:
         try:
             with opened_index(index, connection, pipeline, force=force) as opened:

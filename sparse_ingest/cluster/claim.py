@@ -18,7 +18,7 @@ from sparse_ingest.errors import ClusterError, SparseIngestError
 from sparse_ingest.reporting import Reporter
 
 CLEANUP_S = 3.0  # timeout of a request after a failure: a cluster that hangs must not delay Ctrl-C
-_IDENTITY = ("run_id", "takeover", "pruning", "since", "field")  # of a load, in its stamp
+_IDENTITY = ("run_id", "takeover", "pruning", "since", "field", "token_map")  # of a load, in its stamp
 
 
 class LostClaimError(ClusterError):

@@ -57,8 +57,8 @@ class IndexReport:
 
     `field` and `kind` are None if the index has no sparse field; `model`, `run_id`, `load`, `pruning` and `query` if no
     load has stamped it, or its stamp cannot be read (`unreadable` has the reason). `fields` has the types of kept
-    fields, None for one that is not mapped. The three pipelines are in its settings; `installed` has the pipelines
-    that `create_index` installed.
+    fields, None for one that is not mapped. `numbered_tokens` counts the tokens of the token map, None without one. The
+    three pipelines are in its settings; `installed` has the pipelines that `create_index` installed.
     """
 
     index: str
@@ -85,6 +85,7 @@ class IndexReport:
     final_pipeline: str | None
     installed: list[str]
     unreadable: str | None = None
+    numbered_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
             final_pipeline=there.setting("final_pipeline"),
             installed=[one.name for one in installed.made_of(there) or []],
             unreadable=there.unreadable or None,
+            numbered_tokens=len(stamp.tokens.ids) if stamp and stamp.tokens else None,
         )
 
 

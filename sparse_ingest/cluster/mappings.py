@@ -1,8 +1,8 @@
 """The mapping of an index: built from the pipeline's JSON, and checked if the index exists.
 
 In: `[index]` settings, a `Stamp`. Out: the body that creates an index, or the reason why an existing one does not fit;
-and the writer of documents for its field. The keys of a sparse field are tokens in rank_features, token ids in
-sparse_vector (SEISMIC, whose parameters seismic.py fits to a run).
+and the writer of documents for its field. The keys of a sparse field are tokens in rank_features, numbers of
+token_map.py in sparse_vector (SEISMIC, whose parameters seismic.py fits to a run).
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from sparse_ingest.cluster.bulk_bodies import BodyWriter, Spelling, WriteOperati
 from sparse_ingest.cluster.dialects import Dialect, FieldKind, kind_of
 from sparse_ingest.cluster.field_types import MAX_KEYWORD
 from sparse_ingest.cluster.indexes import Index
-from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, body_setting, parameters_of
+from sparse_ingest.cluster.seismic import ByteCodes, body_setting, parameters_of
 from sparse_ingest.cluster.stamps import META_KEY, Stamp
+from sparse_ingest.cluster.token_map import MAX_KEYS, TokenMap, token_id_keys
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import FieldType, IndexSettings, packaged_folder
 from sparse_ingest.records import field_path, is_within, refused_name
 
 
 def document_writer(
-    mappings: dict[str, Any], field: str, vocabulary: Sequence[str | None], operation: WriteOperation = "index"
+    mappings: dict[str, Any],
+    field: str,
+    vocabulary: Sequence[str | None],
+    operation: WriteOperation = "index",
+    token_map: TokenMap | None = None,
 ) -> BodyWriter:
     """Return the writer of documents for a field that `check_fits` accepted."""
     entry = field_mapping(mappings, field) or {}
@@ -33,22 +38,23 @@ def document_writer(
     codes = ByteCodes(float(parameters_of(entry)["quantization_ceiling_ingest"]))
     spelling = Spelling(codes.codes, codes.decimal)
     # OpenSearch 3.6.0 refuses an empty object, or the documents with terms in the same request.
-    return BodyWriter(token_id_keys(vocabulary), field, spelling=spelling, operation=operation, empty_field=False)
+    keys = token_id_keys(vocabulary, token_map)
+    return BodyWriter(keys, field, spelling=spelling, operation=operation, empty_field=False)
 
 
-def token_id_keys(vocabulary: Sequence[str | None]) -> list[str | None]:
-    """Return the key of each token id in a sparse_vector field."""
-    return [None if token is None else str(token_id) for token_id, token in enumerate(vocabulary)]
+def keys_of(index: Index, vocabulary: Sequence[str | None]) -> list[str | None]:
+    """Return the key of each token id in the sparse_vector field of an index; None for an id that no load has used.
 
-
-def check_vocabulary(kind: FieldKind, vocabulary: Sequence[str | None]) -> None:
-    """Raise `PipelineError` if the vocabulary has too many tokens for sparse_vector."""
-    if kind == "sparse_vector" and len(vocabulary) > MAX_VOCABULARY:
-        raise PipelineError(
-            f"The vocabulary has {len(vocabulary)} tokens, a sparse_vector field at most {MAX_VOCABULARY}: with more, "
-            "OpenSearch 3.3 to 3.8 fails or scores wrongly, and later releases merge two tokens into one. "
-            'Use kind = "rank_features".'
+    Raises:
+        ClusterError: the stamp, which would have a token map, is missing.
+    """
+    if index.stamp is None and len(vocabulary) > MAX_KEYS:
+        raise ClusterError(
+            f"Index {index.name!r} {index.unreadable or f'has no _meta.{META_KEY}'}, where a load stores which tokens "
+            f"the keys of its sparse_vector field mean. The vocabulary has {len(vocabulary):,} tokens, so they are "
+            "unknown. Load the run again with --replace --from-scratch."
         )
+    return token_id_keys(vocabulary, index.stamp.tokens if index.stamp else None)
 
 
 def index_body(settings: IndexSettings, stamp: Stamp | None, dialect: Dialect) -> dict[str, Any]:

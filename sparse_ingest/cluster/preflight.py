@@ -46,11 +46,15 @@ class IndexLimits:
 
 
 class PreflightReport(NamedTuple):
-    """Counts of a run without errors. `codes[c]` counts the weights whose upper 9 bits are the code c."""
+    """Counts of a run without errors. `codes[c]` counts the weights whose upper 9 bits are the code c.
+
+    `token_ids` has each id that occurs once, in ascending order.
+    """
 
     documents: int
     terms: int
     codes: npt.NDArray[np.int64]
+    token_ids: npt.NDArray[np.int64]
 
 
 def check_documents(parts: Iterable[ShardPart], limits: IndexLimits) -> PreflightReport:
@@ -59,7 +63,7 @@ def check_documents(parts: Iterable[ShardPart], limits: IndexLimits) -> Prefligh
     for part in parts:
         checker.check(part)
     checker.refuse()
-    return PreflightReport(checker.documents, int(checker.codes.sum()), checker.codes)
+    return PreflightReport(checker.documents, int(checker.codes.sum()), checker.codes, np.flatnonzero(checker.occurs))
 
 
 def request_limit(client: Client) -> int:
@@ -79,6 +83,7 @@ class _DocumentChecker:
     def __init__(self, limits: IndexLimits) -> None:
         self.documents = 0
         self.codes = np.zeros(_CODES, dtype=np.int64)
+        self.occurs = np.zeros(len(limits.vocabulary), dtype=np.bool_)  # by token id
         self._limits = limits
         # By the message of a broken rule.
         self._counts: Counter[str] = Counter()
@@ -127,6 +132,7 @@ class _DocumentChecker:
 
     def _check_terms(self, vectors: SparseRows) -> None:
         token_ids, codes = vectors.token_ids, weight_codes(vectors.weights)
+        self.occurs[token_ids] = True
         counts = np.bincount(codes, minlength=_CODES)
         self.codes += counts
         if counts[:_LOWEST_CODE].any():

@@ -37,7 +37,8 @@ _LEAST_SCORE = 1e-45  # below every score above zero; hits without any token of 
 class Engine:
     """An engine, its field and its settings, for a product.
 
-    `keys` maps tokens to keys of the field, None if tokens are the keys; `two_phase`, `seismic` and `pruned` are the
+    `keys` maps tokens to keys of the field, and tokens that no document has to None; `keys` is None if tokens are the
+    keys. If they come from the token map of an index, `mapped` is its name. `two_phase`, `seismic` and `pruned` are the
     tables of [query]. Clusters of a sparse_vector field clip query weights at `ceiling`, None if unknown. `mappings`
     are those of the index, if they were read. With `hybrid`, BM25 on title and text is combined with the engine.
     """
@@ -45,7 +46,7 @@ class Engine:
     name: EngineName = "exact"
     field: str = "sparse"
     kind: str = "rank_features"
-    keys: Mapping[str, str] | None = None
+    keys: Mapping[str, str | None] | None = None
     two_phase: Mapping[str, Any] = made_of(default_factory=dict)
     seismic: Mapping[str, Any] = made_of(default_factory=dict)
     pruned: Mapping[str, Any] = made_of(default_factory=dict)
@@ -53,6 +54,7 @@ class Engine:
     product: Product = "opensearch"
     mappings: Mapping[str, Any] | None = made_of(default=None, repr=False, compare=False)
     hybrid: HybridSettings | None = None
+    mapped: str | None = None
 
 
 class BodyOptions(TypedDict, total=False):

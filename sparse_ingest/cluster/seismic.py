@@ -23,8 +23,6 @@ from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.scores import DROPPED_BITS, LEVELS, stored_bytes, weight_codes
 from sparse_ingest.errors import ClusterError, PipelineError
 
-# From id 32,768 on, releases 3.3 to 3.8 crash or score wrongly (16 bits with a sign), and later ones confuse two ids.
-MAX_VOCABULARY = 1 << 15
 PAYS_FROM = 1_000_000  # documents; for fewer, exact search is about as fast
 EXPLAINED_SINCE = (3, 5)  # the first release that explains scores of segments with clusters
 METHOD_DEFAULTS = {

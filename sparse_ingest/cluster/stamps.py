@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from dataclasses import field as made_of
 from typing import Any, Literal, NotRequired, TypedDict
 
+from sparse_ingest.cluster.token_map import TokenMap, read_token_map
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import ModelSettings, Pruning, options_from
 from sparse_ingest.runs.run import Run
@@ -28,7 +29,7 @@ CHANGED_BY_LOADS = {
     "number_of_replicas": r"\d+",
     "translog.durability": "request|async",
 }
-_WHEN_SET = ("query", "replaced_by", "takeover")  # keys that are in `_meta` only if they have a value
+_WHEN_SET = ("query", "replaced_by", "takeover", "token_map")  # keys that are in `_meta` only if they have a value
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Stamp:
             did not map kept fields have loaded into the index.
         query: the [query] settings for searches that name no pipeline.
         takeover: random id of the load that followed one of another run. Older journal lines do not count.
+        token_map: the tokens of the keys in a sparse_vector field (token_map.py); None if keys are token ids.
     """
 
     model: dict[str, Any]
@@ -67,6 +69,7 @@ class Stamp:
     query: dict[str, Any] = made_of(default_factory=dict)
     replaced_by: dict[str, str] | None = None
     takeover: str | None = None
+    token_map: dict[str, Any] | None = None
 
     def as_meta(self, old: object = None) -> dict[str, Any]:
         """Return the JSON object for `_meta`, with the content of `old` that this release does not know."""
@@ -75,6 +78,11 @@ class Stamp:
         given = old.items() if isinstance(old, dict) else ()
         unknown = {key: value for key, value in given if key not in Stamp.__dataclass_fields__}
         return {**unknown, **content, "settings": {**foreign_settings(old), **self.settings}}
+
+    @property
+    def tokens(self) -> TokenMap | None:
+        """The token map; None if keys are token ids."""
+        return read_token_map(self.token_map)
 
     @property
     def only_run(self) -> str | None:
@@ -107,6 +115,7 @@ def read_stamp(meta: object) -> Stamp | str | None:
         content = checked(meta, dict[str, Any])
         pruning = {**NO_PRUNING, **content.get("pruning", {})}
         options_from(Pruning, None, pruning, "pruning")
+        read_token_map(content.get("token_map"))
         kept = content.get("settings", {}).items()
         settings = {name: entry for name, entry in kept if is_changed_by_loads(name, entry)}
         return checked({**content, "load": content["load"]["state"], "pruning": pruning, "settings": settings}, Stamp)
@@ -151,7 +160,7 @@ def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
     if there is None:
         return replace(stamp, created_by=None, runs=(stamp.run_id,))
     runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
-    names = ("created_by", "settings", "replaced", "replaced_by", "fields", "format")
+    names = ("created_by", "settings", "replaced", "replaced_by", "fields", "format", "token_map")
     kept = {name: getattr(there, name) for name in names}
     if there.run_id != stamp.run_id:
         return replace(stamp, runs=runs, takeover=secrets.token_hex(8), **kept)

@@ -117,7 +117,6 @@ def load(
     table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind, fields=fields)
     rules = {name: value for name, value in full.load.rules.items() if getattr(chosen, name) is None}
     chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
-    mappings.check_vocabulary(table.kind, folder.vocabulary())
     stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
     reached = connection_of(url, connection)
     tasks.refuse_clashes(chosen, reached)
@@ -219,7 +218,8 @@ class _Load:
         plan = self.plan
         field, pruning = plan.stamp.field, plan.stamp.pruning
         operation = updates.operation_for(target, field, self.client.dialect) if plan.update else "index"
-        writer = mappings.document_writer(target.mappings, field, self.run.vocabulary(), operation)
+        vocabulary, tokens = self.run.vocabulary(), plan.stamp.tokens
+        writer = mappings.document_writer(target.mappings, field, vocabulary, operation, tokens)
         changes = self.older.changes if self.older and plan.missing else None
         return Operations(self.run, writer, pruning, plan.update, changes)
 

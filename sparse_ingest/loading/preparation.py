@@ -13,10 +13,12 @@ from sparse_ingest.cluster import claim, indexes, installed, mappings, preflight
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.cluster.stamps import NO_PRUNING, Stamp, continued_stamp
+from sparse_ingest.cluster.token_map import MAX_KEYS
 from sparse_ingest.errors import RunError, UsageError, counted
 from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
 from sparse_ingest.loading.kept_types import KeptTypes
+from sparse_ingest.loading.live_tokens import with_token_map
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.pipeline import QuerySettings, changed, in_words, query_settings
 from sparse_ingest.pruning import count_emptied, prune
@@ -103,6 +105,9 @@ def make_plan(
     limits = preflight.IndexLimits(stamp.field, run.vocabulary(), kind, preflight.request_limit(client), fields.kept)
     pruned = _Pruned(run, missing, stamp.pruning)
     report = preflight.check_documents(pruned, limits)
+    if kind == "sparse_vector":
+        vectors, is_large = (part.vectors for part in pruned), len(run.vocabulary()) > MAX_KEYS
+        stamp = with_token_map(client, there, stamp, report.token_ids, vectors, is_large=is_large)
     stamp, added, notes = fields.decided(stamp)
     notes += indexes.note_on_settings(there)
     if there is None and kind == "sparse_vector":

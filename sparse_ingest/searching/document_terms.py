@@ -171,8 +171,8 @@ def terms_in_index(
     if missing := [doc_id for doc_id in doc_ids if doc_id not in fields]:
         raise _missing(f"The index {there.name!r}", missing, fields)
     weights, ceiling = reader_of(client, there, engine.field)
-    keys = engine.keys or {token: token for token in vocabulary if token is not None}
-    tokens = {key: token for token, key in keys.items()}
+    keys = {token: token for token in vocabulary if token is not None} if engine.keys is None else engine.keys
+    tokens = {key: token for token, key in keys.items() if key is not None}
     stored = weights.weights({doc_id: list(tokens) for doc_id in doc_ids})
     documents = []
     for doc_id in doc_ids:

@@ -67,18 +67,18 @@ def _finds(client: Client, index: str, engine: Engine, weights: QueryWeights, te
 
 def _without_tokens(client: Client, index: str, engine: Engine, weights: QueryWeights) -> list[str]:
     """Return messages about tokens that the vocabulary or the field lacks, if no document has any of the others."""
-    keys = {token: engine.keys.get(token) if engine.keys is not None else token for token in weights}
-    unknown = [token for token, key in keys.items() if key is None]
-    known = {token: key for token, key in keys.items() if key is not None}
+    keys = {token: token for token in weights} if engine.keys is None else engine.keys
+    known, unknown = ([token for token in weights if (token in keys) == there] for there in (True, False))
+    held = [key for token in known if (key := keys[token]) is not None]
     found = [not_in_vocabulary(unknown, f"of index {index!r}")] if unknown else []
-    if not known or _holds(client, index, engine.field, list(known.values())) is not False:
+    if not known or _holds(client, index, engine.field, held) is not False:
         return found
     what = f"No document of index {index!r} has any token of the query in field {engine.field!r}: {named(known)}."
     others = (
         name for name, entry in leaves(engine.mappings or {})
         if kind_of(entry) == engine.kind and name != engine.field
     )  # fmt: skip
-    elsewhere = [name for name in others if _holds(client, index, name, list(known.values()))]
+    elsewhere = [name for name in others if _holds(client, index, name, held)]
     if elsewhere:
         what += f" Field {elsewhere[0]!r} has some: pass --set index.field={elsewhere[0]}."
     return [*found, what]

@@ -21,6 +21,7 @@ from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.cluster.engines import engine_body
 from sparse_ingest.cluster.hybrid_bodies import bm25_body, hybrid_body, sub_scores_body
+from sparse_ingest.cluster.indexes import find_index
 from sparse_ingest.cluster.limits import CLAUSE_SETTING, count_clauses, fit_weights
 from sparse_ingest.cluster.query_fields import refuse_unmapped
 from sparse_ingest.cluster.reading import explained_terms
@@ -296,11 +297,11 @@ class Asker:
             names = ("filter", "collapse", "max_clauses")
             how: dict[str, Any] = {name: options.get(name) for name in names}
             body = hybrid_body(text, fitted, self._engine, size=size, **how)
-            return _send(self._client, self._index, change(body)), fitted.scale
+            return self._send(change(body)), fitted.scale
         if not self._without_plugin:
             try:
                 body = engine_body(fitted, self._engine, size=size, **options)
-                return _send(self._client, self._index, change(body)), fitted.scale
+                return self._send(change(body)), fitted.scale
             except ClusterError as error:
                 if "unknown query [neural_sparse]" not in str(error):
                     raise
@@ -330,7 +331,7 @@ class Asker:
 
     @cached_property
     def _tokens(self) -> dict[str, str]:
-        return {key: token for token, key in (self._engine.keys or {}).items()}
+        return {key: token for token, key in (self._engine.keys or {}).items() if key is not None}
 
     def warn_of_omitted(self) -> None:
         """Warn of tokens that were omitted from queries."""
@@ -349,6 +350,21 @@ class Asker:
             max(weights.values()),
             ceiling * scale,
         )
+
+    def _send(self, body: SearchBody) -> Any:
+        """Send a request, and refuse the answer of an index whose token map is not the one of the engine."""
+        answer, mapped = _send(self._client, self._index, body), self._engine.mapped
+        if mapped is None:
+            return answer
+        names = {str(hit.get("_index")) for hit in answer["hits"]["hits"]}
+        if not names and (there := find_index(self._client, self._index)):
+            names = {there.name}
+        if others := names - {mapped}:
+            raise ClusterError(
+                f"{self._index!r} was index {mapped!r} when it was opened, and is now {min(others)!r}, whose keys mean "
+                "other tokens. Open it again."
+            )
+        return answer
 
     def _refuse_collapse(self, collapse: str | None) -> None:
         if collapse and self._client.version < _HYBRID_COLLAPSES_SINCE:

@@ -79,7 +79,12 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
 
 
 def engine_of(
-    pipeline: Pipeline, client: Client | None = None, index: str | None = None, *, product: Product = "opensearch"
+    pipeline: Pipeline,
+    client: Client | None = None,
+    index: str | None = None,
+    *,
+    product: Product = "opensearch",
+    run: Run | None = None,
 ) -> Engine:
     """Return the engine that [query] and [index] name.
 
@@ -88,9 +93,11 @@ def engine_of(
         client: A connection to the cluster of `index`.
         index: An index or alias. Its vocabulary must be that of the pipeline's model.
         product: The product of the cluster, without a connection to it.
+        run: A run, without a connection: keys are those of a new index into which it is loaded, pruned by [load].
 
     Raises:
         PipelineError: the engine cannot search this kind of field, or one of its settings is unknown.
+        UsageError: the vocabulary needs a token map, and neither `index` nor `run` is given.
         ClusterError: the index was loaded with another vocabulary.
     """
     found = None
@@ -98,10 +105,10 @@ def engine_of(
         from sparse_ingest.cluster.indexes import find_index
 
         found = find_index(client, index)
-    return engine_of_index(pipeline, found, client.dialect.product if client else product)
+    return engine_of_index(pipeline, found, client.dialect.product if client else product, run)
 
 
-def engine_of_index(pipeline: Pipeline, index: Index | None, product: Product) -> Engine:
+def engine_of_index(pipeline: Pipeline, index: Index | None, product: Product, run: Run | None = None) -> Engine:
     """Return the engine like `engine_of`, for an index that is already read, or without one."""
     settings, field, kind = pipeline.query, pipeline.index.field, pipeline.index.kind
     name = choose_engine(settings, kind, product)
@@ -112,8 +119,10 @@ def engine_of_index(pipeline: Pipeline, index: Index | None, product: Product) -
 
         if mapped := field_mapping(index.mappings, field):
             ceiling = float(parameters_of(mapped)["quantization_ceiling_search"])
-    keys, there = token_keys(pipeline, index), index.mappings if index else None
-    tables = {table: getattr(settings, table) for table in ("two_phase", "seismic", "pruned")}
+    keys, there = token_keys(pipeline, index, run), index.mappings if index else None
+    tables: dict[str, Any] = {table: getattr(settings, table) for table in ("two_phase", "seismic", "pruned")}
+    if keys is not None and index and index.stamp and index.stamp.token_map:
+        tables["mapped"] = index.name
     return Engine(name, field, kind, keys, ceiling=ceiling, product=product, mappings=there, **tables)
 
 
@@ -152,30 +161,48 @@ def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: st
     raise ClusterError(f"Index {index!r} has {found}; expected a rank_features or sparse_vector field. {advice}.")
 
 
-def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str] | None:
-    """Return the key of each token in a sparse_vector field, its id on the document side; None for rank_features.
+def token_keys(pipeline: Pipeline, index: Index | None = None, run: Run | None = None) -> dict[str, str | None] | None:
+    """Return the key of each token in a sparse_vector field, None for one without; None for rank_features.
 
     Args:
         pipeline: The pipeline that names the field's kind and the model.
         index: An index that must have been loaded with the same vocabulary.
+        run: A run, if there is no index; see `engine_of`.
 
     Raises:
         CheckpointError: the tokenizer of the document side cannot be read.
         ClusterError: the index was loaded with another vocabulary, in which the ids mean other tokens.
+        UsageError: the vocabulary needs a token map, and neither `index` nor `run` is given.
     """
     name = pipeline.model.document or pipeline.model.query
     if pipeline.index.kind != "sparse_vector" or not name:
         return None
-    vocabulary = document_vocabulary(pipeline.model)
-    if index and index.stamp:
-        from sparse_ingest.cluster.stamps import vocabulary_hash
+    from sparse_ingest.cluster.mappings import keys_of
+    from sparse_ingest.cluster.stamps import vocabulary_hash
+    from sparse_ingest.cluster.token_map import MAX_KEYS, token_id_keys
 
-        if index.stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
+    vocabulary = document_vocabulary(pipeline.model)
+    if index:
+        if index.stamp and index.stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
             raise ClusterError(
                 f"Index {index.name!r} has token ids of another vocabulary than {name!r}, so a query would "
                 "match other words. Pass the --model of the index."
             )
-    return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
+        keys = keys_of(index, vocabulary)
+    elif run is not None:
+        from sparse_ingest.loading.live_tokens import token_map_of
+
+        if run.vocabulary() != vocabulary:
+            raise RunError(f"{run.path} has another vocabulary than {name!r}. Pass the --model of the run.")
+        keys = token_id_keys(vocabulary, token_map_of(run, pipeline.load.rules))
+    elif len(vocabulary) > MAX_KEYS:
+        raise UsageError(
+            f"{name!r} has {len(vocabulary):,} tokens, and a sparse_vector field distinguishes {MAX_KEYS:,}, so a load "
+            "numbers those of its run. Pass --index NAME, which has these numbers, or --run RUN."
+        )
+    else:
+        keys = token_id_keys(vocabulary)
+    return {token: key for token, key in zip(vocabulary, keys, strict=True) if token is not None}
 
 
 def document_vocabulary(model: ModelSettings) -> list[str | None]:

@@ -112,12 +112,15 @@ def query_table(model: ModelSettings) -> WeightTable:
     return build_weight_table(checkpoint, resolve_query_settings(model, checkpoint))
 
 
-def keyed(weights: QueryWeights, keys: Mapping[str, str] | None, lost: dict[str, None]) -> QueryWeights:
-    """Return weights by the keys of an `Engine`; add tokens that are not in the vocabulary to `lost`."""
+def keyed(weights: QueryWeights, keys: Mapping[str, str | None] | None, lost: dict[str, None]) -> QueryWeights:
+    """Return weights by the keys of an `Engine`; add tokens that are not in the vocabulary to `lost`.
+
+    Tokens that no document has are omitted: they would add nothing to a score.
+    """
     if keys is None:
         return weights
     lost.update(dict.fromkeys(token for token in weights if token not in keys))
-    return {keys[token]: weight for token, weight in weights.items() if token in keys}
+    return {key: weight for token, weight in weights.items() if (key := keys.get(token)) is not None}
 
 
 def warn_of_omitted(lost: Collection[str], why: str = "The vocabulary of the documents lacks some tokens") -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import tee
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from sparse_ingest.records import Query
     from sparse_ingest.searching.batches import BatchedEncoder
 
+MAP_AGE_S = 60.0
+
 
 class _Given(NamedTuple):
     """The arguments of `open_index`."""
@@ -68,14 +71,26 @@ class SearchableIndex:
         encoder: BatchedEncoder | None = None,
     ) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
-        self.engine = engine_of_index(pipeline, index, client.dialect.product)
-        self.model = QueryModel(pipeline, encoder)
+        self._engine = engine_of_index(pipeline, index, client.dialect.product)
+        self._read_at, self.model = time.monotonic(), QueryModel(pipeline, encoder)
         self._given = given or _Given(pipeline)
 
     @property
     def has_words(self) -> bool:
         """Whether terms are tokens; False for an autoencoder, whose terms are the numbers of features."""
         return has_words(self.index.stamp.model if self.index.stamp else {})
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the index. Its token map is read again every MAP_AGE_S, because later loads append tokens."""
+        if self._engine.mapped and time.monotonic() - self._read_at >= MAP_AGE_S:
+            from sparse_ingest.cluster.indexes import find_index
+
+            there, self._read_at = find_index(self.client, self._engine.mapped), time.monotonic()
+            if there and there.stamp and self.index.stamp and there.stamp.token_map != self.index.stamp.token_map:
+                self.index = there
+                self._engine = engine_of_index(self.pipeline, there, self.client.dialect.product)
+        return self._engine
 
     def query_weights(self, text: str) -> QueryWeights:
         """Return the weights of a query by token string, heaviest first."""

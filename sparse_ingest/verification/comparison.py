@@ -123,8 +123,12 @@ class WeightChecker:
 
     def check(self, batch: Sequence[Expected]) -> tuple[list[str], set[str]]:
         """Compare documents; return the ids of missing ones (not counted), and of equal ones."""
-        wanted = {one.doc_id: [str(self.keys[token_id]) for token_id in one.token_ids.tolist()] for one in batch}
-        stored = self.reader.weights(wanted)
+        # A token without a key is in no document of the index.
+        wanted = {
+            one.doc_id: {place: key for place in one.token_ids.tolist() if (key := self.keys[place]) is not None}
+            for one in batch
+        }
+        stored = self.reader.weights({doc_id: list(keys.values()) for doc_id, keys in wanted.items()})
         present = [one for one in batch if one.doc_id in stored]
         of_bytes = {doc_id for doc_id, found in stored.items() if any(isinstance(w, np.uint8) for w in found.values())}
         ids = [one.doc_id for one in present]
@@ -133,7 +137,7 @@ class WeightChecker:
         for one in present:
             self.report.checked_documents += 1
             self.report.checked_weights += len(one.token_ids)
-            found = dict(zip(one.token_ids.tolist(), map(stored[one.doc_id].get, wanted[one.doc_id]), strict=True))
+            found = {token_id: stored[one.doc_id].get(key) for token_id, key in wanted[one.doc_id].items()}
             kept = np.zeros(self._groups, dtype=np.float32)
             if not self._compare(one, found, sums.get(one.doc_id, kept), one.doc_id in of_bytes):
                 same.add(one.doc_id)
@@ -157,7 +161,7 @@ class WeightChecker:
         stored: npt.NDArray[Any] = stored_weights(weights) if ceiling is None else stored_bytes(weights, ceiling)
         before = self.report.differing
         for token_id, expected in zip(one.token_ids.tolist(), stored, strict=True):
-            kept = found[token_id]
+            kept = found.get(token_id)
             if kept is None or kept != expected or type(kept) is not type(expected):
                 seen = None if kept is None else as_weight(kept, self.ceiling)
                 self.report.note(one.doc_id, self.vocabulary[token_id], as_weight(expected, self.ceiling), seen)
@@ -178,7 +182,7 @@ def checker_of(client: Client, there: Index, field: str, run: Run, report: Verif
     """Return the checker for the kind of field."""
     vocabulary = run.vocabulary()
     reader, ceiling = reader_of(client, there, field)
-    keys: Sequence[str | None] = vocabulary if ceiling is None else mappings.token_id_keys(vocabulary)
+    keys: Sequence[str | None] = vocabulary if ceiling is None else mappings.keys_of(there, vocabulary)
     return WeightChecker(reader, vocabulary, keys, ceiling, report)
 
 

@@ -214,7 +214,7 @@ PICKLED = {"model.safetensors": None, "pytorch_model.bin": b"pickle"}
 @pytest.mark.parametrize(
     ("tokenizer", "files", "message"),
     [
-        ("wordpiece", LARGE, "has 50,265 token ids. A sparse_vector index (SEISMIC) supports only ids below 32,768"),
+        ("wordpiece", LARGE, "has 50,265 token ids, and a sparse_vector index (SEISMIC) distinguishes 32,768"),
         ("wordpiece", {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n"}, "license cc-by-nc-4.0, which forbids"),
         ("wordpiece", CODE, "needs remote code: class MadeForMaskedLM of modeling_made.py"),
         ("bpe", LARGE, "has BPE tokens such as Ġthe that OpenSearch's analyzer bert-uncased does not give"),

@@ -152,7 +152,6 @@ def test_keys_are_tokens_or_token_ids() -> None:
     assert [list(json.loads(line).get("a.b", {})) for line in lines] == [["2"], ["2"], ["2"], []]
     assert len(set(lines[:3])) == 2
     assert lines[3] == "{}"
-    assert mappings.token_id_keys(vocabulary) == ["0", None, "2"]
 
 
 def test_a_field_of_the_other_kind_is_refused(client: Client, index_name: str) -> None:

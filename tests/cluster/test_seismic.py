@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_ingest.cluster import indexes, mappings, seismic
+from sparse_ingest.cluster import indexes, seismic
 from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.reading import StoredReader
@@ -185,7 +185,7 @@ def test_unknown_seismic_settings_are_refused() -> None:
 
 def report_of(weights: np.ndarray, documents: int) -> PreflightReport:
     codes = np.bincount(weight_codes(weights), minlength=1 << 16)
-    return PreflightReport(documents, len(weights), codes)
+    return PreflightReport(documents, len(weights), codes, np.arange(len(weights)))
 
 
 def body(**parameters: object) -> dict[str, object]:
@@ -249,13 +249,6 @@ def test_only_the_merged_segment_reaches_the_threshold(documents: int, primaries
     assert 1 <= threshold <= 1_000_000
     counts = np.random.default_rng(0).multinomial(documents, [1 / primaries] * primaries, 200)
     assert threshold <= max(1, counts.min())
-
-
-def test_more_than_32768_tokens_are_refused() -> None:
-    mappings.check_vocabulary("sparse_vector", ["t"] * 32_768)
-    mappings.check_vocabulary("rank_features", ["t"] * 250_002)
-    with pytest.raises(PipelineError, match=r"32769 tokens, a sparse_vector field at most 32768"):
-        mappings.check_vocabulary("sparse_vector", ["t"] * 32_769)
 
 
 def test_an_id_above_32767_scores_wrongly_or_fails(client: Client, index_name: str) -> None:

@@ -59,7 +59,7 @@ def test_stamps_of_earlier_and_newer_releases_are_readable() -> None:
     found = index_of({**first, "load": {"state": "done"}}).stamp
     assert found is not None
     assert (found.created_by, found.load, found.pruning) == (None, "done", NO_PRUNING)
-    newer = {**STAMP.as_meta(), "format": 2, "token_map": {"a": 1}, "load": {"state": "done", "since": 3}}
+    newer = {**STAMP.as_meta(), "format": 2, "later_key": {"a": 1}, "load": {"state": "done", "since": 3}}
     newer["model"] = {**STAMP.model, "head": [1], "query_side": {"document": "q", "kind": "masked LM"}}
     found = index_of(newer).stamp
     assert found is not None
@@ -99,12 +99,12 @@ def test_a_load_keeps_unknown_keys_and_foreign_settings_of_a_stamp(client: Clien
     run = make_run(tmp_path / "run")
     into(client, index_name, run)
     rewrite_stamp(
-        client, index_name, token_map=[1, 2], format=2, settings={"codec": {"before": "lz4", "loading": "zstd"}}
+        client, index_name, later_key=[1, 2], format=2, settings={"codec": {"before": "lz4", "loading": "zstd"}}
     )
     more = make_run(tmp_path / "more", {"new": {"river": 1.0}})
     into(client, index_name, more)
     meta = indexes.need_index(client, index_name, "").mappings["_meta"]["sparse_ingest"]
-    assert (meta["run_id"], meta["token_map"], meta["format"]) == (more.manifest.run_id, [1, 2], 2)
+    assert (meta["run_id"], meta["later_key"], meta["format"]) == (more.manifest.run_id, [1, 2], 2)
     assert meta["settings"] == {"codec": {"before": "lz4", "loading": "zstd"}}
 
 

@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from support.large_vocabularies import USED, ids_of, make_large_run, random_documents
 from support.runs import make_run
 from support.servers import environment, random_free_port, server_home, start_program
 
@@ -22,6 +25,7 @@ from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.journal import Journal
 from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.cluster.token_map import TokenMap
 from sparse_ingest.loading.load import LoadReport, load, restore_settings
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.local_server import process
@@ -152,6 +156,33 @@ def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_complete_index(
 
     with ThreadPoolExecutor(3) as several:
         list(several.map(killed_after, numbers))
+
+
+# After the index is created, or the first documents are sent.
+@pytest.mark.opensearch_only
+@pytest.mark.parametrize("since", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [4, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2, 3, 5, 6, 7))])
+def test_a_killed_load_that_numbers_tokens_continues_with_the_same_numbers(
+    client: Client, index_name: str, tmp_path: Path, number: int, since: bool
+) -> None:
+    documents = random_documents(40, USED)
+    few = dict(list(documents.items())[:3]) if since else documents
+    run, old = make_large_run(tmp_path / "run", documents), make_large_run(tmp_path / "old", few)
+    how: dict[str, Any] = {"index": index_name, "kind": "sparse_vector", "connection": Connection(client.address)}
+    arguments: list[object] = ["--index", index_name, "--kind", "sparse_vector"]
+    if since:
+        load(old.path, **how)
+        how["since"] = old.path
+        arguments += ["--since", old.path]
+    code, notes = ended(start(f"after:{number}", client.address, run.path, *arguments))
+    assert code == -signal.SIGKILL, notes
+    load(run.path, retries=FAST, **how)
+    there = indexes.find_index(client, index_name)
+    assert there is not None and there.stamp is not None
+    first, more = ids_of(few), set(ids_of(documents)) - set(ids_of(few))
+    assert there.stamp.token_map == TokenMap(np.array(first), sorted(more)).as_meta()
+    assert bool(more) == since
+    check_complete(run, index_name, client, len(documents))
 
 
 class OwnServer:

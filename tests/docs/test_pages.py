@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkpoints import PACKAGED
 from support.shells import shell, warm_command
 
 import sparse_ingest
+from sparse_ingest.checkpoints.locate import locate
 from sparse_ingest.models import documents
 from sparse_ingest.searching import batches
 
@@ -22,8 +25,8 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Pages whose code blocks run in this order, in one folder.
 GUIDES = ("getting-started", "guides/reports", "guides/corpora", "guides/models", "guides/changing-corpora",
-          "guides/searching", "guides/services", "guides/evaluating", "guides/past-one-machine",
-          "how-it-works/run-folder")  # fmt: skip
+          "guides/searching", "guides/services", "guides/evaluating", "guides/switching-models",
+          "guides/past-one-machine", "how-it-works/run-folder")  # fmt: skip
 
 
 def blocks(page: str, languages: str) -> list[tuple[str, str]]:
@@ -36,13 +39,14 @@ def page_of(name: str) -> str:
 
 
 def adapted(page: str, url: str, index: str) -> str:
-    """Return the page with the index and address of the test, and a model that needs no download."""
+    """Return the page with the index and address of the test, and models that need no download."""
     changes = {
         r"http://127\.0\.0\.1:9200": url,
         r"--pipeline splade-mini|--pipeline inference-free-distilbert-nq": "--pipeline demo",
+        r"--pipeline splade-distilbert-mrl": "--model ../other-model",
         r"rasyosef/splade-mini": "package:cognition/model",
         r'"splade-mini"': '"demo"',
-        r'(--index |URL/|index="|open_index\(")(articles|drafts)': rf"\1{index}-\2",
+        r'(--index |--alias |URL/|index="|open_index\(")(articles|drafts|library)': rf"\1{index}-\2",
     }
     for before, after in changes.items():
         page = re.sub(before, after, page)
@@ -67,6 +71,13 @@ def kept(build: Callable[..., Any]) -> Callable[..., Any]:
         return built[key]
 
     return build_once
+
+
+def write_other_model(folder: Path) -> None:
+    """Copy the packaged model with another activation in its layers, so that its vectors differ."""
+    shutil.copytree(locate(PACKAGED)[0], folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"gelu"', '"relu"'))
 
 
 def run_pages(pages: dict[str, str], folder: Path, url: str) -> dict[str, str]:
@@ -99,6 +110,7 @@ def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path, m
 def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
     pages = {name: adapted(page_of(name), opensearch_url, index_name) for name in GUIDES}
+    write_other_model(tmp_path / "other-model")
     printed = run_pages(pages, tmp_path, opensearch_url)
     assert "3 documents" in printed["getting-started"] and "Photosynthesis" in printed["getting-started"]
     assert "3 rows: 3 documents" in printed["guides/corpora"]
@@ -111,6 +123,12 @@ def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, mo
     assert printed["guides/services"].startswith("2 ")
     assert re.search(r"^nDCG@10 .* 0 +0 +1$", printed["guides/evaluating"], re.MULTILINE)
     assert re.match(r"Wrote articles\.html\.\nWrote articles-index\.html\.\n\S+ \d ", printed["guides/reports"])
+    switching = printed["guides/switching-models"]
+    assert "The index matches the run." in switching
+    # The command that goes back, and what it prints.
+    [(to, back)] = set(re.findall(r"To go back: sparse-ingest load --alias (\S+) --to (\S+)", switching))
+    assert f"Alias {to!r} serves {back!r}; before: " in switching
+    assert re.search(rf"index  {back} \(alias {to}\)\n(.*\n)* +model  .*cognition", switching)
     assert printed["how-it-works/run-folder"].splitlines()[0].startswith("1 ['")
 
 

@@ -9,12 +9,15 @@ import json
 from pathlib import Path
 
 import pytest
+from support.checkpoints import PACKAGED
 from support.forked import command
+from support.large_vocabularies import exact_seismic, write_shifted_model
 
 from sparse_ingest.cluster.client import Connection
 from sparse_ingest.evaluation.measures import DEFAULT_MEASURES
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.verification.verify import verify
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 MEASURES = ("nDCG@10", "RR", "R@100", "AP@100")
@@ -57,6 +60,23 @@ def test_an_index_has_the_figures_of_its_run_with_nine_bits_per_query(
         assert [found[name] for name in MEASURES] == pytest.approx((0.9300, 0.9247, 1.0000, 0.9023), abs=0.0005)
 
 
+@pytest.mark.slow
+def test_a_seismic_index_of_a_large_vocabulary_has_the_figures_of_the_same_model(
+    small_run, tmp_path, opensearch_url, index_name
+):
+    """The model has the same tokens with larger ids, so its index has a token map. No segment has clusters."""
+    run = encode_collection("limit-small", tmp_path / "run", write_shifted_model(tmp_path / "model"))
+    connection = Connection(url=opensearch_url)
+    load(run, index=index_name, pipeline=exact_seismic(tmp_path), connection=connection)
+    assert verify(run, index=index_name, connection=connection, sample=None).ok
+    queries, on = SHARED / "limit-small", ("--index", index_name, "--url", opensearch_url, "--no-bm25", "--per-query")
+    found, same = evaluate_json(queries, *on), evaluate_json(queries, "--run", run, "--stored", "--per-query")
+    expected = evaluate_json(queries, "--run", small_run, "--stored")
+    assert found["engine"] == "seismic"
+    assert found["per_query"] == same["per_query"]
+    assert [round(found[name], 4) for name in MEASURES] == [round(expected[name], 4) for name in MEASURES]
+
+
 def evaluate_json(queries: Path, *options: object) -> dict:
     answer = command("evaluate", "--queries", queries, *options, "--json")
     assert answer.code == 0, answer.err
@@ -69,9 +89,9 @@ def check_figures(found: dict, figures: tuple[float, ...], query_terms: float, d
     assert round(found["documents"]["active_dimensions"], 1) == document_terms
 
 
-def encode_collection(name: str, out: Path) -> Path:
+def encode_collection(name: str, out: Path, model: Path | str = PACKAGED) -> Path:
     answer = command(
-        "encode", "--model", "package:cognition/model", "--corpus", SHARED / name, "--out", out,
+        "encode", "--model", model, "--corpus", SHARED / name, "--out", out,
         "--device", "cpu", "--dtype", "float32", "--weights", "float32",
     )  # fmt: skip
     assert answer.code == 0, answer.err

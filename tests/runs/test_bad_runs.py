@@ -116,16 +116,6 @@ def test_everything_that_opensearch_would_refuse_is_in_one_message(
     assert not exists(opensearch_url, index_name)
 
 
-def test_more_tokens_than_a_sparse_vector_field_can_distinguish_are_refused(
-    opensearch_url: str, index_name: str, tmp_path: Path
-) -> None:
-    run = make_run(tmp_path / "run", {"a": {"t5": 1.0}}, vocabulary=[f"t{number}" for number in range(40_000)])
-    assert "has 40000 tokens, a sparse_vector field at most 32768" in refused(
-        run.path, index_name, opensearch_url, SPARSE_VECTOR
-    )
-    assert not exists(opensearch_url, index_name)
-
-
 def test_an_index_of_another_kind_or_vocabulary_is_refused(
     opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:

@@ -71,7 +71,8 @@ def make_run(
     `identity_too` adds keys to the identity of the run.
     """
     known = list(dict.fromkeys(token for terms in documents.values() for token in terms))
-    tokens: list[str | None] = [*vocabulary, *(token for token in known if token not in vocabulary)]
+    given = set(vocabulary)
+    tokens: list[str | None] = [*vocabulary, *(token for token in known if token not in given)]
     ids = list(documents)
     run_id, identity = identity_of(
         {
