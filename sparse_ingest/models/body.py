@@ -23,9 +23,8 @@ from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.checkpoints.modules import damaged
 from sparse_ingest.checkpoints.sides import LanguageModelSide
 from sparse_ingest.errors import first_line
-from sparse_ingest.models.language_models import refuse_other_attention
 from sparse_ingest.models.linear import pack_linear_layers
-from sparse_ingest.models.masked_lms import build_model, without_report
+from sparse_ingest.models.masked_lms import build_model, refuse_other_attention, without_report
 from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register, to_device
 from sparse_ingest.models.projection import forward, split_projection
 from sparse_ingest.models.tokenizer import TokenIds
@@ -60,13 +59,13 @@ class Body:
         projects = checkpoint.document.has_projection
         self._result = "logits" if projects else "last_hidden_state"
         try:
+            if isinstance(checkpoint.document, LanguageModelSide):
+                refuse_other_attention(self._model, checkpoint.name, attention)
             embeddings = self._model.get_input_embeddings().weight
             self.projection = split_projection(self._model, checkpoint.name) if projects else None
             self.ids = int(embeddings.shape[0])
             self.outputs, self.width = map(int, (self.projection.weight if self.projection else embeddings).shape)
             documents = _samples(self._model.config, self.ids)
-            if isinstance(checkpoint.document, LanguageModelSide):
-                refuse_other_attention(self._model, checkpoint.name, attention)
             with torch.inference_mode():
                 expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
             self.hidden_size = expected.shape[1]

@@ -212,6 +212,26 @@ def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
         )
 
 
+def refuse_other_attention(model: Any, name: str, attention: str | None) -> None:
+    """Raise CheckpointError if tokens of a model see later ones and should not, or the other way round.
+
+    transformers lets `is_causal` in a config switch the mask off (from 5.2), but only where the architecture uses its
+    masks. So the model is tried. `name` is that of the checkpoint, for messages.
+    """
+    texts = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]])
+    with torch.inference_mode():
+        first, second = model(input_ids=texts).logits[:, -2]
+    sees_ahead = not torch.allclose(first, second, rtol=1e-5, atol=1e-6)
+    # Each attention of transformers has this attribute; layers without attention read a text in one direction.
+    layers = sum(hasattr(module, "is_causal") for module in model.modules())
+    if sees_ahead != (attention == "bidirectional") or (sees_ahead and layers < model.config.num_hidden_layers):
+        raise CheckpointError(
+            f"{name} cannot be computed with {attention} attention: transformers' {type(model).__name__} does not "
+            "switch the causal mask of all layers. Upgrade transformers with pip install -U transformers, or use "
+            "another model."
+        )
+
+
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
     """Suppress transformers' table of missing and unused weights: missing ones are refused here."""
