@@ -165,7 +165,9 @@ class PackedBert:
             raise _Unlike("its embeddings have other sizes than its config")
         if names is not DISTILBERT:  # every token is in the first segment
             places = places + found[f"{names.embeddings}.token_type_embeddings.weight"][0]
-        padding_id = int(config.get("pad_token_id", 1))
+        padding_id = config.get("pad_token_id", 1 if names is ROBERTA else 0)
+        if padding_id not in range(len(words)):
+            raise _Unlike("it has no token for padding")
         self._positions = partial(positions_behind, padding_id) if names is ROBERTA else ordinal_positions
         weight = found.one_of(names.projection, words if config.get("tie_word_embeddings", True) else None)
         self.projection: Projection | None = Projection(weight, found.one_of(names.biases, None))

@@ -28,11 +28,14 @@ if torch.cuda.is_available():
     pytest.skip("there is a GPU", allow_module_level=True)
 
 
+make_modern_bert = partial(make_masked_lm, architecture="modernbert")
+
+
 @pytest.fixture
 def maker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMaker]:
-    """Return a model in half precision on a GPU that does not exist: BERT, or the function that makes it."""
+    """Return a model in half precision on a GPU that does not exist: ModernBERT, or what the parameter makes."""
     pytest.importorskip("torch.nn.attention.varlen")
-    make = getattr(request, "param", partial(make_masked_lm, architecture="modernbert"))
+    make = getattr(request, "param", make_modern_bert)
     maker = build_encoder(make(tmp_path / "model"), dtype="float16").maker
     assert maker.body.packs
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
@@ -53,7 +56,7 @@ def maker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
 
 
-@pytest.mark.parametrize("maker", [make_masked_lm, make_language_model], indirect=True)
+@pytest.mark.parametrize("maker", [make_modern_bert, make_language_model], indirect=True)
 def test_packed_documents_go_through_body_and_head_without_waiting(maker: VectorMaker) -> None:
     token_ids = [np.arange(1, 1 + length) for length in (9, 9, 5, 3)]
     rows, where = maker.body.hidden(token_ids, 0)
