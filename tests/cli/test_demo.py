@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from pydoc_data.topics import topics
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
+from support.deadlines import until
+from support.forked import start
 from support.json_page import check
 
 from sparse_ingest.cli.demo import PASSAGE_WORDS, QUESTIONS, passages, run_demo
@@ -61,3 +65,30 @@ def test_the_demo_answers_its_questions_and_stops_its_server(tmp_path: Path, mon
         found = [hit["id"] for hit in answers["sparse"]]
         assert any(doc_id.startswith(expected.get(answers["question"], "")) for doc_id in found), answers
     assert [one.port for one in process.instances()] == before
+
+
+@pytest.mark.slow
+def test_a_kept_demo_ends_with_the_address_of_its_search_page(tmp_path: Path):
+    before = {one.port for one in process.instances()}
+    log = tmp_path / "log"
+    log.touch()
+    demo = start("demo", "--keep-server", "--folder", tmp_path / "demo", log=log)
+
+    def printed(pattern: str) -> str:
+        def found() -> re.Match[str] | None:
+            assert demo.is_alive(), log.read_text()
+            return re.search(pattern, log.read_text())
+
+        return until(found, log.read_text)[1]
+
+    try:
+        for step in "345":
+            printed(f"({step}/5)")
+        with urlopen(printed(r"Serving sparse-ingest-demo and bm25 at (\S+)")) as page:
+            assert b"Skip to the results" in page.read()
+    finally:
+        demo.terminate()
+        demo.join()
+        for port in {one.port for one in process.instances()} - before:
+            process.stop(port)
+    assert demo.exitcode == 0

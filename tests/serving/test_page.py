@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import secrets
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from pydoc_data.topics import topics
 from urllib.parse import parse_qs, quote, urlsplit
@@ -20,6 +20,7 @@ from support.browsers import Visit, browsing, visiting
 from support.checkpoints import PACKAGED
 from support.deadlines import HANGING_S
 from support.runs import make_run
+from support.servers import environment
 from support.services import Served, served
 from support.tables import TOKENS, write_table
 
@@ -249,30 +250,30 @@ def copied(page: Page, name: str) -> str:
 
 
 def test_copies_run_and_give_the_hits_that_are_shown(browser: Browser, service: Served, client: Client) -> None:
-    environment = os.environ | {"SPARSE_INGEST_URL": client.address, "NO_PROXY": "*"}
+    variables = os.environ | {"SPARSE_INGEST_URL": client.address, "NO_PROXY": "*"}
     query = 'what\'s "raised" by $HOME `id` \\ in a try'
     with searching(browser, service, query, filter='{"term":{"topic":"try"}}') as visit:
         page = visit.page
         page.get_by_role("button", name="Copy as").click()
         commands = [copied(page, "curl, this service"), copied(page, "curl, the cluster")]
         service, cluster = (
-            json.loads(subprocess.run(["bash", "-c", code], env=environment, capture_output=True, check=True).stdout)
+            json.loads(subprocess.run(["bash", "-c", code], env=variables, capture_output=True, check=True).stdout)
             for code in commands
         )
         assert ids(service) == [hit["_id"] for hit in cluster["hits"]["hits"]] == hits(page)
         path = commands[1].partition('"$SPARSE_INGEST_URL')[2].partition('"')[0]
         sent = client.call("POST", path, json.loads(copied(page, "request body")))
         assert [hit["_id"] for hit in sent["hits"]["hits"]] == hits(page)
-        assert printed_ids(copied(page, "Python"), environment) == hits(page)
+        assert printed_ids(copied(page, "Python"), client.address) == hits(page)
         page.get_by_label("Search with").select_option("BM25")
         settled(page)
-        assert printed_ids(copied(page, "Python"), environment) == hits(page)
+        assert printed_ids(copied(page, "Python"), client.address) == hits(page)
 
 
-def printed_ids(program: str, environment: dict[str, str]) -> list[str]:
-    command = [sys.executable, "-c", program]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    return [line.split(" ")[2] for line in printed.splitlines()]
+def printed_ids(program: str, url: str) -> list[str]:
+    with environment(SPARSE_INGEST_URL=url), redirect_stdout(io.StringIO()) as printed:
+        exec(program, {})
+    return [line.split(" ")[2] for line in printed.getvalue().splitlines()]
 
 
 def test_everything_can_be_done_with_the_keyboard(browser: Browser, service: Served) -> None:
