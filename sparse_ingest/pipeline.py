@@ -196,10 +196,7 @@ def read_pipeline(name: str) -> Pipeline:
 def pipeline_of(model: str | ModelSettings | None, pipeline: Pipeline | str | None) -> Pipeline:
     """Return the pipeline that `pipeline=` names; `model` replaces its complete [model] table.
 
-    Without a pipeline, `query` has the type `QueryChanges`.
-
-    Raises:
-        PipelineError: as `read_pipeline`.
+    Without a pipeline, `query` has the type `QueryChanges`. Raise `PipelineError` as `read_pipeline` does.
     """
     found = read_pipeline(pipeline) if isinstance(pipeline, str) else pipeline or Pipeline(query=QueryChanges())
     if model is None:
@@ -212,7 +209,6 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
 
     A path that ends in `.toml` or the name of a packaged pipeline is read as a pipeline file, unless a folder has that
     name. Every other name is a model.
-
     """
     if isinstance(model, Pipeline):
         return model
