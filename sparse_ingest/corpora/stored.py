@@ -28,7 +28,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE = 1 << 26  # bytes; a text takes 24 times as much memory
 PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 19  # what is split or skipped at a time stays in the second-level cache
 _ZSTD_BYTES = 1 << 14
 # UnicodeDecodeError: in the column names of an Arrow table.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, UnicodeDecodeError)

@@ -60,33 +60,31 @@ def split_block(content: bytes, separator: str, columns: int, chosen: Sequence[i
         return None
     if quotes and not _is_regular(places, kinds, is_open[:count]):
         return None
-    stops = places[value_ends]
-    starts = np.concatenate(([0], stops[:-1] + 1))
     ends = places[row_ends] + 1
+    starts, stops = np.concatenate(([0], places[value_ends[:-1]] + 1)), places[value_ends]
     stops[columns - 1 :: columns] -= block[ends - 2] == _RETURN
     if columns == 1 and (starts >= stops).any():
         return None
-    quotes_in = _in_each(is_quote[:count], value_ends)
-    cuts = np.stack((starts + (quotes_in > 0), stops - (quotes_in > 0), quotes_in > 2))
+    is_quoted = (block[starts] == _QUOTE) & quotes
+    cuts = np.stack((starts + is_quoted, stops - is_quoted, is_quoted))
     try:
-        values = [_texts(content, cuts[:, place::columns].tolist()) for place in chosen]
-        if len(chosen) < columns:
-            content[: ends[-1]].decode()
+        content[: ends[-1]].decode()
     except UnicodeDecodeError:
         return None
-    lines = np.cumsum(kinds == _LINE_FEED)[row_ends]
+    content = _without_doubled(block, places, is_quote[:count], is_open[:count]) if quotes else content
+    values = [_texts(content, cuts[:, place::columns].tolist()) for place in chosen]
+    lines = np.cumsum(kinds == _LINE_FEED)
     merged = np.empty(0, np.int64)
     if lines[-1] > len(row_ends):
-        feeds, separators = (_in_each(kinds == sign, value_ends) for sign in (_LINE_FEED, ord(separator)))
-        feeds[columns - 1 :: columns] -= 1
-        separators -= 1
-        separators[columns - 1 :: columns] += 1
-        merged = np.flatnonzero(((feeds > 0) & (separators > 0)).reshape(-1, columns).any(axis=1))
-    return Block(values, ends.tolist(), lines.tolist(), merged.tolist())
+        has_feeds = np.diff(lines[value_ends], prepend=0) > (kinds[value_ends] == _LINE_FEED)
+        separators = np.cumsum(kinds == ord(separator))[value_ends]
+        has_separators = np.diff(separators, prepend=0) > (kinds[value_ends] != _LINE_FEED)
+        merged = np.flatnonzero((has_feeds & has_separators).reshape(-1, columns).any(axis=1))
+    return Block(values, ends.tolist(), lines[row_ends].tolist(), merged.tolist())
 
 
 def _is_regular(places: Places, kinds: npt.NDArray[np.uint8], is_open: Bools) -> bool:
-    """Return whether a quote opens only at the start of a value, closes only at its end, and no row ends in a return."""
+    """Return whether a quote opens only at the start of a value and closes at its end; returns are in line ends."""
     follows = np.diff(places, prepend=-1) == 1  # directly after the sign before, or at the start of the block
     is_quote = kinds == _QUOTE
     is_return = (kinds == _RETURN) & ~is_open
@@ -98,14 +96,16 @@ def _is_regular(places: Places, kinds: npt.NDArray[np.uint8], is_open: Bools) ->
     )
 
 
-def _in_each(is_sign: Bools, value_ends: Places) -> Places:
-    """Return how many of some signs are in each value, with the sign at its end."""
-    return np.diff(np.cumsum(is_sign)[value_ends], prepend=0)
+def _without_doubled(block: npt.NDArray[np.uint8], places: Places, is_quote: Bools, is_open: Bools) -> bytes:
+    """Return the block with a NUL for the first quote of each doubled one."""
+    content = block.copy()
+    content[places[:-1][(is_quote & ~is_open)[:-1] & is_quote[1:]]] = 0
+    return content.tobytes()
 
 
 def _texts(content: bytes, cuts: list[list[int]]) -> list[str]:
-    """Return the values between the starts and stops; the third number is 1 if a value has doubled quotes."""
+    """Return the values between the starts and stops; the third number is 1 for a quoted one."""
     return [
-        (content[start:stop].replace(b'""', b'"') if doubled else content[start:stop]).decode()
-        for start, stop, doubled in zip(*cuts, strict=True)
+        (content[start:stop].replace(b"\0", b"") if is_quoted else content[start:stop]).decode()
+        for start, stop, is_quoted in zip(*cuts, strict=True)
     ]
