@@ -81,7 +81,10 @@ def show_profile(given: argparse.Namespace) -> None:
     encoder, texts = build(given), read_texts(None, given.documents)
     on_gpu = given.device.startswith("cuda")
     encoder.encode(texts)
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as recorded:
+    # On a CPU the encoder computes in threads of its own; kernels of a GPU are recorded for all threads.
+    threads = None if on_gpu else torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with profile(activities=activities, experimental_config=threads) as recorded:
         encoder.encode(texts)
     of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(recorded.key_averages(), key=lambda event: getattr(event, of), reverse=True)
