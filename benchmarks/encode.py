@@ -25,14 +25,17 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import venv
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,10 @@ class Contender:
                 found: dict[str, Any] = json.loads(line)
                 return found
         raise SystemExit(f"{self.job['encoder']} exited without a result; its errors are above.")
+
+    def wait(self) -> None:
+        """Wait until it is warm."""
+        self.facts = self.facts or self.answer()
 
     def go(self) -> None:
         """Run one round."""
@@ -136,32 +143,36 @@ def start_all(
         jobs[f"sparse-ingest, {dtype}"] = {"encoder": "ours", "dtype": dtype}
         if on_gpu:
             jobs[f"sparse-ingest, {dtype}, device only"] = {"encoder": "ours", "dtype": dtype, "device_only": True}
+        if on_gpu and find_spec("pyarrow"):
             jobs[f"sparse-ingest, {dtype}, to Parquet"] = {"encoder": "end to end", "dtype": dtype}
             several = {"encoder": "end to end", "dtype": dtype, "processes": 3}
             jobs[f"sparse-ingest, {dtype}, to Parquet, 3 processes"] = several
     pythons = {name: environment(name, given.environments or scratch) for name in given.peers.split(",") if name}
     jobs |= {name: {"encoder": name} for name in pythons}
-    return {
-        name: stack.enter_context(started({**shared, **job}, pythons.get(name, sys.executable)))
-        for name, job in jobs.items()
-    }
+    contenders = {}
+    for name, job in jobs.items():
+        contenders[name] = stack.enter_context(started({**shared, **job}, pythons.get(name, sys.executable)))
+        if not on_gpu:  # there all start at the same time
+            contenders[name].wait()
+    for contender in contenders.values():
+        contender.wait()
+    return contenders
 
 
 def untimed(job: dict[str, Any]) -> dict[str, Any]:
     """Return the untimed part of the answer of a process."""
     with started(job, sys.executable) as contender:
+        contender.wait()
         return contender.facts
 
 
 @contextmanager
 def started(job: dict[str, Any], python: str) -> Iterator[Contender]:
-    """Start a contender, and wait until it is warm."""
+    """Start a contender, and end it after the block."""
     command = [python, str(Path(__file__).with_name("encoders.py")), json.dumps(job)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        contender = Contender(process, job)
         try:
-            contender.facts = contender.answer()
-            yield contender
+            yield Contender(process, job)
         finally:
             if process.stdin:
                 process.stdin.close()
@@ -181,13 +192,14 @@ def environment(peer: str, folder: Path) -> str:
 
 
 def make_shape(shape: str, folder: Path) -> Path:
-    """Write random weights of a shape with the tokenizer of the demo's model, which has BERT's vocabulary."""
+    """Write random weights of a shape with the tokenizer of the demo's model, which has BERT's vocabulary.
+
+    If that model is not installed, the tokenizer has as many words, those of the demo's corpus and invented ones.
+    """
     import shutil
 
     import torch
     import transformers
-
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
 
     family, sizes = SHAPES[shape]
     with torch.random.fork_rng(devices=[]):
@@ -196,9 +208,26 @@ def make_shape(shape: str, folder: Path) -> Path:
         # About as many non-zero terms as a trained model.
         model.get_output_embeddings().bias.data.normal_(-1.5, 0.4)
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(read_checkpoint("package:cognition/model").folder / name, folder)
+    if find_spec("cognition"):
+        from sparse_ingest.checkpoints.layouts import read_checkpoint
+
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(read_checkpoint("package:cognition/model").folder / name, folder)
+    else:
+        (folder / "vocab.txt").write_text("\n".join(vocabulary(model.config.vocab_size)))
+        transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
     return folder
+
+
+def vocabulary(size: int) -> list[str]:
+    """Return special tokens, letters, the most frequent words of Python's documentation, and invented words."""
+    from pydoc_data.topics import topics
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(33, 127)]
+    words = Counter(re.findall(r"[a-z]{2,}", " ".join(topics.values()).lower()))
+    known = [*special, *letters, *(f"##{letter}" for letter in letters), *(word for word, _ in words.most_common())]
+    return [*known, *(f"##invented{number}" for number in range(size))][:size]
 
 
 def read_texts(corpus: str | None, count: int) -> list[str]:

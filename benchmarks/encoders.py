@@ -197,7 +197,8 @@ def sentence_transformers(job: Job, texts: Sequence[str]) -> Contender:
         return [torch.nonzero(row > HEAVY).flatten().tolist() for row in encode(some).to_dense()]
 
     attention = f", {job['attention']}" if job.get("attention", "sdpa") != "sdpa" else ""
-    return Contender(encode, terms, f"{job['dtype']}, batch {batch}{attention}")
+    plain = "" if find_spec("sentence_transformers") else ", transformers alone"
+    return Contender(encode, terms, f"{job['dtype']}, batch {batch}{attention}{plain}")
 
 
 def trial(job: Job, texts: Sequence[str]) -> Contender:
@@ -228,11 +229,47 @@ def trial(job: Job, texts: Sequence[str]) -> Contender:
     return Contender(lambda some: None, lambda some: [], "", {"best": best})
 
 
+class PlainSplade:
+    """SPLADE with transformers alone, in place of sentence-transformers where that is not installed.
+
+    Like there, texts are sorted by length, padded per batch, and pooled with a maximum over complete logits.
+    """
+
+    def __init__(self, job: Job, settings: dict[str, Any]) -> None:
+        from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+        self._job = job
+        self._tokenizer = AutoTokenizer.from_pretrained(job["model"])
+        self._model = AutoModelForMaskedLM.from_pretrained(job["model"], **settings).to(job["device"]).eval()
+
+    def encode_document(self, texts: list[str], *, batch_size: int, save_to_cpu: bool) -> Any:
+        """Return a sparse tensor with a row for each text."""
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        rows: list[Any] = [None] * len(texts)
+        with torch.inference_mode():
+            for first in range(0, len(texts), batch_size):
+                places = order[first : first + batch_size]
+                given = self._tokenizer(
+                    [texts[place] for place in places],
+                    padding=True, truncation=True, max_length=self._job["max_length"], return_tensors="pt",
+                ).to(self._job["device"])  # fmt: skip
+                logits = self._model(**given).logits.masked_fill(given["attention_mask"].unsqueeze(-1) == 0, 0)
+                weights = torch.log1p(torch.relu(logits.amax(dim=1))).to_sparse()
+                for place, row in zip(places, weights.cpu() if save_to_cpu else weights, strict=True):
+                    rows[place] = row
+        return torch.stack(rows)
+
+
 def _sparse_encoder(job: Job, dtype: str, attention: str) -> Any:
     import torch
-    from sentence_transformers import SparseEncoder
 
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    if not find_spec("sentence_transformers"):
+        return PlainSplade(job, settings)
+    from sentence_transformers import SparseEncoder
+
     encoder = SparseEncoder(job["model"], device=job["device"], model_kwargs=settings)
     encoder.max_seq_length = job["max_length"]
     return encoder

@@ -3,7 +3,7 @@
 In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, where NAME is a hub id or a folder. Out: the rows of one split in the order
 of the `datasets` library, streamed; their line is the number within the split. The revision is resolved to a commit.
 The library finds the data files. JSON lines, csv, tsv, Parquet and Arrow are then read as in files.py, other formats by
-the library. It runs no code of a dataset, and imports torch if that is installed, which takes 600 MB of memory.
+the library: it imports torch if that is installed, which takes 600 MB of memory. It runs no code of a dataset.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,13 +77,13 @@ def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Q
 class StreamedDataset(Split):
     """One split, read from its data files. An offset is a data file and a row in it.
 
-    `stream` is the library's IterableDataset, `files` are in its order, `format` is None if the library reads them.
+    `stream` returns the IterableDataset of the library; `files` are in its order; `format` is None if it reads them.
     """
 
     def __init__(
         self,
         named: Named,
-        stream: Any,
+        stream: Callable[[], Any],
         choose: ChooseColumns,
         open_file: OpenFile,
         *,
@@ -93,10 +93,20 @@ class StreamedDataset(Split):
         quoting: Quoting | None,
     ) -> None:
         super().__init__(named, choose, {file.name: file.size for file in files}, commit)
-        self._stream, self._open_file, self._files, self._format = stream, open_file, files, format
+        self._new_stream, self._open_file, self._files, self._format = stream, open_file, files, format
         self.quoting = quoting
         self._sources: dict[int, Source | None] = {}  # of the files that were opened; None: the library reads it
         self._first: tuple[int, Sequence[str]] | None = None  # the first table that was read, and its columns
+
+    @cached_property
+    def _stream(self) -> Any:
+        return self._new_stream()
+
+    @property
+    def _count_of_files(self) -> int:
+        if self._format is None or any(_is_for_library(file.path, self._format) for file in self._files):
+            return int(self._stream.num_shards)  # files in an archive are several
+        return len(self._files)
 
     def passed(self, offset: int) -> int | None:
         """Return the bytes before a row as if rows had equal sizes, or before its file if its rows are not known."""
@@ -116,7 +126,7 @@ class StreamedDataset(Split):
         reached = [line]
         start, skip = divmod(offset, 1 << _ROW_BITS)
         with reading_rows(self.label, reached):
-            for file in range(start, self._stream.num_shards):
+            for file in range(start, self._count_of_files):
                 if file not in self._sources:
                     self._sources[file] = self._source(file)
                 source = self._sources[file]
@@ -134,7 +144,7 @@ class StreamedDataset(Split):
 
     def pieces(self, search: Search) -> Iterator[Task]:
         """Yield a task for each data file, which counts its rows."""
-        return (partial(self._count, file, search) for file in range(self._stream.num_shards))
+        return (partial(self._count, file, search) for file in range(self._count_of_files))
 
     def _count(self, file: int, search: Search) -> RowUnits:
         with reading_rows(self.label, [1]):
@@ -232,18 +242,14 @@ def _streamed(named: Named, choose: ChooseColumns, open_file: OpenFile, quoting:
         commit = found[1] if (found := _COMMIT.search(str(builder.base_path or ""))) else None
         if commit is None and not named.local:
             raise ConnectionError("the hub does not answer, and a cached dataset cannot be streamed")
-        streams = builder.as_streaming_dataset()
-        split = _one_of("split", named.split, list(streams), named)
-        named = named._replace(split=split, config=builder.config.name)
         kind, format = _format_of(builder.config)
+        # Streams import torch.
+        splits = map(str, builder.config.data_files) if format else builder.as_streaming_dataset()
+        split = _one_of("split", named.split, list(splits), named)
+        named = named._replace(split=split, config=builder.config.name)
         _refuse_quoting(quoting, named, kind)
         files = _data_files(named, builder, split)
-        if kind == "csv" and (format is None or any(_is_for_library(file.path, format) for file in files)):
-            streams = _of_strings(builder, streams[split], quoting)
-        elif kind == "parquet":  # the default is a complete row group
-            builder.config.batch_size = builder.config.batch_size or BATCH_ROWS
-            streams = builder.as_streaming_dataset()
-        stream = streams[split].with_format("arrow")
+        stream = partial(_stream_of, builder, split, kind, quoting)
         return StreamedDataset(
             named, stream, choose, open_file, files=files, format=format, commit=commit, quoting=quoting
         )
@@ -266,6 +272,16 @@ def _format_of(config: Any) -> tuple[str, str | None]:
 def _refuse_quoting(quoting: Quoting | None, named: Named, kind: str) -> None:
     if quoting is not None and kind != "csv":
         raise UsageError(f"--quoting {quoting} is for csv and tsv; {named.label} is {kind}. Omit --quoting.")
+
+
+def _stream_of(builder: Any, split: str, kind: str, quoting: Quoting | None) -> Any:
+    """Return the library's stream of a split."""
+    if kind == "parquet":  # the default is a complete row group
+        builder.config.batch_size = builder.config.batch_size or BATCH_ROWS
+    streams = builder.as_streaming_dataset()
+    if kind == "csv":
+        streams = _of_strings(builder, streams[split], quoting)
+    return streams[split].with_format("arrow")
 
 
 def _of_strings(builder: Any, stream: Any, quoting: Quoting | None) -> Any:

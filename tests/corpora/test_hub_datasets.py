@@ -7,12 +7,15 @@ import errno
 import gzip
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from support.loopback_hub import TOKEN, begin, ended, loopback_hub
@@ -436,3 +439,23 @@ def test_a_full_disk_is_reported_with_the_path_of_the_cache(path: str | None) ->
 def test_a_dot_is_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert corpus_of("hf:.:corpus:old").identity() == corpus_of(f"hf:{folder}:corpus:old").identity()
+
+
+@pytest.mark.parametrize("name", ["0.jsonl", "0.csv", "0.parquet"])
+def test_a_dataset_is_read_without_torch(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    table = pa.Table.from_pylist([{"id": str(number), "text": "river"} for number in range(1000)])
+    if name == "0.parquet":
+        pq.write_table(table, tmp_path / "data" / name)
+    elif name == "0.csv":
+        pa.csv.write_csv(table, tmp_path / "data" / name)
+    else:
+        (tmp_path / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    program = """
+import sys
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
+print(len(list(open_corpus([sys.argv[1]], fields=FieldNames()).rows())), "torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, f"hf:{tmp_path}"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1000 False\n"

@@ -1,8 +1,12 @@
 """csv and tsv: quotes, headers, columns, bad rows and bad files."""
 
+import csv
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from support.forms import packed
 
 from sparse_ingest.corpora.documents import FieldNames
@@ -192,3 +196,51 @@ def test_quoting_is_refused_for_formats_without_quotes(tmp_path, name):
 def test_a_bad_row_of_merged_lines_is_reported_with_its_last_line(tmp_path):
     _, bad = read(write(tmp_path / "c.csv", 'id,text\n1,a\n2,"b\n3,c",d\n'))
     assert bad.reason.endswith("(the row ends in line 4; pass --quoting none if quotes have no meaning in this file)")
+
+
+# Parts of rows: the values of a csv file, and what is between them, in any order.
+PARTS = st.sampled_from(
+    ['"', '""', ",", "\n", "\r\n", "\r", "a", "é,", '"b,\n""c"', "1,x\n", '2,"y"\r\n', '"3\n4",z\n', "\0"]
+)
+
+
+@given(st.lists(PARTS, max_size=40).map("".join))
+@example('1,a\n2,"b"\n3,""\n4,""""\n"5\n","c,\n""d"\r\n,\n')
+@example("1,a\n2,b\r\n3,c\r4,d\n5,e\n")
+@example('1,a\n\n2,b\n3,c,d\n4,"e"f\n5,g"h\n6,i')
+def test_any_rows_are_those_of_the_csv_module(tmp_path_factory, rows):
+    path = write(tmp_path_factory.getbasetemp() / "any.csv", f"id,text\n{rows}")
+    reader = csv.reader(re.findall(r"[^\n]*\n|[^\n]+", rows), strict=True)
+    expected: list[tuple[int, list[str] | None]] = []
+    while True:
+        line = reader.line_num + 2
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                with pytest.raises(CorpusError, match="a quote opens in this row and is not closed"):
+                    read(path)
+                return
+            values = ["\0"]
+        if values is None:
+            break
+        if values not in ([], [""]):
+            expected.append(
+                (line, values if len(values) == 2 and values[0] and "\0" not in values[0] + values[1] else None)
+            )
+    corpus = open_corpus([str(path)], fields=FieldNames())
+    found = list(corpus.rows())
+    assert [(row.line, row.document and [row.document.id, row.document.text]) for row, _ in found] == expected
+    for place, (_, position) in enumerate(found, 1):
+        assert list(corpus.rows(position)) == found[place:]
+
+
+def test_rows_are_split_into_the_same_values_at_every_size_of_a_file(tmp_path):
+    row = 'value "{}", of\n{} lines é'
+    values = [(str(n), row.format(n, "\n" * (n % 50))) for n in range(30_000)]
+    path = tmp_path / "large.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "text"), *values])
+    assert documents(path) == values
+    tsv = write(tmp_path / "plain.tsv", "".join(f'{n}\t"{n}\r\n' for n in range(100_000)))
+    assert documents(tsv, quoting="none", columns=["id", "text"]) == [(str(n), f'"{n}') for n in range(100_000)]

@@ -12,7 +12,6 @@ import pytest
 import torch
 from support.checkpoints import PACKAGED
 from support.forked import command
-from support.run_contents import contents
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_settings
@@ -101,6 +100,9 @@ def test_the_head_needs_less_than_a_twentieth_of_the_memory_of_logits(width: int
 
 
 def test_two_processes_on_a_gpu_write_the_same_bytes_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")  # for this test only; benchmarks/gpu.sh runs the others without it
+    from support.run_contents import contents
+
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts())))
     for name, device in (("one", DEVICE), ("two", f"{DEVICE},{DEVICE}")):
