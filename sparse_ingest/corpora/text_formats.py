@@ -9,19 +9,16 @@ separator. With quoting `none` each line is a row. In format `msmarco` a line is
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from itertools import repeat
 from typing import Literal
 
 from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, utf8
 from sparse_ingest.corpora.line_pieces import line_pieces
 from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record
-from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, ContentStream, LineSource, StoredFile
-from sparse_ingest.corpora.table_blocks import Block, split_block
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, LineSource, StoredFile
 from sparse_ingest.errors import CorpusError, shown
 from sparse_ingest.records import place_text
 from sparse_ingest.storage.foreign_json import parse_json
@@ -135,43 +132,27 @@ class TextTable(LineSource):
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on."""
+        rows = _Rows(self, offset, line)
         names = self._given
-        if names is None and offset:
-            with self._rows(0, 1) as rows:
-                names = self._header(rows)
-        with self._rows(offset, line) as rows:
-            names = names or self._header(rows)
-            if names is not None:
-                yield from self._records(rows, names)
-
-    @contextmanager
-    def _rows(self, offset: int, line: int) -> Iterator[_Rows]:
-        reached = [line]
-        with self.opened(reached) as opened:
-            opened.skip(offset)
-            yield _Rows(self, opened, reached, offset)
-
-    def _records(self, rows: _Rows, names: Sequence[str]) -> Iterator[Record]:
+        if names is None:
+            names = self._header(_Rows(self, 0, 1) if offset else rows)
+        if names is None:
+            return
         try:
-            chosen = {name: names.index(name) for name in self._choose(names)}
+            chosen = [(name, names.index(name)) for name in self._choose(names)]
         except BadRow as bad:
             raise CorpusError(f"{place_text(self.label, 1)}: {bad}") from bad
         for at, row, reason in rows:
-            if rows.line > at + 1 and any(rows.separator in value and "\n" in value for value in row):
-                self._count_merged(at, rows.line - at)
+            if rows.line > at + 1:
+                self._count_span(row, at, rows.line - at)
             if not reason and len(row) != len(names):
                 found = f"{len(row)} column{'s' if len(row) != 1 else ''}"
                 listed = columns_text(dict.fromkeys(names)).removeprefix("the columns are ")
                 reason = f"the row has {found}; expected {len(names)}: {listed}"
                 if rows.line > at + 1:
                     reason = f"{reason} (the row ends in line {rows.line - 1}; {_NO_QUOTES})"
-            columns = None if reason else {name: row[place] for name, place in chosen.items()}
+            columns = None if reason else {name: row[place] for name, place in chosen}
             yield Record(columns, reason, at, rows.offset, rows.line)
-            while block := rows.block(len(names), list(chosen.values())):
-                for merged in block.merged:
-                    self._count_merged(block.lines[merged], block.lines[merged + 1] - block.lines[merged])
-                found_rows = (dict(zip(chosen, values, strict=True)) for values in zip(*block.values, strict=True))
-                yield from map(Record, found_rows, repeat(None), block.lines, block.ends, block.lines[1:])
 
     def pieces(self, search: Search) -> Iterator[Task]:
         """Yield tasks that count lines, if each one is a row: the meaning of a quote depends on all before it."""
@@ -179,15 +160,16 @@ class TextTable(LineSource):
             yield lambda: None
             return
         yield partial(_check_first, self)
-        start, line = 0, 1
+        rows = _Rows(self, 0, 1)
         if self._given is None:
-            with suppress(CorpusError), self._rows(0, 1) as rows:  # the first task raises the error
+            with suppress(CorpusError):  # which the first task raises
                 self._header(rows)
-                start, line = rows.offset, rows.line
-        yield from line_pieces(self, search, lambda line: line in _BLANK_LINES, start=start, line=line)
+        yield from line_pieces(self, search, lambda line: line in _BLANK_LINES, start=rows.offset, line=rows.line)
 
-    def _count_merged(self, line: int, lines: int) -> None:
-        if line > self._counted:  # rows may be read again, to find duplicates
+    def _count_span(self, row: list[str], line: int, lines: int) -> None:
+        # Rows may be read again, to find duplicates.
+        separator = _SEPARATORS[self.format]
+        if line > self._counted and any(separator in value and "\n" in value for value in row):
             self._counted = line
             self._spanning += 1
             self._spans = [*(self._spans[:2] or (line, lines)), max([lines, *self._spans[2:]])]
@@ -207,36 +189,16 @@ class TextTable(LineSource):
 class _Rows:
     """The rows of a table; `offset` and `line` are where the next row starts."""
 
-    def __init__(self, table: TextTable, opened: ContentStream, reached: list[int], offset: int) -> None:
-        self._table, self._content, self._reached = table, opened.content, reached
-        self._lines = table.lines_of(opened, reached)
-        self.offset, self.line = offset, reached[0]
-        self.separator = _SEPARATORS[table.format]
-        self._has_quotes = table.format != "msmarco" and table.quoting != "none"
-        self._refused = 0  # the end of a block with rows that need the csv module
+    def __init__(self, table: TextTable, offset: int, line: int) -> None:
+        self._table, self.offset, self.line = table, offset, line
         self._reason: str | None = None
         self._reader: Iterator[list[str]]
-        if self._has_quotes:
-            csv.field_size_limit(_MAX_VALUE)  # of the process; the default is 128 KB
-            self._reader = csv.reader(self._texts(), delimiter=self.separator, strict=True)
+        separator = _SEPARATORS[table.format]
+        if table.format == "msmarco" or table.quoting == "none":
+            self._reader = (text.rstrip("\n").removesuffix("\r").split(separator) for text in self._texts())
         else:
-            self._reader = (text.rstrip("\n").removesuffix("\r").split(self.separator) for text in self._texts())
-
-    def block(self, columns: int, chosen: Sequence[int]) -> Block | None:
-        """Return the rows that are in memory, if they can be split as a block: `ends` are offsets, `lines` numbers."""
-        if self.offset < self._refused or not isinstance(self._content, io.BufferedReader):
-            return None
-        content = self._content.peek()
-        block = split_block(content, self.separator, columns, chosen, quotes=self._has_quotes)
-        if block is None:
-            self._refused = self.offset + len(content)
-            return None
-        self._content.read(block.ends[-1])
-        ends = [self.offset + end for end in block.ends]
-        lines = [self.line, *(self.line + lines for lines in block.lines)]
-        self.offset, self.line = ends[-1], lines[-1]
-        self._reached[0] = self.line
-        return block._replace(ends=ends, lines=lines)
+            csv.field_size_limit(_MAX_VALUE)  # of the process; the default is 128 KB
+            self._reader = csv.reader(self._texts(), delimiter=separator, strict=True)
 
     def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
         """Yield the first line of each row, its values, and what is wrong with it."""
@@ -260,7 +222,7 @@ class _Rows:
     def _texts(self) -> Iterator[str]:
         """Yield each line as text. The reader takes no more lines than its row has."""
         first = self.offset == 0
-        for raw in self._lines:
+        for raw in self._table.lines(self.offset, self.line):
             self.offset += len(raw)
             self.line += 1
             if first:
