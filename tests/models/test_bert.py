@@ -88,6 +88,25 @@ def without(name: str) -> Callable[[Path], object]:
     return change
 
 
+def cut(name: str) -> Callable[[Path], object]:
+    def change(model: Path) -> None:
+        weights = load_file(model / "model.safetensors")
+        save_file(weights | {name: weights[name][:1].clone()}, model / "model.safetensors")
+
+    return change
+
+
+def longer_file(model: Path) -> None:
+    with (model / "model.safetensors").open("ab") as stream:
+        stream.write(b"end")
+
+
+def named_twice(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    other = weights["bert.embeddings.LayerNorm.weight"] * 2
+    save_file(weights | {"bert.embeddings.LayerNorm.gamma": other}, model / "model.safetensors")
+
+
 def infinite(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     weights["bert.encoder.layer.1.output.dense.weight"][3, 3] = torch.inf
@@ -103,7 +122,10 @@ def option(**values: object) -> Callable[[Path], object]:
     [
         option(hidden_act="relu"), option(position_embedding_type="relative_key"), option(is_decoder=True),
         option(vocab_size=50), option(max_position_embeddings=20), option(model_type="electra"),
-        option(num_hidden_layers=3), option(num_attention_heads=None), infinite,
+        option(num_hidden_layers=3), option(num_attention_heads=None), infinite, option(is_causal=True),
+        option(type_vocab_size=5), named_twice, option(num_attention_heads=3), longer_file,
+        cut("bert.embeddings.LayerNorm.bias"), cut("bert.encoder.layer.0.output.dense.bias"),
+        cut("bert.encoder.layer.1.attention.self.key.weight"),
         without("bert.encoder.layer.0.attention.output.LayerNorm.bias"), without("cls.predictions.bias"),
     ],
 )  # fmt: skip
@@ -111,6 +133,12 @@ def test_what_is_not_plain_or_damaged_is_left_to_transformers(change: Callable[[
     assert body_of(own) is not None
     change(own)
     assert body_of(own) is None
+
+
+def test_distilbert_with_sizes_under_two_names_is_left_to_transformers(models: dict[str, Path], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(models["distilbert"], tmp_path / "own"))
+    assert body_of(changed(model, "config.json", {"num_attention_heads": 4})) is not None
+    assert body_of(changed(model, "config.json", {"num_attention_heads": 2})) is None
 
 
 TOKENIZER_CHANGES: list[dict[str, object]] = [
