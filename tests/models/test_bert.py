@@ -18,6 +18,7 @@ from support.checkpoints import PACKAGED, TEXTS, build_encoder, make_masked_lm
 from support.families import changed
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.errors import CheckpointError
 from sparse_ingest.models.bert import PackedBert, packed_bert
 from sparse_ingest.models.body import Body
 
@@ -143,19 +144,52 @@ def test_distilbert_with_sizes_under_two_names_is_left_to_transformers(models: d
 
 TOKENIZER_CHANGES: list[dict[str, object]] = [
     {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}, {"cls_token": "[MASK]"},
-    {"additional_special_tokens": ["fire"]}, {"pad_token": "water"},
+    {"additional_special_tokens": ["fire"]}, {"pad_token": "water"}, {"split_special_tokens": True},
+    {"added_tokens_decoder": {"116": {"content": "überé", "special": False}}},
 ]  # fmt: skip
+
+
+def write_usual_tokenizer(model: Path, settings: dict[str, object]) -> None:
+    """Write BERT's usual tokenizer, which is read without transformers, and some settings."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["max_input_chars_per_word"] = 100
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    changed(model, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", **settings})
+
+
+def assert_tokens_of_transformers(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    texts = [*TEXTS, "Überé BIRD 日本 fire [MASK] x"]
+    theirs = AutoTokenizer.from_pretrained(model)
+    expected = [theirs(text, truncation=True, max_length=60)["input_ids"] for text in texts]
+    found = build_encoder(model, max_length=60).tokenize(texts)
+    assert [window.token_ids.tolist() for window in found] == expected
 
 
 @pytest.mark.parametrize("settings", [{}, *TOKENIZER_CHANGES], ids=str)
 def test_tokens_are_those_of_transformers(settings: dict[str, object], own: Path) -> None:
-    from transformers import AutoTokenizer
+    write_usual_tokenizer(own, settings)
+    assert_tokens_of_transformers(own)
 
-    changed(own, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", **settings})
-    texts = [*TEXTS, "Überé BIRD 日本 fire [MASK] x"]
-    expected = [AutoTokenizer.from_pretrained(own)(text, truncation=True, max_length=60)["input_ids"] for text in texts]
-    found = build_encoder(own, max_length=60).tokenize(texts)
-    assert [window.token_ids.tolist() for window in found] == expected
+
+def test_tokens_in_another_file_are_left_to_transformers(own: Path) -> None:
+    write_usual_tokenizer(own, {})
+    (own / "added_tokens.json").write_text('{"bird": 116}')
+    assert_tokens_of_transformers(own)
+
+
+def test_a_tokenizer_with_other_ids_around_a_text_is_left_to_transformers(own: Path) -> None:
+    write_usual_tokenizer(own, {})
+    ids = {"type": "BertProcessing", "cls": ["[CLS]", 8], "sep": ["[SEP]", 9]}
+    changed(own, "tokenizer.json", {"post_processor": ids})
+    assert_tokens_of_transformers(own)
+
+
+def test_a_special_token_that_is_no_text_is_reported(own: Path) -> None:
+    write_usual_tokenizer(own, {"cls_token": ["[CLS]"]})
+    with pytest.raises(CheckpointError, match="cls_token"):
+        build_encoder(own)
 
 
 def test_encoding_imports_no_transformers_and_nothing_that_only_training_needs(tmp_path: Path) -> None:
