@@ -24,7 +24,6 @@ from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
 from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.checkpoints.tensors import weight_files
-from sparse_ingest.errors import CheckpointError
 from sparse_ingest.models.linear import product_of, sum_of
 from sparse_ingest.models.masked_lms import read_slices
 from sparse_ingest.models.packing import Packing, ordinal_positions, packed_attention, positions_behind, to_device
@@ -96,7 +95,7 @@ ARCHITECTURES = {
 # Options that change what is computed, with the only values that are computed here.
 PLAIN_OPTIONS: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": (None, "absolute"), "is_decoder": (None, False), "add_cross_attention": (None, False),
-    "embedding_size": (None,), "pruned_heads": (None, {}),
+    "embedding_size": (None,), "pruned_heads": (None, {}), "is_causal": (None, False),
 }  # fmt: skip
 
 
@@ -135,7 +134,7 @@ def packed_bert(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dt
                     raise _Unlike(f"its hidden states differ on {device}")
         if not states.isfinite().all():
             raise _Unlike("its hidden states are not finite")
-    except (_Unlike, CheckpointError, KeyError, TypeError, ValueError) as reason:
+    except Exception as reason:  # also of torch and safetensors for damaged files, which body.py reports
         logger.debug("%s is built by transformers: %s.", checkpoint.name, reason)
         return None
     return found
@@ -152,7 +151,9 @@ class PackedBert:
         names = ARCHITECTURES.get(str(config.get("model_type")))
         if names is None or type(side) is not MaskedLMSide or code_reference(side.folder, side.auto_class):
             raise _Unlike("it has another architecture")
-        options = {**PLAIN_OPTIONS, names.activation: (None, "gelu")}
+        # transformers reads the sizes of DistilBERT under BERT's names too.
+        sizes = {key: (None, config.get(own)) for key, own in zip(BERT.sizes, names.sizes, strict=True)}
+        options = {**PLAIN_OPTIONS, **sizes, names.activation: (None, "gelu")}
         if unusual := [key for key, plain in options.items() if config.get(key) not in plain]:
             raise _Unlike(f"its config has {unusual[0]}")
         self.device, self._dtype = device, dtype
@@ -164,7 +165,10 @@ class PackedBert:
         if (config["vocab_size"], width) != words.shape or (config["max_position_embeddings"], width) != places.shape:
             raise _Unlike("its embeddings have other sizes than its config")
         if names is not DISTILBERT:  # every token is in the first segment
-            places = places + found[f"{names.embeddings}.token_type_embeddings.weight"][0]
+            segments = found[f"{names.embeddings}.token_type_embeddings.weight"]
+            if (config.get("type_vocab_size", 2), width) != segments.shape:
+                raise _Unlike("its segments have other sizes than its config")
+            places = places + segments[0]
         padding_id = config.get("pad_token_id", 1 if names is ROBERTA else 0)
         if padding_id not in range(len(words)):
             raise _Unlike("it has no token for padding")
@@ -214,6 +218,8 @@ class PackedBert:
     def _linear(self, found: _Tensors, *names: str) -> tuple[Tensor, Tensor]:
         """Return the weight and the bias of linear layers as one."""
         weight, bias = (torch.cat([found[f"{name}.{part}"] for name in names]) for part in ("weight", "bias"))
+        if weight.shape[:1] != bias.shape:
+            raise _Unlike(f"the weight and the bias of {names[0]} differ in size")
         return self._put(weight), self._put(bias)
 
     def _norm_of(self, found: _Tensors, name: str) -> _Norm:
@@ -230,7 +236,10 @@ class _Tensors:
         # Norms of checkpoints from TensorFlow have a gamma and a beta.
         ours = {"gamma": "weight", "beta": "bias"}
         parts = ((*name.rpartition("."), tensor) for name, tensor in read_slices(weight_files(folder)).items())
-        self._tensors = {f"{module}{dot}{ours.get(last, last)}": tensor for module, dot, last, tensor in parts}
+        self._tensors: dict[str, Any] = {}
+        for module, dot, last, tensor in parts:
+            if self._tensors.setdefault(f"{module}{dot}{ours.get(last, last)}", tensor) is not tensor:
+                raise _Unlike(f"{module} has two names for its {ours.get(last, last)}")
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor; raise `_Unlike` if it is missing, or has a number that is not finite."""

@@ -70,6 +70,10 @@ class Postings(NamedTuple):
         addresses = [array.ctypes.data for array in (self.starts, self.rows, self.weights, *arrays[1:])]
 
         def above(token_ids: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32], least: float) -> Matching:
+            if int(token_ids.max(initial=0)) >= len(self.starts) - 1:  # it would read beyond `starts`
+                raise IndexError(
+                    f"A query has the token id {token_ids.max()}; the postings have {len(self.starts) - 1}."
+                )
             query = token_ids.ctypes.data, weights.ctypes.data, len(token_ids)
             count = compiled(*addresses, *query, self.row_count, least)
             _ = arrays  # they live as long as this function

@@ -148,6 +148,9 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not all(isinstance(one, torch.Tensor) for one in content.values()):
             raise ValueError("it has values that are not tensors with a name")
+        for name, one in content.items():
+            if one.nbytes > one.untyped_storage().nbytes():  # a few bytes may declare terabytes
+                raise ValueError(f"its tensor {short_repr(name)} has the shape {list(one.shape)}, beyond its bytes")
     except pickle.UnpicklingError as error:  # torch's message advises to read it without `weights_only`
         raise CheckpointError(
             f"{path} was not read: it is damaged, or contains more than tensors and could run code. Fetch the model "

@@ -19,6 +19,7 @@ from sparse_ingest.errors import CheckpointError
 
 SAMPLE = 5  # tokens
 CLOSE = 1e-3  # of logits computed both ways
+LARGE = 64  # a cap changes small logits less than CLOSE, so larger hidden states are tried too
 
 
 class HiddenStates(Exception):
@@ -65,7 +66,10 @@ def split_projection(model: Any, name: str) -> Projection:
     if before and [layer for layer, _ in outputs].count(before[0][0]) == 1:
         layer, hidden = before[0]
         projection = _measured(model, layer, hidden)
-        if torch.allclose(hidden @ projection.weight.T + projection.bias, logits, rtol=CLOSE, atol=CLOSE):
+        weight, bias = projection
+        found, expected = LARGE * hidden @ weight.T + bias, _after(model, layer, LARGE * hidden)
+        is_linear = bool((found - expected).abs().amax() <= CLOSE * expected.abs().amax())
+        if is_linear and torch.allclose(hidden @ weight.T + bias, logits, rtol=CLOSE, atol=CLOSE):
             layer.register_forward_hook(_stop)
             return projection
     raise CheckpointError(
@@ -98,9 +102,15 @@ def _linear(layer: torch.nn.Linear) -> Projection:
 def _measured(model: Any, layer: torch.nn.Module, hidden: torch.Tensor) -> Projection:
     """Measure the step after a layer: its output for zeros is the bias, for the unit vectors weight and bias."""
     units = torch.cat([torch.zeros_like(hidden[0, :1]), torch.eye(hidden.shape[-1])]).unsqueeze(0)
-    with _hooked([layer], lambda *_: units), torch.no_grad():
-        found = model(input_ids=torch.arange(1, SAMPLE + 1).unsqueeze(0)).logits[0]
+    found = _after(model, layer, units)[0]
     return Projection((found[1:] - found[0]).T.contiguous(), found[0].clone())
+
+
+def _after(model: Any, layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Return the logits if a layer had the output `hidden`."""
+    with _hooked([layer], lambda *_: hidden), torch.no_grad():
+        logits: torch.Tensor = model(input_ids=torch.arange(1, SAMPLE + 1).unsqueeze(0)).logits
+    return logits
 
 
 def _stop(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:

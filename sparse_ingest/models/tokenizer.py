@@ -53,10 +53,11 @@ OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")
 # One of these rows is needed: without, transformers would create an empty tokenizer.
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 
-
 # The tokens of BERT's tokenizer by their keys in tokenizer_config.json, and its options with transformers' defaults.
 BERT_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 BERT_OPTIONS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+BERT_PARTS = (models.WordPiece, normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer)
+TOKENIZER_OPTIONS = ("additional_special_tokens", "extra_special_tokens", "split_special_tokens")
 
 
 class Loaded(NamedTuple):
@@ -328,31 +329,30 @@ def _bert_tokenizer(folder: Path) -> Loaded | None:
     config, path = tokenizer_config(folder), folder / "tokenizer.json"
     settings = [config, *(read_json(folder / name) for name in OTHER_FILES)]
     named = {key: _content(value) for one in settings for key, value in one.items() if key.endswith("_token")}
-    more = any(one.get(key) for one in settings for key in ("additional_special_tokens", "extra_special_tokens"))
+    more = any(one.get(key) for one in settings for key in TOKENIZER_OPTIONS)
+    decoder = config.get("added_tokens_decoder") or {}
+    listed = {*settings[-1], *map(_content, decoder.values() if isinstance(decoder, dict) else [decoder])}
     is_bert = str(config.get("tokenizer_class")).removesuffix("Fast") in BERT_CLASSES
-    if not is_bert or more or named.items() - BERT_TOKENS.items() or not path.is_file():
+    others = named.items() - BERT_TOKENS.items() or listed - {*BERT_TOKENS.values()}
+    if not is_bert or more or others or not path.is_file():
         return None
     tokenizer = read_tokenizer(path)
     model, normalizer = tokenizer.model, tokenizer.normalizer
-    if not isinstance(model, models.WordPiece) or not isinstance(normalizer, normalizers.BertNormalizer):
+    added = tokenizer.get_added_tokens_decoder().items()
+    ids = {token.content: token_id for token_id, token in added}
+    plain = {repr(AddedToken(one.content, special=one.special, normalized=False)) == repr(one) for _, one in added}
+    parts = tuple(map(type, (model, normalizer, tokenizer.pre_tokenizer)))
+    if parts != BERT_PARTS or ids.keys() != {*BERT_TOKENS.values()} or plain != {True}:
         return None
-    added = tokenizer.get_added_tokens_decoder()
-    ids = {token.content: token_id for token_id, token in added.items()}
     found = [
         (model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word),
         (normalizer.clean_text, normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars),
-        type(tokenizer.pre_tokenizer),
-        ids.keys(),
-        {repr(AddedToken(one.content, special=one.special, normalized=False)) == repr(one) for one in added.values()},
-        tokenizer.encode("").tokens,
+        tokenizer.encode("[MASK]").ids,
     ]
     expected = [
         ("[UNK]", "##", 100),
         (True, *(config.get(key, usual) for key, usual in BERT_OPTIONS.items())),
-        pre_tokenizers.BertPreTokenizer,
-        set(BERT_TOKENS.values()),
-        {True},
-        ["[CLS]", "[SEP]"],
+        [ids[token] for token in ("[CLS]", "[MASK]", "[SEP]")],
     ]
     if found != expected:
         return None
@@ -360,9 +360,9 @@ def _bert_tokenizer(folder: Path) -> Loaded | None:
     return Loaded(tokenizer, special["pad_token"], sorted(ids.values()), special)
 
 
-def _content(token: object) -> object:
+def _content(token: object) -> str:
     """Return the text of a token in tokenizer_config.json."""
-    return token.get("content") if isinstance(token, dict) else token
+    return str(token.get("content") if isinstance(token, dict) else token)
 
 
 def _any_tokenizer(folder: Path) -> Loaded:

@@ -18,6 +18,7 @@ from support.checkpoints import PACKAGED, TEXTS, build_encoder, make_masked_lm
 from support.families import changed
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.errors import CheckpointError
 from sparse_ingest.models.bert import PackedBert, packed_bert
 from sparse_ingest.models.body import Body
 
@@ -88,6 +89,25 @@ def without(name: str) -> Callable[[Path], object]:
     return change
 
 
+def cut(name: str) -> Callable[[Path], object]:
+    def change(model: Path) -> None:
+        weights = load_file(model / "model.safetensors")
+        save_file(weights | {name: weights[name][:1].clone()}, model / "model.safetensors")
+
+    return change
+
+
+def longer_file(model: Path) -> None:
+    with (model / "model.safetensors").open("ab") as stream:
+        stream.write(b"end")
+
+
+def named_twice(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    other = weights["bert.embeddings.LayerNorm.weight"] * 2
+    save_file(weights | {"bert.embeddings.LayerNorm.gamma": other}, model / "model.safetensors")
+
+
 def infinite(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     weights["bert.encoder.layer.1.output.dense.weight"][3, 3] = torch.inf
@@ -103,7 +123,10 @@ def option(**values: object) -> Callable[[Path], object]:
     [
         option(hidden_act="relu"), option(position_embedding_type="relative_key"), option(is_decoder=True),
         option(vocab_size=50), option(max_position_embeddings=20), option(model_type="electra"),
-        option(num_hidden_layers=3), option(num_attention_heads=None), infinite,
+        option(num_hidden_layers=3), option(num_attention_heads=None), infinite, option(is_causal=True),
+        option(type_vocab_size=5), named_twice, option(num_attention_heads=3), longer_file,
+        cut("bert.embeddings.LayerNorm.bias"), cut("bert.encoder.layer.0.output.dense.bias"),
+        cut("bert.encoder.layer.1.attention.self.key.weight"),
         without("bert.encoder.layer.0.attention.output.LayerNorm.bias"), without("cls.predictions.bias"),
     ],
 )  # fmt: skip
@@ -113,21 +136,60 @@ def test_what_is_not_plain_or_damaged_is_left_to_transformers(change: Callable[[
     assert body_of(own) is None
 
 
+def test_distilbert_with_sizes_under_two_names_is_left_to_transformers(models: dict[str, Path], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(models["distilbert"], tmp_path / "own"))
+    assert body_of(changed(model, "config.json", {"num_attention_heads": 4})) is not None
+    assert body_of(changed(model, "config.json", {"num_attention_heads": 2})) is None
+
+
 TOKENIZER_CHANGES: list[dict[str, object]] = [
     {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}, {"cls_token": "[MASK]"},
-    {"additional_special_tokens": ["fire"]}, {"pad_token": "water"},
+    {"additional_special_tokens": ["fire"]}, {"pad_token": "water"}, {"split_special_tokens": True},
+    {"added_tokens_decoder": {"116": {"content": "überé", "special": False}}},
 ]  # fmt: skip
+
+
+def write_usual_tokenizer(model: Path, settings: dict[str, object]) -> None:
+    """Write BERT's usual tokenizer, which is read without transformers, and some settings."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["max_input_chars_per_word"] = 100
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    changed(model, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", **settings})
+
+
+def assert_tokens_of_transformers(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    texts = [*TEXTS, "Überé BIRD 日本 fire [MASK] x"]
+    theirs = AutoTokenizer.from_pretrained(model)
+    expected = [theirs(text, truncation=True, max_length=60)["input_ids"] for text in texts]
+    found = build_encoder(model, max_length=60).tokenize(texts)
+    assert [window.token_ids.tolist() for window in found] == expected
 
 
 @pytest.mark.parametrize("settings", [{}, *TOKENIZER_CHANGES], ids=str)
 def test_tokens_are_those_of_transformers(settings: dict[str, object], own: Path) -> None:
-    from transformers import AutoTokenizer
+    write_usual_tokenizer(own, settings)
+    assert_tokens_of_transformers(own)
 
-    changed(own, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", **settings})
-    texts = [*TEXTS, "Überé BIRD 日本 fire [MASK] x"]
-    expected = [AutoTokenizer.from_pretrained(own)(text, truncation=True, max_length=60)["input_ids"] for text in texts]
-    found = build_encoder(own, max_length=60).tokenize(texts)
-    assert [window.token_ids.tolist() for window in found] == expected
+
+def test_tokens_in_another_file_are_left_to_transformers(own: Path) -> None:
+    write_usual_tokenizer(own, {})
+    (own / "added_tokens.json").write_text('{"bird": 116}')
+    assert_tokens_of_transformers(own)
+
+
+def test_a_tokenizer_with_other_ids_around_a_text_is_left_to_transformers(own: Path) -> None:
+    write_usual_tokenizer(own, {})
+    ids = {"type": "BertProcessing", "cls": ["[CLS]", 8], "sep": ["[SEP]", 9]}
+    changed(own, "tokenizer.json", {"post_processor": ids})
+    assert_tokens_of_transformers(own)
+
+
+def test_a_special_token_that_is_no_text_is_reported(own: Path) -> None:
+    write_usual_tokenizer(own, {"cls_token": ["[CLS]"]})
+    with pytest.raises(CheckpointError, match="cls_token"):
+        build_encoder(own)
 
 
 def test_encoding_imports_no_transformers_and_nothing_that_only_training_needs(tmp_path: Path) -> None:

@@ -201,9 +201,10 @@ def test_inspect_shows_the_attention_and_the_license(tmp_path: Path) -> None:
     assert (found["kind"], found["attention"]) == ("language model", "bidirectional")
 
 
-def test_a_soft_cap_after_the_projection_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cap", [30.0, 300.0])
+def test_a_soft_cap_after_the_projection_is_refused_even_if_logits_are_small(tmp_path: Path, cap: float) -> None:
     with pytest.raises(CheckpointError, match="does not end in a linear vocabulary projection, or computes something"):
-        encoder_of(str(make_language_model(tmp_path / "lm", "Gemma2")))
+        encoder_of(str(make_language_model(tmp_path / "lm", "Gemma2", is_causal=False, final_logit_softcapping=cap)))
 
 
 def test_layers_without_attention_are_refused(tmp_path: Path) -> None:

@@ -94,6 +94,15 @@ def test_a_pickle_with_other_objects_is_refused_and_not_executed(own: Path, tmp_
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_pickle_whose_tensors_are_larger_than_its_bytes_is_refused(own: Path) -> None:
+    tensors = load_file(own / "model.safetensors")
+    (own / "model.safetensors").unlink()
+    tensors["bert.encoder.layer.0.output.dense.bias"] = torch.zeros(1).expand(1 << 20, 1 << 20)
+    torch.save(tensors, own / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="'bert.encoder.layer.0.output.dense.bias' has the shape"):
+        build_encoder(own)
+
+
 def test_safetensors_are_preferred_to_a_pickle(bert: Path, own: Path) -> None:
     (own / "pytorch_model.bin").write_bytes(b"anything")
     assert np.array_equal(weights_of(own), weights_of(bert))

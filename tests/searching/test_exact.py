@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sparse_ingest.models.dot_products import compiled_above
+from sparse_ingest.models.dot_products import Postings, compiled_above
 from sparse_ingest.records import SparseRows
-from sparse_ingest.searching.exact import QueryVector, search_exact
+from sparse_ingest.searching.exact import QueryVector, search_exact, search_postings
 
 
 @pytest.fixture(params=["compiled", "numpy"], autouse=True)
@@ -117,3 +117,9 @@ def test_the_stream_is_read_once_and_one_part_at_a_time() -> None:
     hits = search_exact(stream(), [query({1: 1.0}), query({1: 2.0})], 2)
     assert alive == 3
     assert [hit.doc_ids for hit in hits] == [["2", "1"], ["2", "1"]]
+
+
+def test_a_token_that_postings_lack_raises_and_reads_no_other_memory() -> None:
+    postings = Postings.of(csr([{1: 2.0}]), np.ones(3, dtype=np.bool_))
+    with pytest.raises(IndexError):
+        search_postings([(postings, ["0"])], [query({4_000_000: 1.0})], 3)
