@@ -85,8 +85,8 @@ def _unknown(name: str, folder: Path, modules: list[Module]) -> str:
     looked = "; ".join(f"{family} ({row.files})" for family, row in FAMILIES.items())
     return (
         f"{name} is not a checkpoint of a known family. Looked for: {looked}. Found in the folder: {files}."
-        f"{chain}{model} Weights that only a model's own code or a script beside it computes, such as those of "
-        "gte-multilingual and MILCO, are not supported. Name another model."
+        f"{chain}{model} Models whose weights are computed only by their own code, such as gte-multilingual and "
+        "MILCO, are not supported. Use another model."
     )
 
 

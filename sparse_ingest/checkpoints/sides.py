@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 NO_WORDS = (
-    "The terms of this model are features of an autoencoder: numbers without words. A common feature adds to the score "
-    "of two texts, but no file says what it means or which words it is from."
+    "The terms of this model are numbered features of an autoencoder, not words. A feature that two texts share adds "
+    "to their score; the checkpoint does not describe what a feature means."
 )
 
 

@@ -2,8 +2,8 @@
 
 In: a checkpoint's files. Out: the same hidden states as those of transformers' classes, up to the order of sums, in
 less time: transformers takes seconds to import, and here GELU and residual sums are part of the linear layers, and
-query, key and value are one product. A checkpoint with another architecture, another option in its config, or weights
-that are missing, damaged or differ in shape is left to body.py, which says what is wrong with it.
+query, key and value are one product. body.py builds every other checkpoint with transformers, and reports missing,
+damaged or misshapen weights.
 """
 
 from __future__ import annotations

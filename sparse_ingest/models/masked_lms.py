@@ -216,7 +216,7 @@ def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
 
 
 def refuse_other_attention(model: Any, name: str, attention: str | None) -> None:
-    """Raise CheckpointError if tokens of a model see later ones and should not, or the other way round.
+    """Raise CheckpointError unless the model computes the requested attention, causal or bidirectional.
 
     transformers lets `is_causal` in a config switch the mask off (from 5.2), but only where the architecture uses its
     masks. So the model is tried. `name` is that of the checkpoint, for messages.

@@ -149,7 +149,7 @@ def packed_attention(
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         starts, longest = packing.starts, max(packing.lengths)
         options = {"scale": scaling, "window_size": (-1, -1) if reach is None else (reach, reach)}
-        # Splits make sums depend on the batch. torch 2.11 has neither option; it shares heads without being told.
+        # Splits make sums depend on the batch. torch 2.11 has neither option; it shares heads by default.
         newer = {"num_splits": 1, **shared}
         options |= {name: value for name, value in newer.items() if name in _parameters(varlen_attn)}
         attend: Callable[..., Any] = varlen_attn

@@ -324,7 +324,7 @@ class Tokenizer:
 def _bert_tokenizer(folder: Path) -> Loaded | None:
     """Read BERT's usual tokenizer, without the import of transformers, which takes a second.
 
-    None: a file has another class, option or token, of which transformers decides what it means.
+    Return None if a file has a class, option or token that only transformers can interpret.
     """
     config, path = tokenizer_config(folder), folder / "tokenizer.json"
     settings = [config, *(read_json(folder / name) for name in OTHER_FILES)]

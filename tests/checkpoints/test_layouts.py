@@ -214,7 +214,7 @@ def test_remote_code_of_a_checkpoint_is_named(tmp_path: Path, config: dict, expe
          "not a checkpoint of a known family"),
         ({**PLAIN, "config.json": {"architectures": ["BertModel"]}}, "not a checkpoint of a known family"),
         ({**PLAIN, "config.json": {"architectures": ["NewForTokenClassification"], "auto_map": {"AutoModel": "m.C"}}},
-         "names 'NewForTokenClassification' with code of its own (auto_map). Weights that only a model's own code"),
+         "names 'NewForTokenClassification' with code of its own (auto_map). Models whose weights are computed only"),
         ({**PLAIN, "config.json": {"architectures": ["XLMRobertaModel"]}},
          "lexical weights, BGE-M3 layout (config.json with sparse_linear.safetensors or sparse_linear.pt)"),
         ({**PLAIN, "config.json": {}}, "Found in the folder: config.json, model.safetensors"),
