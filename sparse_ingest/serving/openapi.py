@@ -104,6 +104,7 @@ class Operation(NamedTuple):
         needs: Those that it must have.
         max_bytes: The largest body.
         also: Other keys that its example has.
+        encodes_documents: Whether it computes with a document model, unless the key `as` is "query".
         judged: Whether it needs relevance judgments, which are evaluated before `answer` is called.
     """
 
@@ -116,6 +117,7 @@ class Operation(NamedTuple):
     needs: tuple[str, ...] = ()
     max_bytes: int = MAX_BYTES
     also: tuple[str, ...] = ()
+    encodes_documents: bool = False
     judged: bool = False
 
 
