@@ -27,7 +27,7 @@ def highlights(service: Service, values: Mapping[str, Any]) -> dict[str, Any]:
     before = len(title) + 1 if title else 0
     spans = []
     encoder = service.document_encoder(target)
-    for origin in service.alone(lambda: encoder.origins(f"{title} {text}" if title else text, tokens)):
+    for origin in encoder.origins(f"{title} {text}" if title else text, tokens):
         span: dict[str, Any] = {"token": origin.token, "field": None, "start": None, "end": None}
         if origin.start is not None and origin.end is not None:
             moved = before if origin.start >= before else 0

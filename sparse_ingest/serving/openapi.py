@@ -84,10 +84,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Health": _record(status={"const": "ok"}),
 }  # fmt: skip
 _STATUSES = {
-    "400": "The request is wrong", "401": "The token is missing or wrong", "404": "There is no such thing",
-    "413": "The input is too long", "500": "An internal error", "501": "An optional part is not installed",
-    "502": "The cluster refuses the request", "503": "Too busy, or the cluster cannot be reached",
-    "504": "The time limit has passed",
+    "400": "The request is wrong", "401": "The token is missing or wrong", "403": "The Host header is another one",
+    "404": "There is no such thing", "413": "The body is too long", "414": "The address is too long",
+    "500": "An internal error", "501": "An optional part is not installed", "502": "The cluster refuses the request",
+    "503": "Too busy, or the cluster cannot be reached", "504": "The time limit has passed",
 }  # fmt: skip
 
 
@@ -104,6 +104,7 @@ class Operation(NamedTuple):
         needs: Those that it must have.
         max_bytes: The largest body.
         also: Other keys that its example has.
+        encodes_documents: Whether it computes with a document model, unless the key `as` is "query".
         judged: Whether it needs relevance judgments, which are evaluated before `answer` is called.
     """
 
@@ -116,6 +117,7 @@ class Operation(NamedTuple):
     needs: tuple[str, ...] = ()
     max_bytes: int = MAX_BYTES
     also: tuple[str, ...] = ()
+    encodes_documents: bool = False
     judged: bool = False
 
 

@@ -33,7 +33,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "/encode", ("POST",), Service.encode, "Vectors", "The weights of texts, as documents or as queries",
-        ("target", "texts", "as"), ("texts",), MAX_TEXT_BYTES,
+        ("target", "texts", "as"), ("texts",), MAX_TEXT_BYTES, encodes_documents=True,
     ),
     Operation("/targets", ("GET",), Service.described, "Targets", "What is served, with engines and fields"),
     Operation(
@@ -54,6 +54,6 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "/highlights", ("POST",), highlights, "Highlights",
         "The characters of a document that gave terms their weights", ("target", "q", "tokens", "title", "text"),
-        ("text",), MAX_TEXT_BYTES, ("q",),
+        ("text",), MAX_TEXT_BYTES, ("q",), encodes_documents=True,
     ),
 )  # fmt: skip

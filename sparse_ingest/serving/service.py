@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Values = Mapping[str, Any]
 T = TypeVar("T")
+_DOCUMENTS_AT_ONCE = 8
 
 
 class Service:
@@ -38,7 +39,7 @@ class Service:
         self.targets, self.judgments = targets, judgments
         self.metrics = Metrics(self._batches)
         self._encoders: dict[tuple[ModelSettings, EncodeSettings], SparseEncoder] = {}
-        self._lock, self._documents = Lock(), ThreadPoolExecutor(1, "documents")
+        self._lock = Lock()
 
     def warm(self) -> None:
         """Build the query models, and encode a query with each."""
@@ -149,8 +150,10 @@ class Service:
             pruned = (prune_query(weights, model.pipeline.query) for weights in model.encoder.encode(texts))
             return {"vectors": list(pruned)}
         encoder = self.document_encoder(target)
-        vectors = self.alone(lambda: encoder.encode_document(texts))
-        return {"vectors": [dict(pairs) for pairs in vectors.decode()]}
+        # Queries of a masked LM are computed between these batches.
+        batches = (texts[place : place + _DOCUMENTS_AT_ONCE] for place in range(0, len(texts), _DOCUMENTS_AT_ONCE))
+        vectors = (pairs for batch in batches for pairs in encoder.encode_document(batch).decode())
+        return {"vectors": list(map(dict, vectors))}
 
     def document_encoder(self, target: Target) -> SparseEncoder:
         """Return the encoder of a target's documents, which is built when it is first used.
@@ -166,10 +169,6 @@ class Service:
         with self._lock:
             key = pipeline.model, replace(pipeline.encode, overflow=overflow)
             return self._encoders.setdefault(key, SparseEncoder(Pipeline(*key)))
-
-    def alone(self, piece: Callable[[], T]) -> T:
-        """Return the result of work with a document model, one after another: each thread of torch keeps buffers."""
-        return self._documents.submit(piece).result()
 
     def evaluation(self) -> Future[list[dict[str, float]]]:
         """Return the evaluation of the judged queries, which may still run."""

@@ -78,7 +78,9 @@ async def _answer(service: Service, work: Work, operation: Operation, request: R
         values_of_queries = await work.do(service.evaluation)
         # Not in a thread: many requests may wait. The evaluation goes on if one of them gives up.
         await asyncio.shield(asyncio.wrap_future(values_of_queries))
-    return json_response(await work.do(partial(operation.answer, service, values)))
+    encodes_documents = operation.encodes_documents and values.get("as") != "query"
+    piece = partial(operation.answer, service, values)
+    return json_response(await work.do(piece, encodes_documents=encodes_documents))
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -332,6 +332,14 @@ def test_errors_of_the_service_and_empty_results_are_explained(browser: Browser,
         visit.screenshot("empty")
 
 
+def test_an_invalid_filter_in_the_address_is_refused_and_can_be_removed(browser: Browser, service: Served) -> None:
+    for invalid in ('{"term":null}', '{"range":{"words":null}}', '{"bool":{"filter":[null]}}', "null", "{"):
+        with searching(browser, service, filter=invalid) as visit:
+            expect(visit.page.get_by_role("alert").filter(has_text=re.compile("filter|query"))).to_be_visible()
+            expect(visit.page.get_by_role("button", name="Remove the filter")).to_have_count(1)
+            visit.errors.clear()  # the console reports the status 400
+
+
 def test_without_highlights_of_the_service_matching_words_are_marked(browser: Browser, service: Served) -> None:
     with visiting(browser, address_of(service)) as visit:
         page = visit.page
