@@ -129,7 +129,7 @@ def checked(given: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 def required(values: Mapping[str, Any], name: str) -> Any:
     """Return the value of a key that must be given."""
     if values.get(name) in (None, ""):
-        raise RefusedError(400, f"{name} is missing: {KEYS[name].description.lower()}.")
+        raise RefusedError(400, f"{name} is missing. Give {KEYS[name].description.lower()}.")
     return values[name]
 
 

@@ -22,7 +22,7 @@ from sparse_ingest.searching.document_terms import DocumentTerms
 from sparse_ingest.searching.hits import Hit
 from sparse_ingest.serving.inputs import RefusedError, ask_of, required
 from sparse_ingest.serving.metrics import Metrics
-from sparse_ingest.serving.targets import Ask, Target
+from sparse_ingest.serving.targets import BM25, Ask, Target
 
 if TYPE_CHECKING:
     from sparse_ingest.serving.judgments import Judgments
@@ -76,7 +76,8 @@ class Service:
         return {"query": weights, "hits": [hit.to_dict(words=target.has_words) for hit in hits], "why": why}
 
     def _found(self, target: Target, ask: Ask) -> tuple[QueryWeights, list[Hit]]:
-        weights = self.weights_of(target, ask.text)
+        by_words = (ask.engine or target.engine) == BM25 and ask.text.strip()
+        weights = {} if by_words else self.weights_of(target, ask.text)
         with self.metrics.search_seconds.time():
             return weights, target.search(ask, weights)
 
@@ -168,6 +169,8 @@ class Service:
         overflow: Literal["windows", "truncate"] = "windows" if target.has_windows else "truncate"
         with self._lock:
             key = pipeline.model, replace(pipeline.encode, overflow=overflow)
+            served = [one.known_model.pipeline.model for one in self.targets]  # an alias may have moved
+            self._encoders = {known: one for known, one in self._encoders.items() if known[0] in served}
             return self._encoders.setdefault(key, SparseEncoder(Pipeline(*key)))
 
     def evaluation(self) -> Future[list[dict[str, float]]]:

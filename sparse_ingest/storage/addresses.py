@@ -21,7 +21,7 @@ _QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 
 # A header or parameter with its value, as in a repr, in JSON, in an address or as sent.
 _SECRET = re.compile(
-    r"""((?:authorization|[\w-]*(?:password|passwd|secret|token|signature|api[_-]?key|credential)[\w-]*)\\?["']?\s*[:=]\s*)"""
+    r"""((?:authorization|[\w-]*(?:password|passwd|secret|token(?!s)|signature|api[_-]?key|credential)[\w-]*)\\?["']?\s*[:=]\s*)"""
     r"""(?:\\?["'][^"'\\]*(?:\\?["'])?|(?:(?:basic|bearer|aws4-hmac-sha256)\s+)?[^\s"',;&}]+)""",
     re.IGNORECASE,
 )
