@@ -33,7 +33,7 @@ OPTIONS_BY_HEADING = {
     "Loading": "replace from-scratch partial update since delete-missing retry-dead merge max-rate tune "
     "async-translog drop-old allow-fewer restore",
     "Search": "size filter collapse engine hybrid hybrid-weights hybrid-normalization hybrid-combination concurrency "
-    "allow-partial stored bm25 compare ignore-identical-ids measure analyzer without-plugin product",
+    "allow-partial stored bm25 compare ignore-identical-ids measure cost analyzer without-plugin product",
     "Pipelines on the server": "search-pipeline ingest-pipeline model-id default",
     "Cluster": "url user password api-key ca client-cert client-key aws-region aws-service timeout",
     "Server": "host port token-file time-limit max-requests heap data with-ml keep-server folder",

@@ -66,7 +66,8 @@ class EngineResult(NamedTuple):
 class Evaluation:
     """Results of the search and of BM25 (or None), and how many queries and documents have each token.
 
-    `document_terms` is None if they cannot be counted: in a sparse_vector field, or without the neural-search plugin.
+    `document_terms` is None if they are not counted: with `cost=False`, in a sparse_vector field, or without the
+    neural-search plugin.
     `hybrid` has the settings of a hybrid search.
     """
 
@@ -229,7 +230,7 @@ def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOption
     if options.bm25:
         by_words = _rank_texts(run, list(collection.queries()), found.size, most if passages else 0)
         baseline = found.row("BM25", by_words, first=False)
-    return Evaluation(search, baseline, terms, documents, len(run.vocabulary()))
+    return Evaluation(search, baseline, terms, documents if options.cost else None, len(run.vocabulary()))
 
 
 def _evaluate_index(index: SearchableIndex, found: _Measuring, options: EvaluateOptions) -> Evaluation:
@@ -261,7 +262,8 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     if options.bm25 is not False:
         by_words = rank_words(client, name, collection.queries(), field=engine.field, **how)
         baseline = found.row("BM25", by_words, first=False)
-    documents = _count_index_terms(client, name, engine.field, vocabulary) if engine.keys is None else None
+    counts = options.cost and engine.keys is None
+    documents = _count_index_terms(client, name, engine.field, vocabulary) if counts else None
     return Evaluation(search, baseline, terms, documents, len(vocabulary), hybrid=engine.hybrid)
 
 

@@ -36,6 +36,10 @@ class EvaluateOptions(QueriesOptions):
         None, "Also evaluate BM25 (for a run: on its texts, in memory)  [default: with an index]",
         flags="--bm25/--no-bm25",
     )  # fmt: skip
+    cost: bool = option(
+        True, "Count the documents of every token, for the cost of a query; in an index that takes about 20 s",
+        flags="--cost/--no-cost",
+    )  # fmt: skip
     concurrency: int | None = option(None, "With --index: number of requests in flight  [default: 1]")
     trec_run: Path | str | None = option(None, "Write the rankings as a TREC run file", metavar="FILE")
     compare: Path | str | None = option(

@@ -37,7 +37,7 @@ class Judgments:
     ) -> None:
         parse_measures([MEASURE])
         collection = collection_of(queries, qrels, quoting)
-        self._evaluate = partial(evaluate, queries=queries, qrels=qrels, quoting=quoting)
+        self._evaluate = partial(evaluate, queries=queries, qrels=qrels, quoting=quoting, cost=False)
         self._targets = targets
         self.texts = {query.id: query.text for query in collection.queries()}
         self._ids = {text.strip(): query_id for query_id, text in reversed(self.texts.items())}
