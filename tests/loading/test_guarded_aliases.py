@@ -132,7 +132,10 @@ def test_a_new_alias_does_not_point_to_an_empty_index_unless_allowed(client: Cli
 # Several loads behind one alias
 
 
-@pytest.mark.parametrize(("loads", "delay_s"), [(2, 0.0), (2, 0.1), (2, 0.3), (2, 1.0), (3, 0.0), (3, 0.2)])
+SLOW_LOADS = [pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 0.3), (2, 1.0), (3, 0.2))]
+
+
+@pytest.mark.parametrize(("loads", "delay_s"), [(2, 0.0), (2, 0.1), (3, 0.0), *SLOW_LOADS])
 def test_concurrent_first_loads_leave_one_index_behind_the_alias(
     client: Client, index_name: str, tmp_path: Path, loads: int, delay_s: float
 ) -> None:

@@ -27,7 +27,7 @@ PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     "from sparse_ingest.cli.main import main; main()"
 )
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -153,8 +153,12 @@ def test_a_load_under_nohup_survives_the_end_of_its_terminal(client: Client, ind
 
 
 @pytest.mark.parametrize(
-    "streams", ["2>&-", ">&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>/dev/full", "<&- | true"]
-)
+    "streams",
+    [
+        "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "<&- | true",
+        *(pytest.param(some, marks=pytest.mark.slow) for some in ("2>&-", ">&-", "<&-", ">&- 2>&-", "2>/dev/full")),
+    ],
+)  # fmt: skip
 def test_a_load_with_closed_or_full_streams_finishes(streams: str, client: Client, index_name: str, run: Run) -> None:
     command = f'{sys.executable} -c "$0" load {run.path} --index {index_name} --url {client.address}'
     shell = ["bash", "-c", f"{command} {streams}; exit ${{PIPESTATUS[0]}}", PROGRAM]
