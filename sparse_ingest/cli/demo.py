@@ -92,7 +92,7 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
     else:
         lines += [
             f'  sparse-ingest search --run {report["run"]} "what is a decorator"      (no server needed)',
-            "  sparse-ingest demo --keep-server                                  (and then search --index)",
+            "  sparse-ingest demo --keep-server                                  (serves the search page)",
         ]
     print_report(as_json, report, lines)
     if keep_server and not as_json:
