@@ -57,8 +57,7 @@ class ModelSettings:
     revision: str | None = None
     query_revision: str | None = None  # of `query`
     trust_remote_code: bool = False
-    # log1p(relu), log1p of that again, or relu alone
-    activation: Literal["relu", "log1p_relu", "none"] | None = None
+    activation: Literal["relu", "log1p_relu", "none"] | None = None  # log1p(relu), log1p of that again, relu alone
     pooling: Literal["max", "sum"] | None = None
     attention: Literal["bidirectional", "causal"] | None = None  # of a causal language model
     max_length: int | None = None

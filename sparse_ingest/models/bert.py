@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +24,15 @@ from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
 from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.checkpoints.tensors import weight_files
+from sparse_ingest.models.body import CLOSE
 from sparse_ingest.models.linear import product_of, sum_of
 from sparse_ingest.models.masked_lms import read_slices
+from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing, ordinal_positions, packed_attention, positions_behind, to_device
 from sparse_ingest.models.projection import Projection
 from sparse_ingest.models.tokenizer import TokenIds
 
 EPS = 1e-12  # transformers' default
-# Largest difference of hidden states on a GPU, relative to the largest one.
-CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 logger = logging.getLogger(__name__)
 
 
@@ -52,26 +52,23 @@ class Names:
     activation: str = "hidden_act"
 
 
-_BERT_LAYER = {
-    "attention": (*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense"),
-    "feed_forward": ("intermediate.dense", "output.dense"),
-    "norms": ("attention.output.LayerNorm", "output.LayerNorm"),
-}
 BERT = Names(
     embeddings="bert.embeddings",
     layer="bert.encoder.layer",
+    attention=("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    feed_forward=("intermediate.dense", "output.dense"),
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
     head=("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
     projection=("cls.predictions.decoder.weight",),
     biases=("cls.predictions.decoder.bias", "cls.predictions.bias"),
-    **_BERT_LAYER,  # type: ignore[arg-type]
 )
-ROBERTA = Names(
+ROBERTA = replace(
+    BERT,
     embeddings="roberta.embeddings",
     layer="roberta.encoder.layer",
     head=("lm_head.dense", "lm_head.layer_norm"),
     projection=("lm_head.decoder.weight",),
     biases=("lm_head.decoder.bias", "lm_head.bias"),
-    **_BERT_LAYER,  # type: ignore[arg-type]
 )
 DISTILBERT = Names(
     embeddings="distilbert.embeddings",
@@ -135,6 +132,8 @@ def packed_bert(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dt
         if not states.isfinite().all():
             raise _Unlike("its hidden states are not finite")
     except Exception as reason:  # also of torch and safetensors for damaged files, which body.py reports
+        if is_out_of_memory(reason):  # it may have fit in another process of this run, and the last bits would differ
+            raise
         logger.debug("%s is built by transformers: %s.", checkpoint.name, reason)
         return None
     return found
@@ -157,7 +156,7 @@ class PackedBert:
         if unusual := [key for key, plain in options.items() if config.get(key) not in plain]:
             raise _Unlike(f"its config has {unusual[0]}")
         self.device, self._dtype = device, dtype
-        width, layers, self._heads, inner = (int(config[size]) for size in names.sizes)
+        width, layers, self._heads, self._inner = (int(config[size]) for size in names.sizes)
         self._eps = float(config.get("layer_norm_eps", EPS)) if names is not DISTILBERT else EPS
         found = _Tensors(side.folder)
         words = found[f"{names.embeddings}.word_embeddings.weight"]
@@ -181,8 +180,6 @@ class PackedBert:
             raise _Unlike("its projection has another size than its embeddings")
         self._words, self._places = self._put(words), self._put(places)
         self._norm = self._norm_of(found, f"{names.embeddings}.LayerNorm")
-        if any(len(found[f"{names.layer}.{number}.{names.feed_forward[0]}.bias"]) != inner for number in range(layers)):
-            raise _Unlike("its layers have another size than its config")
         self._layers = [self._layer(found, names, f"{names.layer}.{number}") for number in range(layers)]
         self._head = product_of(*self._linear(found, names.head[0]), gelu=True)
         self._head_norm = self._norm_of(found, names.head[1])
@@ -204,14 +201,16 @@ class PackedBert:
 
     def _layer(self, found: _Tensors, names: Names, at: str) -> _Layer:
         *projections, output = (f"{at}.{name}" for name in names.attention)
-        up, down = (f"{at}.{name}" for name in names.feed_forward)
+        up, down = (self._linear(found, f"{at}.{name}") for name in names.feed_forward)
+        if len(up[1]) != self._inner:
+            raise _Unlike("its layers have another size than its config")
         after_attention, after = (self._norm_of(found, f"{at}.{name}") for name in names.norms)
         return _Layer(
             product_of(*self._linear(found, *projections)),
             sum_of(*self._linear(found, output)),
             after_attention,
-            product_of(*self._linear(found, up), gelu=True),
-            sum_of(*self._linear(found, down)),
+            product_of(*up, gelu=True),
+            sum_of(*down),
             after,
         )
 

@@ -3,7 +3,7 @@
 In: CSR rows, and queries by token id. Out: the rows that share a token with a query, and their scores. Each product of
 weights is rounded to float32, the products are summed in double, and the sum is rounded to float32. Only the order of
 the sum may differ from Lucene's, which matters only if products differ by a factor above 2**19. Needs only numpy; with
-llvmlite (compiled.py) the same sums are computed in a third of the time, in threads.
+llvmlite (compiled.py) the sums of many queries are the same, and computed by several threads at the same time.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Postings(NamedTuple):
         """Return a function from token ids, weights and a score to the rows with larger scores, for one thread."""
         compiled = compiled_above()
         if compiled is None:
-            return self._numpy_above
+            return self.scores_above
         rows, scores = np.empty(self.row_count, np.int32), np.empty(self.row_count, np.float32)
         # With sums and marks of rows, which the compiled function leaves zero.
         arrays = (self, np.zeros(self.row_count), np.zeros(self.row_count, np.uint8), rows, scores)
@@ -81,9 +81,10 @@ class Postings(NamedTuple):
 
         return above
 
-    def _numpy_above(
+    def scores_above(
         self, token_ids: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32], least: float
     ) -> Matching:
+        """Return the rows that share a token with a query, and their scores, if these are above `least`."""
         rows, scores = self.scores(token_ids, weights)
         larger = scores > least
         return rows[larger], scores[larger]

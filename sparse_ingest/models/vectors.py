@@ -144,8 +144,8 @@ class VectorMaker:
                 scores = self._head.of_tokens(hidden, *(part.to(self.device) for part in (ids, chosen)))
             else:
                 raise UsageError(
-                    f"The origins of terms cannot be computed in {self._dtype} or of features: use a model whose terms "
-                    "are tokens, in float32."
+                    f"Origins need a model in float32 whose terms are tokens; this one computes in {self._dtype}, or "
+                    'its terms are features. Pass dtype="float32", or use another model.'
                 )
             logits, places = scores.max(dim=0)
             if not hidden.isfinite().all():

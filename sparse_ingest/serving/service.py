@@ -22,7 +22,7 @@ from sparse_ingest.searching.document_terms import DocumentTerms
 from sparse_ingest.searching.hits import Hit
 from sparse_ingest.serving.inputs import RefusedError, ask_of, required
 from sparse_ingest.serving.metrics import Metrics
-from sparse_ingest.serving.targets import BM25, Ask, Target
+from sparse_ingest.serving.targets import Ask, Target
 
 if TYPE_CHECKING:
     from sparse_ingest.serving.judgments import Judgments
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 T = TypeVar("T")
 _DOCUMENTS_AT_ONCE = 8
+EVALUATED = "evaluated"  # the key of the evaluation that a request waited for; no request can set it
 
 
 class Service:
@@ -66,6 +67,10 @@ class Service:
         with self.metrics.encode_seconds.time():
             return prune_query(model.encoder.encode_one(text), model.pipeline.query)
 
+    def _weights_for(self, target: Target, ask: Ask) -> QueryWeights:
+        """Return the weights that a search needs: BM25 needs none."""
+        return {} if target.is_of_words(ask) and ask.text.strip() else self.weights_of(target, ask.text)
+
     def search(self, values: Values) -> dict[str, Any]:
         """Return what `search --json` prints."""
         target, ask = self.target_of(values), ask_of(values)
@@ -76,13 +81,12 @@ class Service:
         return {"query": weights, "hits": [hit.to_dict(words=target.has_words) for hit in hits], "why": why}
 
     def _found(self, target: Target, ask: Ask) -> tuple[QueryWeights, list[Hit]]:
-        by_words = (ask.engine or target.engine) == BM25 and ask.text.strip()
-        weights = {} if by_words else self.weights_of(target, ask.text)
+        weights = self._weights_for(target, ask)
         with self.metrics.search_seconds.time():
             return weights, target.search(ask, weights)
 
     def _unless_replaced(self, target: Target, piece: Callable[[], T]) -> T:
-        """Return the result of a piece. Do it again if the cluster refuses it because the index was replaced."""
+        """Return the result of a piece. Retry it once if the cluster refuses it because the index was replaced."""
         before = target.opened(None)
         try:
             return piece()
@@ -141,7 +145,7 @@ class Service:
     def body(self, values: Values) -> dict[str, Any]:
         """Return what `query` prints: a request body for `_search`."""
         target, ask = self.target_of(values), ask_of(values)
-        return target.body(ask, self.weights_of(target, ask.text))
+        return target.body(ask, self._weights_for(target, ask))
 
     def encode(self, values: Values) -> dict[str, Any]:
         """Return the weights of texts, as documents or as queries, heaviest first."""
@@ -164,7 +168,9 @@ class Service:
         pipeline = target.model.pipeline
         if not self._encodes_documents(target):
             raise RefusedError(
-                501, f"{target.name} has no model that encodes documents here, or torch and transformers are missing."
+                501,
+                f"{target.name} names no model that encodes documents, or torch and transformers are missing: "
+                'pip install "sparse-ingest[encode]".',
             )
         overflow: Literal["windows", "truncate"] = "windows" if target.has_windows else "truncate"
         with self._lock:
@@ -179,13 +185,12 @@ class Service:
 
     def judged(self, values: Values) -> dict[str, Any]:
         """Return the relevant documents of a query, and its nDCG@10 in each target."""
-        text = required(values, "q")
-        return self._judgments().of(text, self._judgments().values().result())
+        return self._judgments().of(required(values, "q"), values[EVALUATED])
 
     def queries(self, values: Values) -> dict[str, Any]:
         """Return judged queries with their nDCG@10 in each target."""
         judgments, place = self._judgments(), self._place_of(values)
-        found = judgments.queries(judgments.values().result(), values["order"], values["limit"], place)
+        found = judgments.queries(values[EVALUATED], values["order"], values["limit"], place)
         return {"queries": found}
 
     def _judgments(self) -> Judgments:

@@ -112,6 +112,10 @@ class RunTarget:
             return run.search(weights, chosen)
         return self._kept.search(weights, chosen.k)
 
+    def is_of_words(self, ask: Ask) -> bool:
+        """Return False: a run has no BM25."""
+        return False
+
     def why_empty(self, ask: Ask) -> list[str]:
         """Return why a search finds nothing."""
         return self.run.why_empty(ask.text, ask.options)
@@ -136,8 +140,8 @@ class _Opened(NamedTuple):
 class LiveIndex:
     """An index or alias that may change while it is served.
 
-    It is read again at most once a second. If another index has the name, or the mapping has changed, it is opened
-    again, with its own model and settings.
+    It is read again at most once a second. If another index has the name, or the mapping has changed, it is reloaded
+    with its own model and settings.
     """
 
     def __init__(self, index: SearchableIndex) -> None:
@@ -257,25 +261,26 @@ class IndexTarget:
         from sparse_ingest.searching.index_search import search_words
 
         index, chosen = self.opened(ask.engine), ask.options
-        if not self._is_of_words(ask):
+        if not self.is_of_words(ask):
             return index.search_weighted(ask.text, weights, chosen, explain=ask.terms)
         client, how = index.client.allowing(chosen.allow_partial), _of_words(index, chosen)
         return search_words(client, index.name, ask.text, known=index.index.mappings, **how)
 
     def why_empty(self, ask: Ask) -> list[str]:
         """Return why a search finds nothing, as far as the server and the vocabulary show it."""
-        if not self._is_of_words(ask):
+        if not self.is_of_words(ask):
             return self.opened(ask.engine).why_empty(ask.text, ask.options)
         filtered = " of the documents that the filter matches" if ask.options.filter else ""
         return [f"BM25 finds no word of the query in titles and texts{filtered}."]
 
     def explain(self, ask: Ask, weights: QueryWeights, doc_id: str) -> Explanation:
         """Return the rank of one document, and why it is not a hit. Raise `UsageError` for BM25."""
-        if self._is_of_words(ask):
+        if self.is_of_words(ask):
             raise UsageError("BM25 has no terms to explain a rank with. Pass another target or engine.")
         return self.opened(ask.engine).explain(weights, doc_id, ask.options)
 
-    def _is_of_words(self, ask: Ask) -> bool:
+    def is_of_words(self, ask: Ask) -> bool:
+        """Whether a search is BM25 on title and text."""
         return (ask.engine or self._engine) == BM25
 
     def body(self, ask: Ask, weights: QueryWeights) -> dict[str, Any]:
@@ -283,7 +288,7 @@ class IndexTarget:
         from sparse_ingest.cluster.hybrid_bodies import bm25_body
 
         index = self.opened(ask.engine)
-        if self._is_of_words(ask):
+        if self.is_of_words(ask):
             return bm25_body(ask.text, **_of_words(index, ask.options))
         return body_of(ask.text, weights, index.engine_for(ask.options), ask.options, {})[0]
 

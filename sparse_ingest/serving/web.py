@@ -29,7 +29,7 @@ from sparse_ingest.serving.openapi import Operation
 from sparse_ingest.serving.operations import OPERATIONS
 from sparse_ingest.serving.options import ServeOptions, is_loopback
 from sparse_ingest.serving.page import page_policy
-from sparse_ingest.serving.service import Service
+from sparse_ingest.serving.service import EVALUATED, Service
 from sparse_ingest.serving.work import Work
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,9 @@ async def _answer(service: Service, work: Work, operation: Operation, request: R
     for name in operation.needs:
         required(values, name)
     if operation.judged:
-        values_of_queries = await work.do(service.evaluation)
+        evaluation = await work.do(service.evaluation)
         # Not in a thread: many requests may wait. The evaluation goes on if one of them gives up.
-        await asyncio.shield(asyncio.wrap_future(values_of_queries))
+        values[EVALUATED] = await asyncio.shield(asyncio.wrap_future(evaluation))
     encodes_documents = operation.encodes_documents and values.get("as") != "query"
     piece = partial(operation.answer, service, values)
     return json_response(await work.do(piece, encodes_documents=encodes_documents))
