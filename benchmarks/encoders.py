@@ -3,8 +3,8 @@
     python benchmarks/encoders.py '{"encoder": "ours", "model": FOLDER, "texts": FILE.json, "device": "cpu", ...}'
 
 Builds its encoder, encodes a few texts to warm up and prints one JSON object. Then it encodes all texts for every line
-on stdin and prints one JSON object each time. Imports and building do not count. Other packages are imported only by
-the encoder that needs them.
+on stdin, in calls of "call" documents if that is given, and prints one JSON object each time. Imports and building do
+not count. Other packages are imported only by the encoder that needs them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -50,8 +51,15 @@ def main() -> None:
     terms = contender.terms(texts[:COMPARED])
     send({"settings": contender.settings, "terms": terms, **contender.facts})
     for _ in sys.stdin:
-        took = timed(lambda: contender.encode(texts))
+        took = timed(lambda: in_calls(contender.encode, texts, job.get("call")))
         send({**took._asdict(), "peak_bytes": peak_bytes(job["device"])})
+
+
+def in_calls(encode: Callable[[Sequence[str]], object], texts: Sequence[str], documents: int | None) -> object:
+    """Encode texts, this many in each call, or all in one."""
+    if not documents:
+        return encode(texts)
+    return [encode(texts[first : first + documents]) for first in range(0, len(texts), documents)]
 
 
 def timed(work: Callable[[], object]) -> Took:
@@ -204,14 +212,14 @@ def sentence_transformers(job: Job, texts: Sequence[str]) -> Contender:
 def trial(job: Job, texts: Sequence[str]) -> Contender:
     """Find the fastest setting of sentence-transformers: all on some texts, the best few on all. Not an encoder."""
     some = list(texts[: job["trial"]])
-    batches = [batch for batch in job["batches"] if batch <= len(texts)] or [len(texts)]
+    batches = _up_to(job.get("call") or len(texts), job["batches"])
     attentions = ["sdpa", "eager", *(["flash_attention_2"] if find_spec("flash_attn") else [])]
     encoders: dict[tuple[str, str], Any] = {}
     rates: dict[tuple[str, str, int], float] = {}
 
     def rate(dtype: str, attention: str, batch: int, on: list[str]) -> float:
-        encoder = encoders[dtype, attention]
-        return len(on) / timed(lambda: encoder.encode_document(on, batch_size=batch, save_to_cpu=True)).seconds
+        encode = partial(encoders[dtype, attention].encode_document, batch_size=batch, save_to_cpu=True)
+        return len(on) / timed(lambda: in_calls(encode, on, job.get("call"))).seconds
 
     for dtype, attention in product(job["dtypes"], attentions):
         try:
@@ -227,6 +235,32 @@ def trial(job: Job, texts: Sequence[str]) -> Contender:
     dtype, attention, batch = max(again)[1]
     best = {"dtype": dtype, "attention": attention, "batch": batch}
     return Contender(lambda some: None, lambda some: [], "", {"best": best})
+
+
+def openvino(job: Job, texts: Sequence[str]) -> Contender:
+    """Build SparseEncoder with OpenVINO in float32 and the fastest batch size; it pads each batch to one length."""
+    from sentence_transformers import SparseEncoder
+
+    encoder = SparseEncoder(job["model"], device="cpu", backend="openvino", model_kwargs={"export": True})
+    encoder.max_seq_length = job["max_length"]
+
+    def encode(some: Sequence[str], batch: int) -> Any:
+        return encoder.encode_document(list(some), batch_size=batch, save_to_cpu=True)
+
+    def seconds(batch: int) -> float:
+        encode(texts[:batch], batch)  # OpenVINO compiles for a shape
+        return timed(lambda: in_calls(partial(encode, batch=batch), texts, job.get("call"))).seconds
+
+    batch = min(_up_to(job.get("call") or len(texts), [1, 4, 16, 32]), key=seconds)
+
+    def terms(some: Sequence[str]) -> list[list[int]]:
+        return [(row > HEAVY).nonzero().flatten().tolist() for row in encode(some, batch).to_dense()]
+
+    return Contender(partial(encode, batch=batch), terms, f"float32, batch {batch}")
+
+
+def _up_to(most: int, batches: Sequence[int]) -> list[int]:
+    return [batch for batch in batches if batch <= most] or [most]
 
 
 class PlainSplade:
@@ -308,6 +342,39 @@ def light_splade(job: Job, texts: Sequence[str]) -> Contender:
     return Contender(encode, terms, "float32, batch 32")
 
 
+def vllm(job: Job, texts: Sequence[str]) -> Contender:
+    """Build vLLM's SPLADE model of BERT in float32; it batches by itself, and returns dense rows."""
+    import os
+    import tempfile
+
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    from vllm import LLM
+
+    folder = Path(tempfile.mkdtemp(prefix="sparse-ingest-bench-"))
+    for file in Path(job["model"]).glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    # It expects the projection by its own name, also where the embeddings are the same weights.
+    tensors, head = load_file(Path(job["model"]) / "model.safetensors"), "cls.predictions"
+    tensors[f"{head}.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+    tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer, names = AutoTokenizer.from_pretrained(folder), {"architectures": ["BertSpladeSparseEmbeddingModel"]}
+    model = LLM(str(folder), runner="pooling", hf_overrides=names, dtype="float32", max_model_len=job["max_length"])
+
+    def encode(some: Sequence[str]) -> list[Any]:
+        ids = tokenizer(list(some), truncation=True, max_length=job["max_length"])["input_ids"]
+        prompts = [{"prompt_token_ids": one} for one in ids]
+        return [found.outputs.data for found in model.encode(prompts, pooling_task="embed", use_tqdm=False)]
+
+    def terms(some: Sequence[str]) -> list[list[int]]:
+        return [(row > HEAVY).nonzero().flatten().tolist() for row in encode(some)]
+
+    return Contender(encode, terms, "float32", {"other_processes": True})
+
+
 def peak(job: Job, texts: Sequence[str]) -> Contender:
     """Measure products of large square matrices, for the share of the hardware bound. Not an encoder."""
     import torch
@@ -336,6 +403,8 @@ ENCODERS: dict[str, Callable[[Job, Sequence[str]], Contender]] = {
     "ours": ours,
     "end to end": end_to_end,
     "sentence-transformers": sentence_transformers,
+    "openvino": openvino,
+    "vllm": vllm,
     "trial": trial,
     "yasem": yasem,
     "light-splade": light_splade,
