@@ -215,7 +215,7 @@ def environment(peer: str, folder: Path) -> str:
     python = place / "bin" / "python"
     if not python.exists():
         venv.create(place, with_pip=True)
-        install = [python, "-m", "pip", "install", "--quiet"]
+        install = [str(python), "-m", "pip", "install", "--quiet"]
         if peer != "vllm":  # the others see the packages of this environment
             [site] = place.glob("lib/python3.*/site-packages")
             (site / "shared.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))

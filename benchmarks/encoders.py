@@ -11,35 +11,18 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-Job = dict[str, Any]
+from contenders import HEAVY, Contender, Job, Took, heavy_terms, in_calls, timed
+
 COMPARED = 16  # number of documents whose terms are compared
-HEAVY = 0.1  # only terms above this weight are compared
 REPEATED = 20  # repetitions of the texts in the corpus of the command
 FINALISTS = 4  # settings that are tried again after the first trial
-
-
-class Took(NamedTuple):
-    """Wall seconds and CPU seconds of a piece of work."""
-
-    seconds: float
-    cpu_seconds: float
-
-
-class Contender(NamedTuple):
-    """Functions that encode texts and return terms, and a description of the settings."""
-
-    encode: Callable[[Sequence[str]], object]
-    terms: Callable[[Sequence[str]], list[list[int]]]
-    settings: str
-    facts: Job = {}  # noqa: RUF012
 
 
 def main() -> None:
@@ -53,21 +36,6 @@ def main() -> None:
     for _ in sys.stdin:
         took = timed(lambda: in_calls(contender.encode, texts, job.get("call")))
         send({**took._asdict(), "peak_bytes": peak_bytes(job["device"])})
-
-
-def in_calls(encode: Callable[[Sequence[str]], object], texts: Sequence[str], documents: int | None) -> object:
-    """Encode texts, this many in each call, or all in one."""
-    if not documents:
-        return encode(texts)
-    return [encode(texts[first : first + documents]) for first in range(0, len(texts), documents)]
-
-
-def timed(work: Callable[[], object]) -> Took:
-    """Return the cost of a piece of work, measured or as it reports it."""
-    began, used = time.perf_counter(), time.process_time()
-    result = work()
-    took = Took(time.perf_counter() - began, time.process_time() - used)
-    return result if isinstance(result, Took) else took
 
 
 def send(answer: Job) -> None:
@@ -194,15 +162,13 @@ def end_to_end(job: Job, texts: Sequence[str]) -> Contender:
 
 def sentence_transformers(job: Job, texts: Sequence[str]) -> Contender:
     """Build SparseEncoder in one setting."""
-    import torch
-
     encoder, batch = _sparse_encoder(job, job["dtype"], job.get("attention", "sdpa")), job["batch"]
 
     def encode(some: Sequence[str]) -> Any:
         return encoder.encode_document(list(some), batch_size=batch, save_to_cpu=True)
 
     def terms(some: Sequence[str]) -> list[list[int]]:
-        return [torch.nonzero(row > HEAVY).flatten().tolist() for row in encode(some).to_dense()]
+        return heavy_terms(encode(some).to_dense())
 
     attention = f", {job['attention']}" if job.get("attention", "sdpa") != "sdpa" else ""
     plain = "" if find_spec("sentence_transformers") else ", transformers alone"
@@ -254,7 +220,7 @@ def openvino(job: Job, texts: Sequence[str]) -> Contender:
     batch = min(_up_to(job.get("call") or len(texts), [1, 4, 16, 32]), key=seconds)
 
     def terms(some: Sequence[str]) -> list[list[int]]:
-        return [(row > HEAVY).nonzero().flatten().tolist() for row in encode(some, batch).to_dense()]
+        return heavy_terms(encode(some, batch).to_dense())
 
     return Contender(partial(encode, batch=batch), terms, f"float32, batch {batch}")
 
@@ -369,10 +335,7 @@ def vllm(job: Job, texts: Sequence[str]) -> Contender:
         prompts = [{"prompt_token_ids": one} for one in ids]
         return [found.outputs.data for found in model.encode(prompts, pooling_task="embed", use_tqdm=False)]
 
-    def terms(some: Sequence[str]) -> list[list[int]]:
-        return [(row > HEAVY).nonzero().flatten().tolist() for row in encode(some)]
-
-    return Contender(encode, terms, "float32", {"other_processes": True})
+    return Contender(encode, lambda some: heavy_terms(encode(some)), "float32", {"other_processes": True})
 
 
 def peak(job: Job, texts: Sequence[str]) -> Contender:
