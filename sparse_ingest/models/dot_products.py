@@ -2,8 +2,8 @@
 
 In: CSR rows, and queries by token id. Out: the rows that share a token with a query, and their scores. Each product of
 weights is rounded to float32, the products are summed in double, and the sum is rounded to float32. Only the order of
-the sum may differ from Lucene's, which matters only if products differ by a factor above 2**19. Needs only numpy; for
-many queries, llvmlite sorts faster (compiled.py). best_rows.py sums for many queries.
+the sum may differ from Lucene's, which matters only if products differ by a factor above 2**19. Needs only numpy.
+With llvmlite (compiled.py) sorting is faster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compiled_or_none
+from sparse_ingest.models.compiled import ADDRESS, NUMBER, compiled_or_none
 from sparse_ingest.records import SparseRows
 
 Matching = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows, ascending, and their scores
@@ -29,16 +29,15 @@ class Postings(NamedTuple):
 
     @classmethod
     def of(cls, part: SparseRows, in_queries: npt.NDArray[np.bool_], *, compiled: bool = False) -> Postings:
-        """Return the postings of rows.
+        """Return the postings of rows; `in_queries` is the result of `query_token_mask`.
 
-        Args:
-            part: The rows.
-            in_queries: The result of `query_token_mask`.
-            compiled: Use a function compiled once per process, if llvmlite is installed.
+        With `compiled`, a function compiled once per process sorts if llvmlite is installed.
         """
         row_count = len(part.indptr) - 1
         rows = np.repeat(np.arange(row_count, dtype=np.int32), np.diff(part.indptr))
-        if compiled and (sort := _compiled_sort(part)):
+        types = f"%id = type i{part.token_ids.itemsize * 8}\n%weight = type i{part.weights.itemsize * 8}\n"
+        sort = compiled_or_none(types + _SORT, "sort", NUMBER, NUMBER, *[ADDRESS] * 8) if compiled else None
+        if sort is not None:
             starts, nexts = np.empty(len(in_queries) + 1, np.int64), np.zeros(len(in_queries), np.int64)
             # The last place is for the terms that no query has.
             sorted_rows, weights = np.empty(len(rows) + 1, np.int32), np.empty(len(rows) + 1, part.weights.dtype)
@@ -80,14 +79,8 @@ def query_token_mask(token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]
     return in_queries
 
 
-def _compiled_sort(part: SparseRows) -> Compiled | None:
-    """Return the compiled function for the types of a part."""
-    types = f"%id = type i{part.token_ids.itemsize * 8}\n%weight = type i{part.weights.itemsize * 8}\n"
-    return compiled_or_none(types + _SORT, "sort", NUMBER, NUMBER, *[ADDRESS] * 8)
-
-
-# Count the terms of each token; the sums of the counts of wanted tokens are `starts`. For each term: its row and weight
-# are stored at nexts[token], which then is one larger, or at the last place if no query has the token.
+# Count the terms of each token, sum the counts of the tokens of queries, then store the row and the weight of each term
+# at the next place of its token; those of other tokens all at the last place.
 _SORT = """
 define void @sort(i64 %terms, i64 %tokens, ptr %term_tokens, ptr %term_rows, ptr %term_weights, ptr %in_queries,
                   ptr %starts, ptr %nexts, ptr %rows, ptr %weights) {

@@ -45,13 +45,10 @@ class BestRows:
             self._keys = np.sort(np.concatenate([np.full((count, added), _NO_ROW), self._keys], axis=1), axis=1)
 
     def add(self, postings: Postings, doc_ids: Sequence[str], first_row: int, numbers: range) -> dict[int, str]:
-        """Add the rows of a part for some queries. Return the ids of all rows that are now among the best, by position.
+        """Search a part for some queries, given the position of its first row.
 
-        Args:
-            postings: Postings of the part, of all tokens of the queries.
-            doc_ids: Ids of its rows.
-            first_row: Position of its first row.
-            numbers: The queries.
+        Return the ids of the rows that became the best of a query, by position; better rows of the part may have
+        replaced some.
         """
         largest = int(self._token_ids.max(initial=0))
         if largest >= len(postings.starts) - 1:  # the compiled function would read beyond `starts`
@@ -99,8 +96,8 @@ def _ordered(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
 _TYPES = (*[ADDRESS] * 9, *[NUMBER] * 5)
 # For each query: sums[row] += float(weight * query weight) for each posting of its tokens. The sum of a row without one
-# stays -0.0, which no other has, because 0.0 is added. Then each row with a key above the least of the heap replaces
-# that, and the sums become -0.0 again. Without fast-math flags LLVM changes no rounding.
+# stays -0.0 (in the order of `_ordered` -1), which no other has, because 0.0 is added. Then the key of a row replaces
+# the least of the heap if it is larger, and the sums become -0.0 again. LLVM changes no rounding without fast-math.
 _SEARCH = """
 define void @search(ptr %starts, ptr %rows, ptr %weights, ptr %sums, ptr %taken, ptr %query_starts, ptr %query_tokens,
                     ptr %query_weights, ptr %all_keys, i64 %row_count, i64 %first_row, i64 %k, i64 %first_query,
@@ -167,18 +164,17 @@ one_block:
   %block_sums = load <8 x double>, ptr %block_at, align 8
   %block_scores = fptrunc <8 x double> %block_sums to <8 x float>
   %block_bits = bitcast <8 x float> %block_scores to <8 x i32>
-  %block_seen = icmp ne <8 x i32> %block_bits, splat (i32 -2147483648)
+  %signs = ashr <8 x i32> %block_bits, splat (i32 31)
+  %flips = and <8 x i32> %signs, splat (i32 2147483647)
+  %ordered = xor <8 x i32> %block_bits, %flips
   %worst = load i64, ptr %keys
-  %worst_64 = lshr i64 %worst, 32
-  %worst_32 = trunc i64 %worst_64 to i32
-  %least_sign = ashr i32 %worst_32, 31
-  %least_flip = and i32 %least_sign, 2147483647
-  %least_bits = xor i32 %worst_32, %least_flip
-  %least = bitcast i32 %least_bits to float
-  %least_one = insertelement <8 x float> poison, float %least, i64 0
-  %least_all = shufflevector <8 x float> %least_one, <8 x float> poison, <8 x i32> zeroinitializer
-  %block_larger = fcmp ugt <8 x float> %block_scores, %least_all
-  %block_hits = and <8 x i1> %block_seen, %block_larger
+  %worst_high = ashr i64 %worst, 32
+  %least = trunc i64 %worst_high to i32
+  %least_one = insertelement <8 x i32> poison, i32 %least, i64 0
+  %least_all = shufflevector <8 x i32> %least_one, <8 x i32> poison, <8 x i32> zeroinitializer
+  %larger = icmp sgt <8 x i32> %ordered, %least_all
+  %summed = icmp ne <8 x i32> %ordered, splat (i32 -1)
+  %block_hits = and <8 x i1> %larger, %summed
   %bits = bitcast <8 x i1> %block_hits to i8
   br label %hit
 hit:
@@ -191,14 +187,8 @@ one_hit:
   %waiting_after = and i8 %waiting, %waiting_less
   %lane = zext i8 %lane_8 to i64
   %hit_row = add i64 %block_row, %lane
-  %hit_sum_at = getelementptr double, ptr %sums, i64 %hit_row
-  %hit_sum = load double, ptr %hit_sum_at
-  %score = fptrunc double %hit_sum to float
-  %score_bits = bitcast float %score to i32
-  %score_sign = ashr i32 %score_bits, 31
-  %score_flip = and i32 %score_sign, 2147483647
-  %score_number = xor i32 %score_bits, %score_flip
-  %score_64 = zext i32 %score_number to i64
+  %score = extractelement <8 x i32> %ordered, i8 %lane_8
+  %score_64 = zext i32 %score to i64
   %high = shl i64 %score_64, 32
   %position = add i64 %first_row, %hit_row
   %low = xor i64 %position, 4294967295
