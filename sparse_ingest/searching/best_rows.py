@@ -29,8 +29,11 @@ class BestRows:
         self, queries: Sequence[tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]], k: int, *, compiled: bool
     ) -> None:
         self._starts = np.cumsum([0, *(len(token_ids) for token_ids, _ in queries)])
-        self._token_ids = np.concatenate([np.empty(0, np.uint32), *(token_ids for token_ids, _ in queries)])
-        self._weights = np.concatenate([np.empty(0, np.float32), *(weights for _, weights in queries)])
+        # Exactly these types, for the compiled function.
+        self._token_ids = np.concatenate([np.empty(0, np.uint32), *(ids for ids, _ in queries)]).astype(np.uint32)
+        self._weights = np.concatenate([np.empty(0, np.float32), *(weights for _, weights in queries)]).astype(
+            np.float32
+        )
         self._k = k
         self._keys = np.empty((len(queries), 0), np.int64)  # for each query a heap: the first key is the least
         self._search = compiled_or_none(_SEARCH, "search", *_TYPES) if compiled else None

@@ -133,6 +133,12 @@ def test_products_are_added_in_the_order_of_the_query() -> None:
     assert found([part], query({3: -1e20, 2: 1e20, 1: 1.0}), 10) == [("0", 0, np.float32(1))]
 
 
+def test_queries_of_other_types_are_converted() -> None:
+    other = QueryVector(np.array([3, 1], np.int64), np.array([0.1, 2.0], np.float64))  # type: ignore[arg-type]
+    part = csr([{1: 1.0, 3: 1.0}])
+    assert found([part], other, 10) == found([part], query({3: 0.1, 1: 2.0}), 10)
+
+
 def test_no_query_terms_no_parts_or_unknown_ids_find_nothing() -> None:
     part = csr([{1: 1.0}])
     assert found([part], query({}), 10) == []
