@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 # In older versions the intrinsics have other arguments.
 OLDEST_LLVM = (22,)
-ADDRESS, NUMBER, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_int64
 Compiled = Callable[..., Any]
 
 
@@ -49,3 +50,12 @@ def compile_function(text: str, name: str, *given: Any, returns: Any = None, fea
     function = ctypes.CFUNCTYPE(returns, *given)(engine.get_function_address(name))
     function.engine = engine  # type: ignore[attr-defined]  # lives as long as the function
     return function
+
+
+@cache
+def compiled_or_none(text: str, name: str, *given: Any) -> Compiled | None:
+    """Return what `compile_function` returns; None without llvmlite, or if it cannot compile here."""
+    try:
+        return compile_function(text, name, *given)
+    except (ImportError, RuntimeError):
+        return None

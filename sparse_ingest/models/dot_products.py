@@ -2,20 +2,18 @@
 
 In: CSR rows, and queries by token id. Out: the rows that share a token with a query, and their scores. Each product of
 weights is rounded to float32, the products are summed in double, and the sum is rounded to float32. Only the order of
-the sum may differ from Lucene's, which matters only if products differ by a factor above 2**19. Needs only numpy; with
-llvmlite (compiled.py) the sums of many queries are the same, and computed by several threads at the same time.
+the sum may differ from Lucene's, which matters only if products differ by a factor above 2**19. Needs only numpy.
+With llvmlite (compiled.py) sorting is faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.models.compiled import ADDRESS, FLOAT, NUMBER, Compiled, compile_function
+from sparse_ingest.models.compiled import ADDRESS, NUMBER, compiled_or_none
 from sparse_ingest.records import SparseRows
 
 Matching = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows, ascending, and their scores
@@ -30,15 +28,29 @@ class Postings(NamedTuple):
     row_count: int
 
     @classmethod
-    def of(cls, part: SparseRows, in_queries: npt.NDArray[np.bool_]) -> Postings:
-        """Return the postings of rows; `in_queries` is the result of `query_token_mask`."""
+    def of(cls, part: SparseRows, in_queries: npt.NDArray[np.bool_], *, compiled: bool = False) -> Postings:
+        """Return the postings of rows; `in_queries` is the result of `query_token_mask`.
+
+        With `compiled`, a function compiled once per process sorts if llvmlite is installed.
+        """
+        row_count = len(part.indptr) - 1
+        rows = np.repeat(np.arange(row_count, dtype=np.int32), np.diff(part.indptr))
+        types = f"%id = type i{part.token_ids.itemsize * 8}\n%weight = type i{part.weights.itemsize * 8}\n"
+        sort = compiled_or_none(types + _SORT, "sort", NUMBER, NUMBER, *[ADDRESS] * 8) if compiled else None
+        if sort is not None:
+            starts, nexts = np.empty(len(in_queries) + 1, np.int64), np.zeros(len(in_queries), np.int64)
+            # The last place is for the terms that no query has.
+            sorted_rows, weights = np.empty(len(rows) + 1, np.int32), np.empty(len(rows) + 1, part.weights.dtype)
+            inputs = map(np.ascontiguousarray, (part.token_ids, rows, part.weights, in_queries))
+            arrays = (*inputs, starts, nexts, sorted_rows, weights)
+            sort(len(rows), len(in_queries), *(array.ctypes.data for array in arrays))
+            return cls(starts, sorted_rows[: starts[-1]], weights[: starts[-1]].astype(np.float32), row_count)
         wanted = in_queries[np.minimum(part.token_ids, np.uint32(len(in_queries) - 1))]
-        token_ids, row_count = part.token_ids[wanted], len(part.indptr) - 1
-        rows = np.repeat(np.arange(row_count, dtype=np.int32), np.diff(part.indptr))[wanted]
+        token_ids = part.token_ids[wanted]
         # Stable, so that the rows of a token stay ascending; for 16-bit ids numpy sorts by radix.
         order = np.argsort(token_ids, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(token_ids, minlength=len(in_queries)))])
-        return cls(starts, rows[order], part.weights[wanted][order].astype(np.float32), row_count)
+        return cls(starts, rows[wanted][order], part.weights[wanted][order].astype(np.float32), row_count)
 
     def scores(self, token_ids: npt.NDArray[np.uint32], weights: npt.NDArray[np.floating]) -> Matching:
         """Return the rows that share a token with a query, and their scores."""
@@ -59,45 +71,6 @@ class Postings(NamedTuple):
         place = start + np.searchsorted(self.rows[start:end], row)
         return float(self.weights[place]) if place < end and self.rows[place] == row else None
 
-    def above(self) -> Callable[[npt.NDArray[np.uint32], npt.NDArray[np.float32], float], Matching]:
-        """Return a function from token ids, weights and a score to the rows with larger scores, for one thread."""
-        compiled = compiled_above()
-        if compiled is None:
-            return self.scores_above
-        rows, scores = np.empty(self.row_count, np.int32), np.empty(self.row_count, np.float32)
-        # With sums and marks of rows, which the compiled function leaves zero.
-        arrays = (self, np.zeros(self.row_count), np.zeros(self.row_count, np.uint8), rows, scores)
-        addresses = [array.ctypes.data for array in (self.starts, self.rows, self.weights, *arrays[1:])]
-
-        def above(token_ids: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32], least: float) -> Matching:
-            if int(token_ids.max(initial=0)) >= len(self.starts) - 1:  # it would read beyond `starts`
-                raise IndexError(
-                    f"A query has the token id {token_ids.max()}; the postings have {len(self.starts) - 1}."
-                )
-            query = token_ids.ctypes.data, weights.ctypes.data, len(token_ids)
-            count = compiled(*addresses, *query, self.row_count, least)
-            _ = arrays  # they live as long as this function
-            return rows[:count].astype(np.int64), scores[:count].copy()
-
-        return above
-
-    def scores_above(
-        self, token_ids: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32], least: float
-    ) -> Matching:
-        """Return the rows that share a token with a query, and their scores, if these are above `least`."""
-        rows, scores = self.scores(token_ids, weights)
-        larger = scores > least
-        return rows[larger], scores[larger]
-
-
-@cache
-def compiled_above() -> Compiled | None:
-    """Return the compiled function; None without llvmlite, or if it cannot compile here."""
-    try:
-        return compile_function(_ABOVE, "above", *[ADDRESS] * 9, NUMBER, NUMBER, FLOAT, returns=NUMBER)
-    except (ImportError, RuntimeError):
-        return None
-
 
 def query_token_mask(token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
     """Return for each token id whether the queries have it; the last place is for all larger ids."""
@@ -106,81 +79,77 @@ def query_token_mask(token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]
     return in_queries
 
 
-# For each posting of the query's tokens: sums[row] += float(weight * query weight), seen[row] = 1. Then the rows with a
-# float32 sum above `least`. Without fast-math flags LLVM changes no rounding.
-_ABOVE = """
-define i64 @above(ptr %starts, ptr %rows, ptr %weights, ptr %sums, ptr %seen, ptr %found_rows, ptr %found_scores,
-                  ptr %query_tokens, ptr %query, i64 %tokens, i64 %row_count, float %least) {
+# Count the terms of each token, sum the counts of the tokens of queries, then store the row and the weight of each term
+# at the next place of its token; those of other tokens all at the last place.
+_SORT = """
+define void @sort(i64 %terms, i64 %tokens, ptr %term_tokens, ptr %term_rows, ptr %term_weights, ptr %in_queries,
+                  ptr %starts, ptr %nexts, ptr %rows, ptr %weights) {
 entry:
-  br label %next_token
-next_token:
-  %token = phi i64 [0, %entry], [%token_after, %end_token]
-  %is_token = icmp slt i64 %token, %tokens
-  br i1 %is_token, label %one_token, label %next_row
-one_token:
-  %id_at = getelementptr i32, ptr %query_tokens, i64 %token
-  %id_32 = load i32, ptr %id_at
-  %id = zext i32 %id_32 to i64
-  %start_at = getelementptr i64, ptr %starts, i64 %id
-  %start = load i64, ptr %start_at
-  %end_at = getelementptr i64, ptr %start_at, i64 1
-  %end = load i64, ptr %end_at
-  %factor_at = getelementptr float, ptr %query, i64 %token
-  %factor = load float, ptr %factor_at
-  br label %next_posting
-next_posting:
-  %posting = phi i64 [%start, %one_token], [%posting_after, %one_posting]
-  %is_posting = icmp slt i64 %posting, %end
-  br i1 %is_posting, label %one_posting, label %end_token
-one_posting:
-  %row_at = getelementptr i32, ptr %rows, i64 %posting
-  %row_32 = load i32, ptr %row_at
-  %row = zext i32 %row_32 to i64
-  %weight_at = getelementptr float, ptr %weights, i64 %posting
-  %weight = load float, ptr %weight_at
-  %product = fmul float %weight, %factor
-  %exact = fpext float %product to double
-  %sum_at = getelementptr double, ptr %sums, i64 %row
-  %before = load double, ptr %sum_at
-  %sum = fadd double %before, %exact
-  store double %sum, ptr %sum_at
-  %seen_at = getelementptr i8, ptr %seen, i64 %row
-  store i8 1, ptr %seen_at
-  %posting_after = add i64 %posting, 1
-  br label %next_posting
-end_token:
-  %token_after = add i64 %token, 1
-  br label %next_token
-next_row:
-  %at = phi i64 [0, %next_token], [%at_after, %end_row]
-  %count = phi i64 [0, %next_token], [%count_after, %end_row]
-  %is_row = icmp slt i64 %at, %row_count
-  br i1 %is_row, label %one_row, label %finish
-one_row:
-  %was_at = getelementptr i8, ptr %seen, i64 %at
-  %was = load i8, ptr %was_at
-  %was_seen = icmp ne i8 %was, 0
-  br i1 %was_seen, label %seen_row, label %end_row
-seen_row:
-  store i8 0, ptr %was_at
-  %total_at = getelementptr double, ptr %sums, i64 %at
-  %total = load double, ptr %total_at
-  store double 0.0, ptr %total_at
-  %score = fptrunc double %total to float
-  %out_row_at = getelementptr i32, ptr %found_rows, i64 %count
-  %at_32 = trunc i64 %at to i32
-  store i32 %at_32, ptr %out_row_at
-  %out_score_at = getelementptr float, ptr %found_scores, i64 %count
-  store float %score, ptr %out_score_at
-  %is_larger = fcmp ogt float %score, %least
-  %one = zext i1 %is_larger to i64
-  %count_more = add i64 %count, %one
-  br label %end_row
-end_row:
-  %count_after = phi i64 [%count, %one_row], [%count_more, %seen_row]
+  %last_token = sub i64 %tokens, 1
+  br label %count
+count:
+  %counted = phi i64 [0, %entry], [%counted_after, %one_count]
+  %is_count = icmp slt i64 %counted, %terms
+  br i1 %is_count, label %one_count, label %sum
+one_count:
+  %counted_at = getelementptr %id, ptr %term_tokens, i64 %counted
+  %counted_id = load %id, ptr %counted_at
+  %counted_64 = zext %id %counted_id to i64
+  %counted_is_larger = icmp ugt i64 %counted_64, %last_token
+  %counted_token = select i1 %counted_is_larger, i64 %last_token, i64 %counted_64
+  %number_at = getelementptr i64, ptr %nexts, i64 %counted_token
+  %number = load i64, ptr %number_at
+  %number_after = add i64 %number, 1
+  store i64 %number_after, ptr %number_at
+  %counted_after = add i64 %counted, 1
+  br label %count
+sum:
+  %summed = phi i64 [0, %count], [%summed_after, %one_sum]
+  %start = phi i64 [0, %count], [%start_after, %one_sum]
+  %start_at = getelementptr i64, ptr %starts, i64 %summed
+  store i64 %start, ptr %start_at
+  %is_sum = icmp slt i64 %summed, %tokens
+  br i1 %is_sum, label %one_sum, label %term
+one_sum:
+  %asked_at = getelementptr i8, ptr %in_queries, i64 %summed
+  %asked = load i8, ptr %asked_at
+  %is_asked = icmp ne i8 %asked, 0
+  %first_at = getelementptr i64, ptr %nexts, i64 %summed
+  %size = load i64, ptr %first_at
+  %asked_size = select i1 %is_asked, i64 %size, i64 0
+  %start_after = add i64 %start, %asked_size
+  %first = select i1 %is_asked, i64 %start, i64 %terms
+  store i64 %first, ptr %first_at
+  %summed_after = add i64 %summed, 1
+  br label %sum
+term:
+  %at = phi i64 [0, %sum], [%at_after, %one_term]
+  %is_term = icmp slt i64 %at, %terms
+  br i1 %is_term, label %one_term, label %finish
+one_term:
+  %token_at = getelementptr %id, ptr %term_tokens, i64 %at
+  %token_id = load %id, ptr %token_at
+  %token_64 = zext %id %token_id to i64
+  %is_larger = icmp ugt i64 %token_64, %last_token
+  %token = select i1 %is_larger, i64 %last_token, i64 %token_64
+  %next_at = getelementptr i64, ptr %nexts, i64 %token
+  %next = load i64, ptr %next_at
+  %row_from = getelementptr i32, ptr %term_rows, i64 %at
+  %row = load i32, ptr %row_from
+  %row_to = getelementptr i32, ptr %rows, i64 %next
+  store i32 %row, ptr %row_to
+  %weight_from = getelementptr %weight, ptr %term_weights, i64 %at
+  %value = load %weight, ptr %weight_from
+  %weight_to = getelementptr %weight, ptr %weights, i64 %next
+  store %weight %value, ptr %weight_to
+  %wanted_at = getelementptr i8, ptr %in_queries, i64 %token
+  %wanted = load i8, ptr %wanted_at
+  %step = zext i8 %wanted to i64
+  %next_after = add i64 %next, %step
+  store i64 %next_after, ptr %next_at
   %at_after = add i64 %at, 1
-  br label %next_row
+  br label %term
 finish:
-  ret i64 %count
+  ret void
 }
 """

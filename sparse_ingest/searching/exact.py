@@ -5,7 +5,6 @@ Memory: one part of the vectors plus k hits per query. For the scores of an inde
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from sparse_ingest.models.dot_products import Postings, query_token_mask
 from sparse_ingest.records import SparseRows
+from sparse_ingest.searching.best_rows import BestRows
 
 
 class QueryVector(NamedTuple):
@@ -46,44 +46,39 @@ class ExactHits(NamedTuple):
 def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k: int) -> list[ExactHits]:
     """Return the k best rows for each query, by score, then by order of rows."""
     asked = query_token_mask(np.concatenate([np.empty(0, np.uint32), *(query.token_ids for query in queries)]))
-    return search_postings(((Postings.of(part, asked), part.doc_ids) for part in parts), queries, k)
+    compiled = len(queries) > 1  # compiling takes 0.1 s
+    prepared = ((Postings.of(part, asked, compiled=compiled), part.doc_ids) for part in parts)
+    return search_postings(prepared, queries, k, compiled=compiled)
 
 
 def search_postings(
-    parts: Iterable[tuple[Postings, Sequence[str]]], queries: Sequence[QueryVector], k: int
+    parts: Iterable[tuple[Postings, Sequence[str]]], queries: Sequence[QueryVector], k: int, *, compiled: bool
 ) -> list[ExactHits]:
-    """Return what `search_exact` returns, for parts whose postings are known; each has the ids of its rows."""
-    best = [ExactHits([], np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-    first_row = 0
-    # Contiguous, for the compiled function.
-    arrays = [
-        (np.ascontiguousarray(query.token_ids, np.uint32), np.ascontiguousarray(query.weights, np.float32))
-        for query in queries
-    ]
-    threads = max(1, min(len(os.sched_getaffinity(0)), len(queries)))
+    """Return what `search_exact` returns, for parts whose postings are known; each has the ids of its rows.
 
-    def search(postings: Postings, doc_ids: Sequence[str], first: int) -> None:
-        above = postings.above() if len(queries) > 1 else postings.scores_above  # compiling takes 50 ms
-        for number in range(first, len(queries), threads):
-            held = best[number]
-            least = float(held.scores[-1]) if len(held.scores) == k else -math.inf
-            rows, scores = above(*arrays[number], least)
-            if not len(rows):
-                continue
-            kept = best_places(scores, k)
-            all_scores = np.concatenate([held.scores, scores[kept]])
-            all_ids = held.doc_ids + [doc_ids[row] for row in rows[kept].tolist()]
-            all_positions = np.concatenate([held.positions, rows[kept] + first_row])
-            order = best_places(all_scores, k)
-            best[number] = ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
-
+    With `compiled`, a function compiled once per process does the work if llvmlite is installed.
+    """
+    best, ids, first_row = BestRows(queries, k, compiled=compiled), dict[int, str](), 0
+    threads = len(os.sched_getaffinity(0))
+    step = max(8, -(-len(queries) // (2 * threads)))  # fewer queries are not worth a thread
+    blocks = [range(len(queries))[first : first + step] for first in range(0, len(queries), step)]
+    searched: Iterable[dict[int, str]] = ()
     with ThreadPoolExecutor(threads) as pool:
-        for postings, doc_ids in parts:
-            work = partial(search, postings, doc_ids)
-            # One query is not worth a thread.
-            list(map(work, [0]) if threads == 1 else pool.map(work, range(threads)))
+        # A part is prepared while the one before it is searched.
+        for postings, doc_ids in parts if k > 0 else ():
+            for found in searched:
+                ids.update(found)
+            best.make_room(first_row + postings.row_count)
+            ids = best.without_replaced(ids)
+            search = partial(best.add, postings, doc_ids, first_row)
+            searched = pool.map(search, blocks) if len(blocks) > 1 else list(map(search, blocks))
             first_row += postings.row_count
-    return best
+        for found in searched:
+            ids.update(found)
+    hits = []
+    for positions, scores in map(best.ranking, range(len(queries))):
+        hits.append(ExactHits(list(map(ids.__getitem__, positions.tolist())), positions, scores))
+    return hits
 
 
 def best_places(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:

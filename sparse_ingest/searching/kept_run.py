@@ -45,6 +45,7 @@ class KeptRun:
         every_token = np.ones(len(run.vocabulary()) + 1, np.bool_)
         parts: list[_Part] = []
         first = held = 0
+        search_postings((), [], 1, compiled=True)  # compile now, not for the first query
         for shard in finished_shards(run):
             for part in shard_parts(run, shard):
                 rows = part.vectors
@@ -53,7 +54,7 @@ class KeptRun:
                 )
                 if held > most_bytes:
                     return None
-                parts.append(_Part(Postings.of(rows, every_token), rows.doc_ids, part.fields, first))
+                parts.append(_Part(Postings.of(rows, every_token, compiled=True), rows.doc_ids, part.fields, first))
                 first += len(part.fields)
         return cls(run, parts)
 
@@ -61,7 +62,8 @@ class KeptRun:
         """Return the best documents, as `search_run` does. Tokens that the vocabulary lacks are ignored."""
         by_id = sorted((token for token in weights if token in self._token_ids), key=self._token_ids.__getitem__)
         query = QueryVector.of({token: weights[token] for token in by_id}, self._token_ids)
-        [found] = search_postings(((part.postings, part.doc_ids) for part in self._parts), [query], size)
+        parts = ((part.postings, part.doc_ids) for part in self._parts)
+        [found] = search_postings(parts, [query], size, compiled=True)
         hits = []
         for place, doc_id in enumerate(found.doc_ids):
             position = int(found.positions[place])

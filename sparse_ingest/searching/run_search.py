@@ -21,7 +21,7 @@ from sparse_ingest.searching.exact import ExactHits, QueryVector, best_places, s
 from sparse_ingest.searching.hits import Explanation, Hit, Ranked, first_of_each, heaviest_first
 from sparse_ingest.searching.query import named, not_in_vocabulary
 
-# Queries per pass over the run; each needs about 10 KB for 100 hits.
+# Queries per pass over the run; each needs at most 30 KB for 100 hits.
 QUERIES_AT_ONCE = 4096
 logger = logging.getLogger(__name__)
 
