@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -51,11 +52,12 @@ MAP_AGE_S = 60.0
 
 
 class _Given(NamedTuple):
-    """The arguments of `open_index`."""
+    """The arguments of `open_index`, and whether a service looks for changes of the index."""
 
     pipeline: Pipeline
     force: bool = False
     reporter: Reporter = SILENT
+    served: bool = False
 
 
 class SearchableIndex:
@@ -83,7 +85,7 @@ class SearchableIndex:
     @property
     def engine(self) -> Engine:
         """The engine of the index. Its token map is read again every MAP_AGE_S, because later loads append tokens."""
-        if self._engine.mapped and time.monotonic() - self._read_at >= MAP_AGE_S:
+        if self._engine.mapped and not self._given.served and time.monotonic() - self._read_at >= MAP_AGE_S:
             from sparse_ingest.cluster.indexes import find_index
 
             there, self._read_at = find_index(self.client, self._engine.mapped), time.monotonic()
@@ -148,6 +150,15 @@ class SearchableIndex:
         """Return this index with another engine, and the same encoder of queries. Raise `PipelineError`."""
         pipeline = replace(self.pipeline, query=replace(self.pipeline.query, engine=name))
         return SearchableIndex(self.client, self.name, self.index, pipeline, self._given, self.model.encoder)
+
+    def served(self, time_limit_s: float) -> SearchableIndex:
+        """Return this index for a service, whose requests end after `time_limit_s`.
+
+        Only `current` looks for changes, also of the token map.
+        """
+        limited = copy.copy(self)
+        limited.client, limited._given = self.client.within(time_limit_s), self._given._replace(served=True)
+        return limited
 
     def current(self) -> SearchableIndex:
         """Return this object, or a new one if another index has the name now, or the mapping has changed.

@@ -6,7 +6,6 @@ is called from several threads.
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from dataclasses import replace
@@ -331,6 +330,4 @@ def targets_of(
 def _target_of(opened: SearchableIndex | SearchableRun, time_limit_s: float) -> Target:
     if isinstance(opened, SearchableRun):
         return RunTarget(opened)
-    limited = copy.copy(opened)
-    limited.client = opened.client.within(time_limit_s)
-    return IndexTarget(LiveIndex(limited), opened.name)
+    return IndexTarget(LiveIndex(opened.served(time_limit_s)), opened.name)
