@@ -56,7 +56,7 @@ def json_response(content: object, status: int = 200, **headers: str) -> Respons
     return Response(body, status, headers, "application/json")
 
 
-def application(service: Service, options: ServeOptions, token: str | None = None) -> ASGIApp:
+def application(service: Service, options: ServeOptions, token: str | None = None) -> Guard:
     """Return the application that answers from a service. With a token, requests need it, except / and /healthz."""
     work = Work(options.max_requests)
     routes = [Route(one.path, partial(_answer, service, work, one), methods=one.methods) for one in OPERATIONS]
@@ -114,7 +114,12 @@ class Guard:
     """Checks every request, ends it after the time limit, and turns errors into JSON. Logs a line per request.
 
     The line has no query string and no header: they have texts of users, and the token.
+
+    Attributes:
+        is_closing: Whether each response is the last one of its connection.
     """
+
+    is_closing = False
 
     def __init__(
         self, app: ASGIApp, paths: set[str], metrics: Metrics, options: ServeOptions, token: str | None
@@ -137,7 +142,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 there = {name for name, _ in message["headers"]}
-                extra = ((name.encode(), value.encode()) for name, value in _HEADERS.items())
+                ours = _HEADERS | ({"connection": "close"} if self.is_closing else {})
+                extra = ((name.encode(), value.encode()) for name, value in ours.items())
                 message["headers"] = [*message["headers"], *(one for one in extra if one[0] not in there)]
             await send(message)
 

@@ -120,6 +120,7 @@ def test_sigterm_finishes_a_request_whose_body_is_still_arriving(run: Run) -> No
             connection.sendall(body[5:])
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 200")
+        assert b"\r\nconnection: close\r\n" in answer  # so that a client does not use the connection again
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["hits"][0]["id"] == "4"
         assert service.process.wait(HANGING_S) == 0
 
