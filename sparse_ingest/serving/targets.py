@@ -46,6 +46,7 @@ class RunTarget:
 
     kind = "run"
     product = None
+    address = ""
     engine = "exact"
     engines = ("exact",)
 
@@ -210,6 +211,11 @@ class IndexTarget:
     def close(self) -> None:
         """End the requests that are still running."""
         self.live.last.client.waiting.end()
+
+    @property
+    def address(self) -> str:
+        """The address of the cluster, which clients of the service need not know."""
+        return self.live.last.client.address
 
     @property
     def product(self) -> str:

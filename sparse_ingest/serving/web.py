@@ -35,6 +35,7 @@ from sparse_ingest.serving.work import Work
 logger = logging.getLogger(__name__)
 OPEN_PATHS = ("/", "/healthz")  # need no token
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_EVALUATION_S = 2.0  # how long a request waits for the evaluation of the judged queries
 _PATH_CHARACTERS = 200  # of a path in the log
 _CLOSED = 499  # logged if the client closed the connection
 _HEADERS = {
@@ -58,15 +59,15 @@ def json_response(content: object, status: int = 200, **headers: str) -> Respons
 
 def application(service: Service, options: ServeOptions, token: str | None = None) -> Guard:
     """Return the application that answers from a service. With a token, requests need it, except / and /healthz."""
-    work = Work(options.max_requests)
-    routes = [Route(one.path, partial(_answer, service, work, one), methods=one.methods) for one in OPERATIONS]
+    answer = partial(_answer, service, Work(options.max_requests), min(_EVALUATION_S, options.time_limit_s / 2))
+    routes = [Route(one.path, partial(answer, one), methods=one.methods) for one in OPERATIONS]
     plain = {"/": _page(), "/healthz": _health, "/metrics": partial(_metrics, service.metrics)}
     routes += [Route(path, endpoint, methods=("GET",)) for path, endpoint in plain.items()]
     router = Router(routes, redirect_slashes=False)
-    return Guard(router, {route.path for route in routes}, service.metrics, options, token)
+    return Guard(router, {route.path for route in routes}, service, options, token)
 
 
-async def _answer(service: Service, work: Work, operation: Operation, request: Request) -> Response:
+async def _answer(service: Service, work: Work, wait_s: float, operation: Operation, request: Request) -> Response:
     keys = operation.keys
     if request.method == "POST":
         values = from_body(await _body(request, operation.max_bytes), keys)
@@ -75,9 +76,14 @@ async def _answer(service: Service, work: Work, operation: Operation, request: R
     for name in operation.needs:
         required(values, name)
     if operation.judged:
-        evaluation = await work.do(service.evaluation)
-        # Not in a thread: many requests may wait. The evaluation goes on if one of them gives up.
-        values[EVALUATED] = await asyncio.shield(asyncio.wrap_future(evaluation))
+        evaluation, progress = await work.do(service.evaluation)
+        # Not in a thread: many requests may wait.
+        ends = time.monotonic() + wait_s
+        while not evaluation.done():
+            if time.monotonic() > ends:
+                raise RefusedError(503, f"The judged queries are being evaluated: {progress()}. Try again.")
+            await asyncio.sleep(0.02)
+        values[EVALUATED] = evaluation.result()
     encodes_documents = operation.encodes_documents and values.get("as") != "query"
     piece = partial(operation.answer, service, values)
     return json_response(await work.do(piece, encodes_documents=encodes_documents))
@@ -122,9 +128,10 @@ class Guard:
     is_closing = False
 
     def __init__(
-        self, app: ASGIApp, paths: set[str], metrics: Metrics, options: ServeOptions, token: str | None
+        self, app: ASGIApp, paths: set[str], service: Service, options: ServeOptions, token: str | None
     ) -> None:
-        self._app, self._paths, self._metrics = app, paths, metrics
+        self._app, self._paths, self._metrics = app, paths, service.metrics
+        self._shown = service.without_addresses
         self._time_limit_s = options.time_limit_s
         self._token = token.encode() if token is not None else None
         # A page of another site could have its own name resolved to 127.0.0.1, and read what is served there.
@@ -196,5 +203,5 @@ class Guard:
             words = {404: "There is no such path. See /openapi.json.", 405: f"Use {headers.get('Allow')} here."}
             content = {"type": "RefusedError", "message": words.get(error.status_code, error.detail)}
             return json_response({"error": content}, error.status_code, **headers)
-        failure = failure_of(error)
+        failure = failure_of(error, self._shown)
         return json_response(failure.content(), failure.status, **failure.headers)

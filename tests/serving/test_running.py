@@ -165,6 +165,7 @@ def test_a_cluster_that_is_down_is_503_until_it_is_back(behind_gate: tuple[Serve
     answer = service.ask("GET", "/search", q="catch")
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert "closed the connection" in answer.message
+    assert answer.message.startswith("The cluster closed")  # without its address
     cluster.is_down = False
     assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
 
