@@ -215,15 +215,7 @@ class SearchableIndex:
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
-        Args:
-            query: A text, or weights by token string.
-            doc_id: The document.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
-
-        Raises:
-            UsageError: options or weights do not fit, or the index does not map a field of `filter`.
-            ClusterError: the server cannot answer.
+        Arguments and errors are as for `search`, with the id of the document.
         """
         from sparse_ingest.cluster.postings import PAGE
         from sparse_ingest.searching.explaining import explain_in_index
