@@ -61,7 +61,11 @@ class _Given(NamedTuple):
 
 
 class SearchableIndex:
-    """An index with the model, field and settings of its `_meta`. Thread-safe."""
+    """An index with the model, field and settings of its `_meta`. Thread-safe.
+
+    Attributes:
+        has_words: Whether terms are tokens; False for an autoencoder, whose terms are the numbers of features.
+    """
 
     def __init__(
         self,
@@ -76,11 +80,8 @@ class SearchableIndex:
         self._engine = engine_of_index(pipeline, index, client.dialect.product)
         self._read_at, self.model = time.monotonic(), QueryModel(pipeline, encoder)
         self._given = given or _Given(pipeline)
-
-    @property
-    def has_words(self) -> bool:
-        """Whether terms are tokens; False for an autoencoder, whose terms are the numbers of features."""
-        return has_words(self.index.stamp.model if self.index.stamp else {})
+        stamp = index.stamp
+        self.has_words = has_words(stamp.model if stamp else {})
 
     @property
     def engine(self) -> Engine:
