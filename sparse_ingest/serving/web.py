@@ -35,7 +35,6 @@ from sparse_ingest.serving.work import Work
 logger = logging.getLogger(__name__)
 OPEN_PATHS = ("/", "/healthz")  # need no token
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-_EVALUATION_S = 2.0  # how long a request waits for the evaluation of the judged queries
 _PATH_CHARACTERS = 200  # of a path in the log
 _CLOSED = 499  # logged if the client closed the connection
 _HEADERS = {
@@ -59,7 +58,7 @@ def json_response(content: object, status: int = 200, **headers: str) -> Respons
 
 def application(service: Service, options: ServeOptions, token: str | None = None) -> Guard:
     """Return the application that answers from a service. With a token, requests need it, except / and /healthz."""
-    answer = partial(_answer, service, Work(options.max_requests), min(_EVALUATION_S, options.time_limit_s / 2))
+    answer = partial(_answer, service, Work(options.max_requests), options.time_limit_s / 2)
     routes = [Route(one.path, partial(answer, one), methods=one.methods) for one in OPERATIONS]
     plain = {"/": _page(), "/healthz": _health, "/metrics": partial(_metrics, service.metrics)}
     routes += [Route(path, endpoint, methods=("GET",)) for path, endpoint in plain.items()]

@@ -224,7 +224,7 @@ def test_judgments_have_the_measures_of_evaluate(both: Both) -> None:
 
 
 def test_while_the_queries_are_evaluated_their_routes_are_busy(both: Both) -> None:
-    of = ("--index", both.index, "--model", model_of(both), "--queries", both.collection)
+    of = ("--index", both.index, "--model", model_of(both), "--queries", both.collection, "--time-limit", 4)
     with gate(both.url) as cluster, served(*of, "--url", cluster.url) as service:
         cluster.open.clear()
         answer = service.ask("GET", "/queries")
