@@ -61,7 +61,7 @@ class Judgments:
         """Return the values of all queries, which may still be computed."""
         with self._lock:
             opened: list[object] = [target.opened(None) for target in self._targets]
-            same = len(opened) == len(self._evaluated) and all(map(_is, opened, self._evaluated))
+            same = list(map(id, opened)) == list(map(id, self._evaluated))
             failed = self._values is not None and self._values.done() and self._values.exception() is not None
             if self._values is None or not same or failed:
                 self._evaluated, self._searched = opened, _Counting()
@@ -96,7 +96,3 @@ class Judgments:
         found = self._evaluate(target.opened(None), bm25=by_words, progress=self._searched)
         row = found.bm25 if by_words and found.bm25 else found.search
         return row.measured.per_query[MEASURE]
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other

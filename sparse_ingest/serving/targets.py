@@ -132,11 +132,6 @@ class RunTarget:
         return body_of(ask.text, weights, engine, ask.options, {})[0]
 
 
-class _Opened(NamedTuple):
-    found: SearchableIndex
-    with_engines: dict[str, SearchableIndex]
-
-
 class LiveIndex:
     """An index or alias that may change while it is served.
 
@@ -145,13 +140,13 @@ class LiveIndex:
     """
 
     def __init__(self, index: SearchableIndex) -> None:
-        self._state = _Opened(index, {})
+        self._opened: dict[str | None, SearchableIndex] = {None: index}  # by engine; None: its own
         self._looking, self._looked_at = Lock(), time.monotonic()
 
     @property
     def last(self) -> SearchableIndex:
         """The index as it was at the last look."""
-        return self._state.found
+        return self._opened[None]
 
     def current(self, engine: str | None = None, *, look: bool = False) -> SearchableIndex:
         """Return the index as it is now, with this engine; None and BM25: with its own. `look`: look now.
@@ -166,18 +161,19 @@ class LiveIndex:
             try:
                 self._looked_at = time.monotonic()
                 if (index := self.last.current()) is not self.last:
-                    self._state = _Opened(index, {})
+                    self._opened = {None: index}
             finally:
                 self._looking.release()
-        index, with_engines = self._state
+        opened = self._opened
+        index = opened[None]
         if engine in (None, BM25, index.engine.name):
             return index
         if engine not in index.engines:
             known = ", ".join((*index.engines, BM25))
             raise UsageError(f"Index {index.name!r} has no engine {engine!r}; it has {known}.")
-        if engine not in with_engines:
-            with_engines[engine] = index.with_engine(engine)
-        return with_engines[engine]
+        if engine not in opened:
+            opened[engine] = index.with_engine(engine)
+        return opened[engine]
 
 
 class IndexTarget:
