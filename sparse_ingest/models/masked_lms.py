@@ -146,9 +146,12 @@ def read_slices(files: Iterable[Path]) -> dict[str, Any]:
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or not all(isinstance(one, torch.Tensor) for one in content.values()):
-            raise ValueError("it has values that are not tensors with a name")
+        if not isinstance(content, dict):
+            raise ValueError(f"it has a {type(content).__name__}; expected tensors by name")
         for name, one in content.items():
+            if not (isinstance(name, str) and isinstance(one, torch.Tensor)):
+                found = f"a {type(one).__name__} with the name {short_repr(name)}"
+                raise ValueError(f"it has {found}; expected tensors with names that are strings")
             if one.nbytes > one.untyped_storage().nbytes():  # a few bytes may declare terabytes
                 raise ValueError(f"its tensor {short_repr(name)} has the shape {list(one.shape)}, beyond its bytes")
     except pickle.UnpicklingError as error:  # torch's message advises to read it without `weights_only`

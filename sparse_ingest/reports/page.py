@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from sparse_ingest.errors import counted, listed
@@ -14,7 +16,6 @@ from sparse_ingest.reporting import shortened, size_text
 from sparse_ingest.reports.charts import Caption, bar_chart, escaped, line_chart, number_text, range_text, ranked_bars
 from sparse_ingest.reports.distributions import Distribution
 from sparse_ingest.reports.figures import LoadHistory, ReportFigures, ShardSpeed
-from sparse_ingest.reports.style import STYLE
 from sparse_ingest.runs.files import COUNT_LABELS
 from sparse_ingest.verification.comparison import VerifyReport
 
@@ -22,38 +23,15 @@ _VALUE_CHARACTERS = 300
 _ROWS = 20  # of a table that could have thousands
 _OVERLAP = "From the first request of a shard to its last answer. Shards overlap, so the load as a whole was faster."
 _STAGES = {"tokenise": "tokenize"}
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p>{subtitle}</p>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-</header>
-<main>
-{sections}
-</main>
-<footer><p>{footer}</p></footer>
-</body>
-</html>
-"""
 
 
 def as_html(figures: ReportFigures) -> str:
     """Return the page."""
     sections = [(title, content) for title, content in _sections(figures) if content]
     names = [title.lower().replace(" ", "-") for title, _ in sections]
-    return _PAGE.format(
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
         title=f"Report of {escaped(figures.run.rstrip('/').rpartition('/')[2])}",
-        style=STYLE,
         subtitle=f"Run <code>{escaped(figures.run)}</code>, id <code>{escaped(figures.run_id[:12])}</code>",
         links="".join(
             f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in zip(names, sections, strict=True)

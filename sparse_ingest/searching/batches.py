@@ -1,7 +1,8 @@
 """Encode queries of several threads: those that wait for a masked LM at the same time are one batch.
 
 No query waits for others to arrive. A masked LM computes in one thread of its own: each thread that uses torch keeps
-about 30 MB of buffers. A weight table is looked up by all threads at the same time.
+about 30 MB of buffers. It encodes a query once for the requests of one search page. A weight table is looked up by all
+threads at the same time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
 
 QUERIES_AT_ONCE = 32  # texts per batch
+KEPT = 64  # queries whose weights are kept
 
 
 class BatchedEncoder:
@@ -29,6 +31,7 @@ class BatchedEncoder:
         self.batches: Counter[int] = Counter()
         self._built: QueryEncoder | None = None
         self._lock = Lock()
+        self._kept: dict[str, Future[QueryWeights]] = {}
         self._waiting: deque[tuple[str, Future[QueryWeights]]] = deque()
         self._thread = ThreadPoolExecutor(1, "queries")
 
@@ -42,10 +45,17 @@ class BatchedEncoder:
         """Return the weights of one text, encoded with those of other threads that wait now."""
         if isinstance(self._encoder(), WeightTable):
             return self._counted([text])[0]
-        answer: Future[QueryWeights] = Future()
-        self._waiting.append((text, answer))
-        self._thread.submit(self._encode_waiting)
-        return answer.result()
+        with self._lock:
+            answer = self._kept.pop(text, None)
+            if is_new := answer is None or (answer.done() and answer.exception() is not None):
+                answer = Future()
+            self._kept[text] = answer
+            if len(self._kept) > KEPT:
+                del self._kept[next(iter(self._kept))]  # the least recently used
+        if is_new:
+            self._waiting.append((text, answer))
+            self._thread.submit(self._encode_waiting)
+        return dict(answer.result())
 
     def _encode_waiting(self) -> None:
         """Encode the first waiting texts, unless an earlier call has encoded all."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -51,15 +52,20 @@ MAP_AGE_S = 60.0
 
 
 class _Given(NamedTuple):
-    """The arguments of `open_index`."""
+    """The arguments of `open_index`, and whether a service looks for changes of the index."""
 
     pipeline: Pipeline
     force: bool = False
     reporter: Reporter = SILENT
+    served: bool = False
 
 
 class SearchableIndex:
-    """An index with the model, field and settings of its `_meta`. Thread-safe."""
+    """An index with the model, field and settings of its `_meta`. Thread-safe.
+
+    Attributes:
+        has_words: Whether terms are tokens; False for an autoencoder, whose terms are the numbers of features.
+    """
 
     def __init__(
         self,
@@ -74,16 +80,13 @@ class SearchableIndex:
         self._engine = engine_of_index(pipeline, index, client.dialect.product)
         self._read_at, self.model = time.monotonic(), QueryModel(pipeline, encoder)
         self._given = given or _Given(pipeline)
-
-    @property
-    def has_words(self) -> bool:
-        """Whether terms are tokens; False for an autoencoder, whose terms are the numbers of features."""
-        return has_words(self.index.stamp.model if self.index.stamp else {})
+        stamp = index.stamp
+        self.has_words = has_words(stamp.model if stamp else {})
 
     @property
     def engine(self) -> Engine:
         """The engine of the index. Its token map is read again every MAP_AGE_S, because later loads append tokens."""
-        if self._engine.mapped and time.monotonic() - self._read_at >= MAP_AGE_S:
+        if self._engine.mapped and not self._given.served and time.monotonic() - self._read_at >= MAP_AGE_S:
             from sparse_ingest.cluster.indexes import find_index
 
             there, self._read_at = find_index(self.client, self._engine.mapped), time.monotonic()
@@ -149,6 +152,15 @@ class SearchableIndex:
         pipeline = replace(self.pipeline, query=replace(self.pipeline.query, engine=name))
         return SearchableIndex(self.client, self.name, self.index, pipeline, self._given, self.model.encoder)
 
+    def served(self, time_limit_s: float) -> SearchableIndex:
+        """Return this index for a service, whose requests end after `time_limit_s`.
+
+        Only `current` looks for changes, also of the token map.
+        """
+        limited = copy.copy(self)
+        limited.client, limited._given = self.client.within(time_limit_s), self._given._replace(served=True)
+        return limited
+
     def current(self) -> SearchableIndex:
         """Return this object, or a new one if another index has the name now, or the mapping has changed.
 
@@ -204,15 +216,7 @@ class SearchableIndex:
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
-        Args:
-            query: A text, or weights by token string.
-            doc_id: The document.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
-
-        Raises:
-            UsageError: options or weights do not fit, or the index does not map a field of `filter`.
-            ClusterError: the server cannot answer.
+        Arguments and errors are as for `search`, with the id of the document.
         """
         from sparse_ingest.cluster.postings import PAGE
         from sparse_ingest.searching.explaining import explain_in_index

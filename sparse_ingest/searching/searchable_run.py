@@ -95,15 +95,7 @@ class SearchableRun(Run):
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
-        Args:
-            query: A text, or weights by token string.
-            doc_id: The document.
-            options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10`.
-
-        Raises:
-            UsageError: an option needs a server.
-            RunError: the model differs from the run's.
+        Arguments and errors are as for `search`, with the id of the document.
         """
         chosen = for_one_document(self.checked(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import (
@@ -39,13 +40,16 @@ class Failure(NamedTuple):
         return {"retry-after": "1"} if self.status in _BUSY else {}
 
 
-def failure_of(error: Exception) -> Failure:
-    """Return the failure of an error. An error that is not for users is logged with its traceback."""
+def failure_of(error: Exception, shown: Callable[[str], str]) -> Failure:
+    """Return the failure of an error; `shown` changes its message for clients.
+
+    An error that is not for users is logged with its traceback.
+    """
     if not isinstance(error, SparseIngestError):
         logger.error("Internal error", exc_info=error)
         return Failure(500, "InternalError", "Internal error. The log of the service has its traceback.")
     kind = type(error).__name__
-    return Failure(_status_of(error), kind, str(error))
+    return Failure(_status_of(error), kind, shown(str(error)))
 
 
 def _status_of(error: SparseIngestError) -> int:

@@ -16,11 +16,21 @@ from sparse_ingest.corpora.text_formats import Quoting
 from sparse_ingest.evaluation.collection import collection_of
 from sparse_ingest.evaluation.evaluate import evaluate
 from sparse_ingest.evaluation.measures import parse_measures
+from sparse_ingest.reporting import SilentReporter
 from sparse_ingest.serving.targets import BM25, Target
 from sparse_ingest.storage.waiting import in_thread
 
 MEASURE = "nDCG@10"
 Values = list[dict[str, float]]  # of each target: value by query id
+
+
+class _Counting(SilentReporter):
+    """Counts the queries that were searched."""
+
+    done = 0
+
+    def advance(self, count: int, **_: object) -> None:
+        self.done += count
 
 
 class Judgments:
@@ -44,18 +54,23 @@ class Judgments:
         self._qrels = {query_id: dict(collection.qrels[query_id]) for query_id in self.texts}
         self._lock = Lock()
         self._values: Future[Values] | None = None
+        self._searched = _Counting()
         self._evaluated: list[object] = []  # the opened targets that the values are of
 
     def values(self) -> Future[Values]:
         """Return the values of all queries, which may still be computed."""
         with self._lock:
             opened: list[object] = [target.opened(None) for target in self._targets]
-            same = len(opened) == len(self._evaluated) and all(map(_is, opened, self._evaluated))
+            same = list(map(id, opened)) == list(map(id, self._evaluated))
             failed = self._values is not None and self._values.done() and self._values.exception() is not None
             if self._values is None or not same or failed:
-                self._evaluated = opened
+                self._evaluated, self._searched = opened, _Counting()
                 self._values = in_thread(lambda: [self._per_query(target) for target in self._targets], "evaluation")
             return self._values
+
+    def progress(self) -> str:
+        """Return how far the evaluation is, for a message."""
+        return f"{self._searched.done:,} of {len(self.texts) * len(self._targets):,} searches are done"
 
     def of(self, text: str, values: Values) -> dict[str, Any]:
         """Return the judgments of a text; with nulls if it is not a judged query."""
@@ -78,10 +93,6 @@ class Judgments:
 
     def _per_query(self, target: Target) -> dict[str, float]:
         by_words = target.engine == BM25
-        found = self._evaluate(target.opened(None), bm25=by_words)
+        found = self._evaluate(target.opened(None), bm25=by_words, progress=self._searched)
         row = found.bm25 if by_words and found.bm25 else found.search
         return row.measured.per_query[MEASURE]
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other

@@ -87,7 +87,7 @@ _STATUSES = {
     "400": "The request is wrong", "401": "The token is missing or wrong", "403": "The Host header is another one",
     "404": "There is no such thing", "413": "The body is too long", "414": "The address is too long",
     "500": "An internal error", "501": "An optional part is not installed", "502": "The cluster refuses the request",
-    "503": "Too busy, or the cluster cannot be reached", "504": "The time limit has passed",
+    "503": "Too busy or still evaluating, or the cluster cannot be reached", "504": "The time limit has passed",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import uvicorn
@@ -17,14 +18,32 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.serving.options import ServeOptions
 from sparse_ingest.serving.service import Service
-from sparse_ingest.serving.web import application
+from sparse_ingest.serving.web import Guard, application
 
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BACKLOG = 2048
+_DRAIN_S = 1.0  # how long idle connections stay open after a stop request
 
 
 class _Server(uvicorn.Server):
     """Ends without raising the signal again: a stop request is the usual end of a service."""
+
+    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
+        super().__init__(config)
+        self._guard = guard
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and answer with `Connection: close`, before idle connections are closed.
+
+        A client that sends a request on a closed connection would get a reset.
+        """
+        self._guard.is_closing = True
+        for server in self.servers:
+            server.close()
+        ends = time.monotonic() + _DRAIN_S
+        while self.server_state.connections and time.monotonic() < ends and not self.force_exit:
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -44,8 +63,9 @@ def run(
     service: Service, listener: socket.socket, options: ServeOptions, token: str | None, reporter: Reporter
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish open requests. Raise `UsageError` if the port cannot be used."""
+    guard = application(service, options, token)
     config = uvicorn.Config(
-        application(service, options, token),
+        guard,
         http="h11",
         ws="none",
         loop="asyncio",
@@ -62,7 +82,7 @@ def run(
     host = f"[{options.host}]" if ":" in options.host else options.host
     reporter.note(f"Serving {' and '.join(one.name for one in service.targets)} at http://{host}:{port}/")
     with _no_words_in_the_log():
-        asyncio.run(_Server(config).serve(sockets=[listener]))
+        asyncio.run(_Server(config, guard).serve(sockets=[listener]))
 
 
 @contextlib.contextmanager

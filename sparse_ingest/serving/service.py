@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -77,8 +78,14 @@ class Service:
         weights, hits = self._unless_replaced(target, lambda: self._found(target, ask))
         if not ask.terms:
             hits = [hit._replace(terms=[]) for hit in hits]
-        why = [] if hits else target.why_empty(ask)
-        return {"query": weights, "hits": [hit.to_dict(words=target.has_words) for hit in hits], "why": why}
+        why = [] if hits else map(self.without_addresses, target.why_empty(ask))
+        return {"query": weights, "hits": [hit.to_dict(words=target.has_words) for hit in hits], "why": list(why)}
+
+    def without_addresses(self, message: str) -> str:
+        """Return a message for clients of the service, without the addresses of clusters."""
+        for address in filter(None, {target.address for target in self.targets}):
+            message = message.replace(address, "the cluster")
+        return re.sub("^the", "The", message)
 
     def _found(self, target: Target, ask: Ask) -> tuple[QueryWeights, list[Hit]]:
         weights = self._weights_for(target, ask)
@@ -179,9 +186,10 @@ class Service:
             self._encoders = {known: one for known, one in self._encoders.items() if known[0] in served}
             return self._encoders.setdefault(key, SparseEncoder(Pipeline(*key)))
 
-    def evaluation(self) -> Future[list[dict[str, float]]]:
-        """Return the evaluation of the judged queries, which may still run."""
-        return self._judgments().values()
+    def evaluation(self) -> tuple[Future[list[dict[str, float]]], Callable[[], str]]:
+        """Return the evaluation of the judged queries, which may still run, and its progress."""
+        judgments = self._judgments()
+        return judgments.values(), judgments.progress
 
     def judged(self, values: Values) -> dict[str, Any]:
         """Return the relevant documents of a query, and its nDCG@10 in each target."""

@@ -6,7 +6,6 @@ is called from several threads.
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from dataclasses import replace
@@ -47,6 +46,7 @@ class RunTarget:
 
     kind = "run"
     product = None
+    address = ""
     engine = "exact"
     engines = ("exact",)
 
@@ -132,11 +132,6 @@ class RunTarget:
         return body_of(ask.text, weights, engine, ask.options, {})[0]
 
 
-class _Opened(NamedTuple):
-    found: SearchableIndex
-    with_engines: dict[str, SearchableIndex]
-
-
 class LiveIndex:
     """An index or alias that may change while it is served.
 
@@ -145,13 +140,13 @@ class LiveIndex:
     """
 
     def __init__(self, index: SearchableIndex) -> None:
-        self._state = _Opened(index, {})
+        self._opened: dict[str | None, SearchableIndex] = {None: index}  # by engine; None: its own
         self._looking, self._looked_at = Lock(), time.monotonic()
 
     @property
     def last(self) -> SearchableIndex:
         """The index as it was at the last look."""
-        return self._state.found
+        return self._opened[None]
 
     def current(self, engine: str | None = None, *, look: bool = False) -> SearchableIndex:
         """Return the index as it is now, with this engine; None and BM25: with its own. `look`: look now.
@@ -166,18 +161,19 @@ class LiveIndex:
             try:
                 self._looked_at = time.monotonic()
                 if (index := self.last.current()) is not self.last:
-                    self._state = _Opened(index, {})
+                    self._opened = {None: index}
             finally:
                 self._looking.release()
-        index, with_engines = self._state
+        opened = self._opened
+        index = opened[None]
         if engine in (None, BM25, index.engine.name):
             return index
         if engine not in index.engines:
             known = ", ".join((*index.engines, BM25))
             raise UsageError(f"Index {index.name!r} has no engine {engine!r}; it has {known}.")
-        if engine not in with_engines:
-            with_engines[engine] = index.with_engine(engine)
-        return with_engines[engine]
+        if engine not in opened:
+            opened[engine] = index.with_engine(engine)
+        return opened[engine]
 
 
 class IndexTarget:
@@ -211,6 +207,11 @@ class IndexTarget:
     def close(self) -> None:
         """End the requests that are still running."""
         self.live.last.client.waiting.end()
+
+    @property
+    def address(self) -> str:
+        """The address of the cluster, which clients of the service need not know."""
+        return self.live.last.client.address
 
     @property
     def product(self) -> str:
@@ -331,6 +332,4 @@ def targets_of(
 def _target_of(opened: SearchableIndex | SearchableRun, time_limit_s: float) -> Target:
     if isinstance(opened, SearchableRun):
         return RunTarget(opened)
-    limited = copy.copy(opened)
-    limited.client = opened.client.within(time_limit_s)
-    return IndexTarget(LiveIndex(limited), opened.name)
+    return IndexTarget(LiveIndex(opened.served(time_limit_s)), opened.name)

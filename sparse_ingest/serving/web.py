@@ -56,17 +56,17 @@ def json_response(content: object, status: int = 200, **headers: str) -> Respons
     return Response(body, status, headers, "application/json")
 
 
-def application(service: Service, options: ServeOptions, token: str | None = None) -> ASGIApp:
+def application(service: Service, options: ServeOptions, token: str | None = None) -> Guard:
     """Return the application that answers from a service. With a token, requests need it, except / and /healthz."""
-    work = Work(options.max_requests)
-    routes = [Route(one.path, partial(_answer, service, work, one), methods=one.methods) for one in OPERATIONS]
+    answer = partial(_answer, service, Work(options.max_requests), options.time_limit_s / 2)
+    routes = [Route(one.path, partial(answer, one), methods=one.methods) for one in OPERATIONS]
     plain = {"/": _page(), "/healthz": _health, "/metrics": partial(_metrics, service.metrics)}
     routes += [Route(path, endpoint, methods=("GET",)) for path, endpoint in plain.items()]
     router = Router(routes, redirect_slashes=False)
-    return Guard(router, {route.path for route in routes}, service.metrics, options, token)
+    return Guard(router, {route.path for route in routes}, service, options, token)
 
 
-async def _answer(service: Service, work: Work, operation: Operation, request: Request) -> Response:
+async def _answer(service: Service, work: Work, wait_s: float, operation: Operation, request: Request) -> Response:
     keys = operation.keys
     if request.method == "POST":
         values = from_body(await _body(request, operation.max_bytes), keys)
@@ -75,9 +75,14 @@ async def _answer(service: Service, work: Work, operation: Operation, request: R
     for name in operation.needs:
         required(values, name)
     if operation.judged:
-        evaluation = await work.do(service.evaluation)
-        # Not in a thread: many requests may wait. The evaluation goes on if one of them gives up.
-        values[EVALUATED] = await asyncio.shield(asyncio.wrap_future(evaluation))
+        evaluation, progress = await work.do(service.evaluation)
+        # Not in a thread: many requests may wait.
+        ends = time.monotonic() + wait_s
+        while not evaluation.done():
+            if time.monotonic() > ends:
+                raise RefusedError(503, f"The judged queries are being evaluated: {progress()}. Try again.")
+            await asyncio.sleep(0.02)
+        values[EVALUATED] = evaluation.result()
     encodes_documents = operation.encodes_documents and values.get("as") != "query"
     piece = partial(operation.answer, service, values)
     return json_response(await work.do(piece, encodes_documents=encodes_documents))
@@ -114,12 +119,18 @@ class Guard:
     """Checks every request, ends it after the time limit, and turns errors into JSON. Logs a line per request.
 
     The line has no query string and no header: they have texts of users, and the token.
+
+    Attributes:
+        is_closing: Whether each response is the last one of its connection.
     """
 
+    is_closing = False
+
     def __init__(
-        self, app: ASGIApp, paths: set[str], metrics: Metrics, options: ServeOptions, token: str | None
+        self, app: ASGIApp, paths: set[str], service: Service, options: ServeOptions, token: str | None
     ) -> None:
-        self._app, self._paths, self._metrics = app, paths, metrics
+        self._app, self._paths, self._metrics = app, paths, service.metrics
+        self._shown = service.without_addresses
         self._time_limit_s = options.time_limit_s
         self._token = token.encode() if token is not None else None
         # A page of another site could have its own name resolved to 127.0.0.1, and read what is served there.
@@ -137,7 +148,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 there = {name for name, _ in message["headers"]}
-                extra = ((name.encode(), value.encode()) for name, value in _HEADERS.items())
+                ours = _HEADERS | ({"connection": "close"} if self.is_closing else {})
+                extra = ((name.encode(), value.encode()) for name, value in ours.items())
                 message["headers"] = [*message["headers"], *(one for one in extra if one[0] not in there)]
             await send(message)
 
@@ -190,5 +202,5 @@ class Guard:
             words = {404: "There is no such path. See /openapi.json.", 405: f"Use {headers.get('Allow')} here."}
             content = {"type": "RefusedError", "message": words.get(error.status_code, error.detail)}
             return json_response({"error": content}, error.status_code, **headers)
-        failure = failure_of(error)
+        failure = failure_of(error, self._shown)
         return json_response(failure.content(), failure.status, **failure.headers)

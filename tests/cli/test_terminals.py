@@ -155,7 +155,7 @@ def test_names_of_files_models_and_columns_are_escaped(tmp_path: Path, monkeypat
 def test_the_page_of_a_plan_escapes_html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / f"{EVIL}\nFORGED <script>alert(1)<"
     folder.mkdir()
-    run, queries, _ = made_plan(folder)
+    run, queries, _ = made_plan(folder, 300)
     path = folder / "queries.tsv"
     path.write_text("".join(f"{query.id}\t{query.text}\n" for query in queries))
     out_folder = tmp_path / "plan"

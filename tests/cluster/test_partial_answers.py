@@ -68,7 +68,7 @@ COMMANDS = [*WITH_OPTION, "verify", "verify all", "show"]
 def loaded(local_server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     """An index of two shards, with its run, queries and qrels."""
     folder = tmp_path_factory.mktemp("partial")
-    run, queries, qrels = made_plan(folder)
+    run, queries, qrels = made_plan(folder, 300)
     (folder / "queries.tsv").write_text("".join(f"{query.id}\t{query.text}\n" for query in queries))
     judged = (f"{query_id}\t{doc_id}\t1\n" for query_id, found in qrels.items() for doc_id in found)
     (folder / "qrels.tsv").write_text("".join(judged))

@@ -157,6 +157,9 @@ def test_a_later_load_appends_the_ids_that_are_new(
     assert compared(client, index_name, new).ok
     monkeypatch.setattr(search, "MAP_AGE_S", 0.0)
     with opened:
+        served = opened.served(60)
+        assert served.search("w32768") == []  # only `current` reads the map
+        assert [hit.id for hit in served.current().search("w32768")] == ["d1"]
         [hit] = opened.search("w32768")
         assert (hit.id, hit.score, hit.terms[0].token) == ("d1", pytest.approx(3.0 * 1.0, rel=0.6), "w32768")
     shown = json.loads(command("index", "show", "--index", index_name, "--url", client.address, "--json").out)

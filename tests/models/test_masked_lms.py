@@ -123,10 +123,20 @@ def test_a_weight_table_in_a_pickle_needs_torch_only(
         query_encoder(ModelSettings(document=str(folder)))
 
 
-@pytest.mark.parametrize("content", [{"other": torch.zeros(3)}, {"weight": torch.zeros(3, 3)}, [1.0]])
-def test_a_pickle_without_a_weight_table_is_refused(tmp_path: Path, content: Any) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"other": torch.zeros(3)}, "no tensor `weight`"),
+        ({"weight": torch.zeros(3, 3)}, "no tensor `weight`"),
+        ([1.0], "it has a list; expected tensors by name"),
+        ({"weight": 1.0}, "it has a float with the name 'weight'; expected tensors"),
+        ({"weight": torch.zeros(3), 5: torch.zeros(3)}, "it has a Tensor with the name 5; expected .* strings"),
+        ({None: torch.zeros(3)}, "it has a Tensor with the name None"),
+    ],
+)
+def test_a_pickle_without_a_weight_table_is_refused(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="no tensor `weight`|not tensors with a name"):
+    with pytest.raises(CheckpointError, match=words):
         read_table(tmp_path / "pytorch_model.bin")
 
 

@@ -28,7 +28,7 @@ SECRET = "https://someone:hunter2@example.org/corpus.jsonl?sig=s3cr3t"
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     """A run, and the folder of its plan."""
     folder = tmp_path_factory.mktemp("planned")
-    run, queries, qrels = made_plan(folder)
+    run, queries, qrels = made_plan(folder, 300)
     plan(run, queries, pipeline=Pipeline(), qrels=qrels, loss=0.05, out=folder / "plan")
     return run, folder / "plan"
 

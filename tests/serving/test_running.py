@@ -115,13 +115,14 @@ def test_sigterm_finishes_a_request_whose_body_is_still_arriving(run: Run) -> No
             head = f"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
             connection.sendall(head + body[:5])
             until(lambda: b"in_progress 2.0" in service.ask("GET", "/metrics").body)
-            service.process.send_signal(signal.SIGTERM)
+            service.send_signal(signal.SIGTERM)
             until(lambda: not listens(service))
             connection.sendall(body[5:])
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 200")
+        assert b"\r\nconnection: close\r\n" in answer  # so that a client does not use the connection again
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["hits"][0]["id"] == "4"
-        assert service.process.wait(HANGING_S) == 0
+        assert service.wait() == 0
 
 
 def listens(service: Served) -> bool:
@@ -164,6 +165,7 @@ def test_a_cluster_that_is_down_is_503_until_it_is_back(behind_gate: tuple[Serve
     answer = service.ask("GET", "/search", q="catch")
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert "closed the connection" in answer.message
+    assert answer.message.startswith("The cluster closed")  # without its address
     cluster.is_down = False
     assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
 
@@ -175,8 +177,8 @@ def test_sigterm_waits_for_a_search_that_the_cluster_is_answering(run: Run, clie
             cluster.open.clear()
             asked = one.submit(service.ask, "GET", "/search", q="catch", k=1)
             assert cluster.waiting.acquire(timeout=HANGING_S)
-            service.process.send_signal(signal.SIGTERM)
+            service.send_signal(signal.SIGTERM)
             until(lambda: not listens(service))
             cluster.open.set()
             assert asked.result().body["hits"][0]["id"] == "4"
-            assert service.process.wait(HANGING_S) == 0
+            assert service.wait() == 0

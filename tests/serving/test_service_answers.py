@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from support.deadlines import until
 from support.forked import command
+from support.gate import gate
 from support.indexes import filled
 from support.runs import make_run
 from support.services import Served, served
@@ -95,6 +98,14 @@ def test_keys_may_be_in_the_address_or_in_a_body(both: Both) -> None:
     assert found["hits"]
     assert all(hit["fields"]["tag"] == "even" for hit in found["hits"])
     assert both.of_index.get("/search", q=QUERY, k=3, filter=json.dumps(query)) == found
+
+
+def test_a_refused_filter_does_not_show_the_address_of_the_cluster(both: Both) -> None:
+    answer = both.of_index.ask("POST", "/search", {"q": QUERY, "filter": {"unheard": {"of": 1}}})
+    assert answer.status == 400
+    assert answer.message.startswith("The cluster answered 400 ")
+    assert "unknown query [unheard]" in answer.message
+    assert urlsplit(both.url).netloc not in answer.message
 
 
 def test_collapse_returns_the_best_document_of_each_value(both: Both) -> None:
@@ -210,6 +221,17 @@ def test_judgments_have_the_measures_of_evaluate(both: Both) -> None:
     assert [one["ndcg@10"] for one in in_file] == [[first[name], second[name]] for name in ("q1", "q2", "q3")]
     worst = both.of_index.get("/queries", order="worst", limit=2)["queries"]
     assert [one["query_id"] for one in worst] == sorted(first, key=first.__getitem__)[:2]
+
+
+def test_while_the_queries_are_evaluated_their_routes_are_busy(both: Both) -> None:
+    of = ("--index", both.index, "--model", model_of(both), "--queries", both.collection, "--time-limit", 4)
+    with gate(both.url) as cluster, served(*of, "--url", cluster.url) as service:
+        cluster.open.clear()
+        answer = service.ask("GET", "/queries")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert "being evaluated: 0 of 3 searches are done. Try again." in answer.message
+        cluster.open.set()
+        assert until(lambda: service.ask("GET", "/queries").status == 200)
 
 
 def test_many_clients_get_the_answers_that_one_client_gets(both: Both) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from unittest import mock
 
 PRELOADED = (
-    "sparse_ingest.cli.main", "sparse_ingest.encoding.encode",
+    "sparse_ingest.cli.main", "sparse_ingest.encoding.encode", "sparse_ingest.serving.running",
     "sparse_ingest.models.documents", "sparse_ingest.models.precision",
     "transformers.models.bert.modeling_bert", "transformers.models.auto.modeling_auto", "safetensors.torch",
     "sparse_ingest.checkpoints.inspect", "support.checkpoints", "pytest",

@@ -7,19 +7,17 @@ import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from support.deadlines import HANGING_S, until
-from support.servers import random_free_port
-
-_MAIN = "from sparse_ingest.cli.main import main; main()"
+from support.forked import start
+from support.servers import environment, random_free_port
 
 
 class Answer(NamedTuple):
@@ -40,7 +38,7 @@ class Answer(NamedTuple):
 class Served(NamedTuple):
     """A service that runs in a process."""
 
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     port: int
     log_path: Path
 
@@ -74,32 +72,39 @@ class Served(NamedTuple):
         """Return what the process has written to standard error."""
         return self.log_path.read_text()
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
+    def stop(self, number: int = signal.SIGTERM) -> int | None:
         """Send a signal, and return the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(HANGING_S)
+        self.send_signal(number)
+        return self.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.process.pid or 0, number)
+
+    def wait(self) -> int | None:
+        """Return the exit code of the process when it has ended."""
+        self.process.join(HANGING_S)
+        return self.process.exitcode
 
 
 @contextmanager
-def served(*arguments: object, **environment: str) -> Iterator[Served]:
+def served(*arguments: object, **variables: str) -> Iterator[Served]:
     """Start `sparse-ingest serve`, wait until it answers, and stop it after the block."""
     port = random_free_port()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with log.open("wb") as stderr:
-            command = [sys.executable, "-c", _MAIN, "serve", *map(str, arguments), "--port", str(port)]
-            process = subprocess.Popen(command, stderr=stderr, env={**os.environ, **environment})
-        service = Served(process, port, log)
+        with environment(**variables):
+            service = Served(start("serve", *arguments, "--port", port, log=log), port, log)
         try:
             until(lambda: _answers(service), service.log)
             yield service
         finally:
-            process.terminate()
-            process.wait(HANGING_S)
+            service.process.terminate()
+            service.wait()
 
 
 def _answers(service: Served) -> bool:
-    assert service.process.poll() is None, service.log()
+    assert service.process.is_alive(), service.log()
     try:
         return service.ask("GET", "/healthz").status == 200
     except OSError:
