@@ -57,7 +57,12 @@ def utf8(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line") from error
+        raise BadRow(not_utf8(error)) from error
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Return the reason of a line that is not UTF-8."""
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of the line"
 
 
 def json_object(raw: bytes) -> dict[str, object] | None:
