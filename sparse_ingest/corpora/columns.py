@@ -222,9 +222,9 @@ def _is_plain(type_: pa.DataType) -> bool:
 
 def _values(column: pa.Array) -> list[Any]:
     """Return the JSON values of a column. Raise `BadRow`, or one of `_NO_PYTHON_VALUE`."""
-    values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
     if _is_plain(column.type):
-        return values
+        return cast("list[Any]", column.to_pylist())  # at four times the speed
+    values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
     if _has_json(column.type):
         values = [_parsed(value, column.type) for value in values]
     return [json_value(value) for value in values]

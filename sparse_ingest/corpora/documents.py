@@ -23,6 +23,7 @@ ROW_NUMBER = ":row"
 
 _INT64 = 1 << 63
 JSON_BLANKS = " \t\r\n"
+_FLAT = frozenset({str, int, bool, type(None)})  # types of values that orjson reads exactly
 _MAX_LISTED = 60  # columns of a row in a message
 
 
@@ -56,7 +57,12 @@ def utf8(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line") from error
+        raise BadRow(not_utf8(error)) from error
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Return the reason of a line that is not UTF-8."""
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of the line"
 
 
 def json_object(raw: bytes) -> dict[str, object] | None:
@@ -64,7 +70,10 @@ def json_object(raw: bytes) -> dict[str, object] | None:
     value = None
     try:
         found = orjson.loads(raw)
-        value = found if type(found) is dict and _exact(found.values()) else None
+        if type(found) is dict:
+            if _FLAT.issuperset(map(type, found.values())):
+                return found
+            value = found if _exact(found.values()) else None
     except (orjson.JSONDecodeError, RecursionError):
         pass
     if value is None:
@@ -132,15 +141,19 @@ def document_of(columns: Mapping[str, object], fields: FieldNames, row: int, *, 
     if type(title) is not str:
         title = _title_in(columns, fields.title)
     joined = f"{title} {text}" if title and text else title or text
-    if not plain and not joined.isascii():
-        _check_unicode(joined, "the title or text")
     if not fields.carry_text:
         carried = "{}"
+        if not plain and not joined.isascii():
+            _check_unicode(joined)
     elif plain:
         carried = f'{{"title":"{title}","text":"{text}"}}' if title else f'{{"text":"{text}"}}'
     else:
-        carried = orjson.dumps({"title": title, "text": text} if title else {"text": text}).decode()
-    if kept := [_kept(name, columns[name]) for name in fields.keep if name in columns]:
+        try:
+            carried = orjson.dumps({"title": title, "text": text} if title else {"text": text}).decode()
+        except orjson.JSONEncodeError:  # which a string has for one reason
+            _check_unicode(joined)
+            raise
+    if fields.keep and (kept := [_kept(name, columns[name]) for name in fields.keep if name in columns]):
         carried = f"{carried[:-1]}{',' if fields.carry_text else ''}{','.join(kept)}}}"
     return Document(doc_id, joined, carried)
 
@@ -245,7 +258,7 @@ def without_carried(fields: FieldNames) -> FieldNames:
 # Messages
 
 
-def _check_unicode(text: str, what: str) -> None:
+def _check_unicode(text: str, what: str = "the title or text") -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:

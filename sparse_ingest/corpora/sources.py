@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of
 from sparse_ingest.corpora.pieces import Search, Task
@@ -32,6 +32,7 @@ class Position(NamedTuple):
 
 
 START = Position(0, 0, 1, 0)
+Place: TypeAlias = tuple[int, int, int, int]  # the values of a `Position`, created faster
 
 
 class Record(NamedTuple):
@@ -101,20 +102,21 @@ class Corpus:
         """Return a message for each source in which quotes may have merged rows that were read."""
         return [message for source in self.sources for message in source.merged()]
 
-    def share(self, position: Position) -> float | None:
+    def share(self, position: Place) -> float | None:
         """Return the share of the corpus before a position, by stored bytes; None if sizes are unknown."""
         sizes = [source.bytes for source in self.sources]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes) or not sum(known):
             return None
-        passed = self.sources[position.file].passed(position.offset)
-        return None if passed is None else (sum(known[: position.file]) + passed) / sum(known)
+        file, offset, *_ = position
+        passed = self.sources[file].passed(offset)
+        return None if passed is None else (sum(known[:file]) + passed) / sum(known)
 
-    def rows(self, start: Position = START) -> Iterator[tuple[SourceRow, Position]]:
+    def rows(self, start: Position = START) -> Iterator[tuple[SourceRow, Place]]:
         """Yield every row from `start` on, each with the position of the next one."""
         fields = self.fields
-        _, offset, line, row = start
-        for index, source in enumerate(self.sources[start.file :], start.file):
+        first, offset, line, row = start
+        for index, source in enumerate(self.sources[first:], first):
             label, unit = source.label, source.unit
             for columns, reason, at, next_offset, next_line, plain, file in source.records(offset, line):
                 document = None
@@ -127,7 +129,7 @@ class Corpus:
                     reason = f"{reason} (in {file})"
                 found = SourceRow(row, label, at, document, reason, unit)
                 row += 1
-                yield found, Position(index, next_offset, next_line, row)
+                yield found, (index, next_offset, next_line, row)
             offset, line = 0, 1
 
 
@@ -141,10 +143,15 @@ class Cursor:
 
     def jump(self, position: Position) -> None:
         """Continue at `position`."""
-        self.position = position
-        self._ahead: deque[tuple[SourceRow, Position]] = deque()
+        self._place: Place = position
+        self._ahead: deque[tuple[SourceRow, Place]] = deque()
         rows = self._corpus.rows(position)
         self._rows = rows if self._limit is None else itertools.islice(rows, max(0, self._limit - position.row))
+
+    @property
+    def position(self) -> Position:
+        """Where the next row starts."""
+        return Position(*self._place)
 
     def peek(self, count: int) -> list[SourceRow]:
         """Return the next rows without moving."""
@@ -152,15 +159,25 @@ class Cursor:
         return [row for row, _ in itertools.islice(self._ahead, count)]
 
     def take(self, count: int) -> Iterator[SourceRow]:
-        """Yield at most `count` rows and advance `position`. A duplicate id among them makes a bad row."""
-        for row, position in refuse_repeated_ids(itertools.islice(self._next_rows(), count)):
-            self.position = position
+        """Yield at most `count` rows, of a shard, and advance `position`.
+
+        A duplicate id among them makes a bad row, whose reason has the place of the first. Every id is kept in memory.
+        """
+        first: dict[str, tuple[str, int, str]] = {}
+        for row, place in itertools.islice(self._next_rows(), count):
+            self._place = place
+            document = row.document
+            if document is not None:
+                here = (row.file, row.line, row.unit)
+                there = first.setdefault(document.id, here)
+                if there is not here:
+                    row = row._replace(document=None, reason=skipped_duplicate(document.id, *there))
             yield row
 
     def rows(self) -> Iterator[SourceRow]:
         """Yield all remaining rows and advance `position`. Duplicate ids are not detected."""
-        for row, position in self._next_rows():
-            self.position = position
+        for row, place in self._next_rows():
+            self._place = place
             yield row
 
     @property
@@ -168,7 +185,7 @@ class Cursor:
         """Whether its rows can be read again."""
         return self._corpus.rereadable
 
-    def _next_rows(self) -> Iterator[tuple[SourceRow, Position]]:
+    def _next_rows(self) -> Iterator[tuple[SourceRow, Place]]:
         # `yield from` would close the corpus with the generator that is dropped at the end of a shard.
         return itertools.chain(iter(lambda: self._ahead.popleft() if self._ahead else None, None), self._rows)
 
@@ -195,22 +212,6 @@ class Cursor:
         share = self._corpus.share(self.position)
         rows = round(self.position.row / share) if share else self._limit
         return rows if rows is None or self._limit is None else min(rows, self._limit)
-
-
-def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[tuple[SourceRow, Position]]:
-    """Yield the same rows; one with a duplicate id becomes a bad row, whose reason has the place of the first.
-
-    Every id is kept in memory: pass the rows of a shard, not of a corpus.
-    """
-    first: dict[str, tuple[str, int, str]] = {}
-    for source, position in rows:
-        if source.document is not None:
-            here = (source.file, source.line, source.unit)
-            there = first.setdefault(source.document.id, here)
-            if there is not here:
-                reason = skipped_duplicate(source.document.id, *there)
-                source = source._replace(document=None, reason=reason)
-        yield source, position
 
 
 def repeated_id(doc_id: str, first: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal
 
-from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, utf8
+from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, not_utf8, utf8
 from sparse_ingest.corpora.line_pieces import line_pieces
 from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record
@@ -228,9 +228,9 @@ class _Rows:
             if first:
                 raw, first = raw.removeprefix(BYTE_ORDER_MARK), False
             try:
-                text = utf8(raw)
-            except BadRow as bad:  # the row still ends where it does
-                text, self._reason = raw.decode(errors="replace"), self._reason or str(bad)
+                text = raw.decode()
+            except UnicodeDecodeError as error:  # the row still ends where it does
+                text, self._reason = raw.decode(errors="replace"), self._reason or not_utf8(error)
             if "\0" in text:
                 self._reason = self._reason or "the row has a NUL byte; expected text in UTF-8, not UTF-16"
             yield text

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.memory import corpus_of
-from sparse_ingest.corpora.sources import START, Position, bad_document, refuse_repeated_ids
+from sparse_ingest.corpora.sources import START, Cursor, Position, bad_document
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Document
 
@@ -508,8 +508,7 @@ def test_standard_input_cannot_be_resumed_or_given_twice():
 def test_a_duplicate_id_is_reported_with_both_places(tmp_path):
     one = write(tmp_path / "1.jsonl", doc("a"), doc("b"))
     two = write(tmp_path / "2.jsonl", doc("b"), b"{\n", doc("c"), doc("a"), doc("a"))
-    rows = open_corpus([str(one), str(two)], fields=FieldNames()).rows()
-    checked = [row for row, _ in refuse_repeated_ids(rows)]
+    checked = list(Cursor(open_corpus([str(one), str(two)], fields=FieldNames()), None).take(9))
     assert [row.document and row.document.id for row in checked] == ["a", "b", None, None, "c", None, None]
     assert checked[2].reason == 'duplicate id "b": first at 1.jsonl line 2'
     assert str(bad_document(checked[6])).startswith('2.jsonl:5: duplicate id "a": first at 1.jsonl line 1. ')
@@ -518,8 +517,8 @@ def test_a_duplicate_id_is_reported_with_both_places(tmp_path):
 
 def test_a_file_given_twice_has_only_duplicate_ids_the_second_time(tmp_path):
     path = str(write(tmp_path / "1.jsonl", doc("a")))
-    rows = refuse_repeated_ids(open_corpus([path, path], fields=FieldNames()).rows())
-    assert [row.document is None for row, _ in rows] == [False, True]
+    rows = Cursor(open_corpus([path, path], fields=FieldNames()), None).take(9)
+    assert [row.document is None for row in rows] == [False, True]
 
 
 # Properties
