@@ -49,10 +49,13 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
 
 def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None, *, gelu: bool = False) -> Product:
     """Return the function from rows to `rows @ weight.T + bias`, or with `gelu` to GELU of it."""
-    if has_fast_linear(weight.dtype):
+    is_fast = has_fast_linear(weight.dtype)
+    # With AVX2, GELU after oneDNN's product has the same bits and is faster than within it: by 13% at 768 wide.
+    if is_fast and not (gelu and weight.dtype == torch.float32 and has_only_avx2()):
         return _onednn_product(weight, bias, gelu=gelu)
     if gelu:
-        return lambda rows: torch.nn.functional.gelu(torch.nn.functional.linear(rows, weight, bias))
+        product = product_of(weight, bias)
+        return lambda rows: torch.ops.aten.gelu_(product(rows))
     return lambda rows: torch.nn.functional.linear(rows, weight, bias)
 
 
