@@ -27,9 +27,10 @@ ROWS = 2048
 # The vendor whose AVX512_BF16 has twice the rate of float32: Zen 4 does 220 GFLOP/s a core instead of 108 in a product
 # of 2,048 rows of any width. Intel CPUs without AMX are no faster than in float32.
 FULL_RATE = "AuthenticAMD"
-# Parts of the values of ONEDNN_MAX_CPU_ISA for instruction sets with bfloat16, and for those with AVX512's VNNI.
+# Parts of the values of ONEDNN_MAX_CPU_ISA for instruction sets with bfloat16, with AVX512's VNNI, and with AVX512.
 WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10")
 WITH_VNNI = ("CORE_VNNI", *WITH_BFLOAT16)
+WITH_AVX512 = ("AVX512", "AVX10")
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 Sum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -48,10 +49,13 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
 
 def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None, *, gelu: bool = False) -> Product:
     """Return the function from rows to `rows @ weight.T + bias`, or with `gelu` to GELU of it."""
-    if has_fast_linear(weight.dtype):
+    is_fast = has_fast_linear(weight.dtype)
+    # With AVX2, GELU after oneDNN's product has the same bits and is faster than within it: by 13% at 768 wide.
+    if is_fast and not (gelu and weight.dtype == torch.float32 and has_only_avx2()):
         return _onednn_product(weight, bias, gelu=gelu)
     if gelu:
-        return lambda rows: torch.nn.functional.gelu(torch.nn.functional.linear(rows, weight, bias))
+        product = product_of(weight, bias)
+        return lambda rows: torch.ops.aten.gelu_(product(rows))
     return lambda rows: torch.nn.functional.linear(rows, weight, bias)
 
 
@@ -116,6 +120,11 @@ def has_avx512_bfloat16() -> bool:
 def has_vnni() -> bool:
     """Return whether this CPU multiplies 8-bit numbers fast."""
     return _may_use("_is_vnni_supported", *WITH_VNNI)
+
+
+def has_only_avx2() -> bool:
+    """Return whether AVX2 is the best for float32 that may be used here."""
+    return _may_use("_is_avx2_supported", "AVX2", *WITH_AVX512) and not _may_use("_is_avx512_supported", *WITH_AVX512)
 
 
 def has_fast_bfloat16() -> bool:

@@ -60,6 +60,8 @@ def _cpu() -> Iterator[Check]:
     for name, dtype, used in (("int8", torch.int8, torch.float32), ("bfloat16", torch.bfloat16, torch.bfloat16)):
         works = partial(fast_head_works, torch.device("cpu"), used, int8=name == "int8")
         yield _kernel(f"{name} kernel", instructions_for(dtype, 128), works)
+    if kind := instructions_for(torch.float32, 128):  # None where the plain one is as fast
+        yield _kernel("float32 kernel", kind, partial(fast_head_works, torch.device("cpu"), torch.float32))
 
 
 def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Check:

@@ -7,6 +7,7 @@ import platform
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,13 @@ from sparse_ingest.models.heads import cpu_kernel, cpu_kernel_text, selection
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import Int8Head, TiledHead
-from sparse_ingest.models.linear import has_avx512_bfloat16, has_vnni
+from sparse_ingest.models.linear import has_avx512_bfloat16, has_only_avx2, has_vnni
 from sparse_ingest.models.packing import Packing
 
 llvm = pytest.importorskip("llvmlite.binding")
 CPU = torch.device("cpu")
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI, or ONEDNN_MAX_CPU_ISA forbids it")
-# Every split of a document into blocks of 12, 8 and 4 rows or of 32 and 16, and fewer rows than the smallest block.
+# Every split of a document into blocks of 12, 8 and 4 rows, of 32 and 16, or of 6 and 4, and fewer rows than those.
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 23, 24, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100)
 
 
@@ -56,8 +57,9 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize("instructions", ["avx512", "amx"])
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "instructions"), [*product([torch.int8, torch.bfloat16], ["avx512", "amx"]), (torch.float32, "avx2")]
+)
 @pytest.mark.parametrize(("width", "vocabulary"), [(64, 32), (100, 33), (768, 50), (8, 1)])
 def test_emulated_instructions_match_the_formula(instructions, dtype, width, vocabulary) -> None:
     rows, weight, bias, of_columns, of_documents = random_inputs(dtype, width, vocabulary, LENGTHS)
@@ -71,9 +73,9 @@ def test_emulated_instructions_match_the_formula(instructions, dtype, width, voc
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
 def test_the_instructions_of_this_cpu_match_the_formula(dtype) -> None:
-    there = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}[dtype]
+    there = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16, torch.float32: has_only_avx2}[dtype]
     if not there() or (instructions := instructions_for(dtype, 128)) is None:
         pytest.skip("this CPU lacks the instructions, or ONEDNN_MAX_CPU_ISA forbids them")
     rows, weight, bias, of_columns, of_documents = random_inputs(dtype, 128, 1000, LENGTHS)
@@ -89,6 +91,7 @@ def test_the_instructions_of_this_cpu_match_the_formula(dtype) -> None:
         ("bfloat16", "amx", ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease")),
         ("int8", "avx512", ("vpdpbusd", "vpmaxsd")),
         ("bfloat16", "avx512", ("vdpbf16ps", "vmaxps")),
+        ("float32", "avx2", ("vfmadd", "vmaxps")),
     ],
 )
 def test_the_kernel_is_compiled_to_the_expected_instructions(dtype, instructions, words) -> None:
@@ -97,12 +100,13 @@ def test_the_kernel_is_compiled_to_the_expected_instructions(dtype, instructions
     module = llvm.parse_assembly(cpu_kernel_text.kernel_text(dtype, instructions, 256))
     module.verify()
     target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
-    assembly = target.create_target_machine(cpu="sapphirerapids", opt=3).emit_assembly(module)
+    cpu = "haswell" if instructions == "avx2" else "sapphirerapids"
+    assembly = target.create_target_machine(cpu=cpu, opt=3).emit_assembly(module)
     assert [word for word in words if word not in assembly] == []
-    if instructions == "avx512":
-        # Each step multiplies 12 rows by two vectors of columns, without spilling registers.
+    if instructions != "amx":
+        # Each step multiplies the rows of a block by two vectors of columns, without spilling registers.
         step = max(assembly.split(".LBB"), key=lambda part: part.count(words[0]))
-        assert step.count(words[0]) == 24
+        assert step.count(words[0]) == 2 * cpu_kernel_text.BLOCKS[instructions][0]
         assert "(%rsp)" not in step
 
 
@@ -171,10 +175,22 @@ def parts() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(100, 32, generator=generator), torch.randn(100, generator=generator)
 
 
-def test_bfloat16_uses_the_kernel(parts, monkeypatch) -> None:
-    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
+@pytest.mark.parametrize(("dtype", "instructions"), [(torch.bfloat16, "avx512"), (torch.float32, "avx2")])
+def test_floating_point_uses_the_kernel(dtype, instructions, parts, monkeypatch) -> None:
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: instructions)
     monkeypatch.setattr(cpu_kernel, "compile_kernel", compile_emulated)
-    assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), Kernel)
+    assert isinstance(build_head(*parts, device=CPU, dtype=dtype), Kernel)
+
+
+def test_a_large_vocabulary_is_complete_although_the_trial_has_a_part_of_it(monkeypatch) -> None:
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx2")
+    monkeypatch.setattr(cpu_kernel, "compile_kernel", compile_emulated)
+    rows, weight, bias, *_ = random_inputs(torch.float32, 64, 2 * selection.TRIED + 9, LENGTHS)
+    found = build_head(weight, bias, device=CPU, dtype=torch.float32)
+    expected = TiledHead(weight, bias, device=CPU, dtype=torch.float32)
+    packing = Packing(LENGTHS, CPU)
+    assert isinstance(found, Kernel)
+    torch.testing.assert_close(found(rows, packing), expected(rows, packing), rtol=1e-5, atol=1e-4)
 
 
 def test_without_llvm_the_plain_head_is_used(parts, monkeypatch) -> None:
@@ -243,6 +259,7 @@ def test_the_best_instructions_for_a_dtype_are_chosen(monkeypatch, amx, tiles, d
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(cpu_kernel, "has_amx", lambda: amx)
+    monkeypatch.setattr(cpu_kernel, "has_only_avx2", lambda: False)
     monkeypatch.setattr(cpu_kernel, "_may_use_tiles", lambda: tiles)
     for name in ("has_vnni", "has_avx512_bfloat16"):
         monkeypatch.setattr(cpu_kernel, name, lambda: True)
@@ -250,10 +267,16 @@ def test_the_best_instructions_for_a_dtype_are_chosen(monkeypatch, amx, tiles, d
 
 
 def test_other_systems_and_forbidden_instructions_disable_the_kernel(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
     for limit in ("AVX2", "AVX2_VNNI"):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
         assert instructions_for(torch.int8, 128) is instructions_for(torch.bfloat16, 128) is None
+        assert (instructions_for(torch.float32, 768), instructions_for(torch.float32, 1024)) == ("avx2", None)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX")
+    assert instructions_for(torch.float32, 128) is None
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)  # there torch's product is as fast
+    assert instructions_for(torch.float32, 128) is None
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert instructions_for(torch.int8, 128) is None
 

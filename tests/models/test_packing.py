@@ -181,5 +181,14 @@ def test_onednn_linear_layers_match_torch(dtype: torch.dtype) -> None:
         assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.has_fast_linear(dtype)
 
 
+@pytest.mark.parametrize("only_avx2", [True, False])
+def test_gelu_within_and_after_a_product_matches_torch(only_avx2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_only_avx2", lambda: only_avx2)
+    rows, weight, bias = (torch.randn(*shape, generator=torch.Generator()) for shape in ((50, 24), (40, 24), (40,)))
+    expected = torch.nn.functional.gelu(rows @ weight.T + bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear.product_of(weight, bias, gelu=True)(rows), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_starts_are_the_first_rows_of_packed_documents_and_the_end() -> None:
     assert Packing((2, 1), CPU).starts.tolist() == [0, 2, 3]

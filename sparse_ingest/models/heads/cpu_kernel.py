@@ -1,6 +1,6 @@
 """The vocabulary projection and the maximum over each document's tokens as one kernel, compiled here for CPUs.
 
-In: packed hidden states as 8-bit integers or bfloat16. Out: weights before the logarithm. Without llvmlite
+In: packed hidden states as 8-bit integers, bfloat16 or float32. Out: weights before the logarithm. Without llvmlite
 (compiled.py) or the instructions other heads compute the same (selection.py).
 """
 
@@ -14,14 +14,16 @@ import torch
 from torch.nn.functional import pad
 
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function
-from sparse_ingest.models.heads.cpu_kernel_text import BLOCKS, FEATURES, GROUP_BYTES, PANEL, TILE_BYTES, kernel_text
-from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
+from sparse_ingest.models.heads.cpu_kernel_text import BLOCKS, FEATURES, FORMS, TILE_BYTES, kernel_text
+from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_only_avx2, has_vnni
 from sparse_ingest.models.packing import Packing
 
-DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16"}
+DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 # With wider rows of bfloat16 a panel does not fit the cache that two threads of an AMX core share, and torch's product
 # is faster (speed relative to torch in a prototype: 0.9 at 768 wide, 1.2 at 256, 1.9 at 128).
 AMX_BFLOAT16_BYTES = 1024
+# The same for a panel of float32 and the second-level cache (1.05 at 768 wide, 0.95 at 1024).
+AVX2_BYTES = 3072
 # Linux's numbers for the tiles of AMX, and for the request to use them.
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
 SYS_ARCH_PRCTL = 158
@@ -30,8 +32,8 @@ SYS_ARCH_PRCTL = 158
 class Kernel:
     """`relu(max over a document's rows of rows @ weight.T * scale of the document * scale of the column + bias)`.
 
-    `weight` is `[vocabulary, width]` in int8 or bfloat16, the scales of columns and `bias` are `[vocabulary]` in
-    float32. Sums of 8-bit numbers are exact; sums of bfloat16 are float32, in the order of the instructions.
+    `weight` is `[vocabulary, width]` in int8, bfloat16 or float32; the scales of columns and `bias` are `[vocabulary]`
+    in float32. Sums of 8-bit numbers are exact; other sums are float32, in the order of the instructions.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class Kernel:
         self.name = f"compiled for {instructions}, by llvmlite"
         self._columns, self._width, self._dtype = len(bias), weight.shape[1], weight.dtype
         self._least = BLOCKS[instructions][-1]
-        missing = -self._columns % PANEL
+        self._panel = FORMS[DTYPES[self._dtype]].panel
+        missing = -self._columns % self._panel
         weight = pad(_full_tiles(weight), (0, 0, 0, missing)).contiguous()
-        self._panels = len(weight) // PANEL
-        groups = weight.view(torch.uint8).view(self._panels, PANEL, -1, GROUP_BYTES)
+        self._panels = len(weight) // self._panel
+        groups = weight.view(torch.int32).view(self._panels, self._panel, -1)  # of 4 bytes
         self._weight = groups.transpose(1, 2).contiguous()
         # One 8-bit factor must be unsigned, so 128 is added to the rows and subtracted here.
         is_int8 = weight.dtype == torch.int8
@@ -69,7 +72,7 @@ class Kernel:
         rows = rows.contiguous()
         documents = len(packing.lengths)
         scales = torch.ones(documents) if scales is None else scales.contiguous()
-        found = torch.empty(documents, self._panels * PANEL)
+        found = torch.empty(documents, self._panels * self._panel)
         tensors = (self._before, scales, self._scales, self._bias, found)
         self._maxima(
             rows.data_ptr(), self._weight.data_ptr(), starts.data_ptr(), documents, self._panels,
@@ -82,6 +85,8 @@ def instructions_for(dtype: torch.dtype, width: int) -> str | None:
     """Return the instructions of this CPU for the fastest kernel of a dtype, or None if no kernel is faster."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return None
+    if dtype == torch.float32:  # with AVX512 torch's product is as fast
+        return "avx2" if has_only_avx2() and width * dtype.itemsize <= AVX2_BYTES else None
     if dtype in DTYPES and has_amx() and _may_use_tiles():
         too_wide = dtype == torch.bfloat16 and width * dtype.itemsize > AMX_BFLOAT16_BYTES
         return None if too_wide else "amx"

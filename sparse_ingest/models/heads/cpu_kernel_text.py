@@ -3,11 +3,11 @@
     found[document, column] = relu((max over the document's rows of row . column + before[column])
                                    * row_scales[document] * column_scales[column] + bias[column])
 
-32 columns of the vocabulary are one panel. For each panel the kernel walks over all documents, a block of rows at a
-time; products stay in registers and only their maximum is kept. A panel fits the first-level cache, the rows of a batch
-the second. The last block of a document ends with it: rows that are read twice do not change a maximum. Factors are
-multiplied in groups of 4 bytes, four 8-bit numbers (unsigned times signed) or two bfloat16, with AVX512 and AMX; both
-read the same panels: `[width in groups][32 columns][4 bytes]`.
+Two vectors of columns of the vocabulary are one panel: 32 columns, or 16 with AVX2. For each panel the kernel walks
+over all documents, a block of rows at a time; products stay in registers and only their maximum is kept. A panel fits
+the first-level cache, the rows of a batch the second. The last block of a document ends with it: rows that are read
+twice do not change a maximum. Factors are multiplied in groups of 4 bytes: with AVX512 and AMX four 8-bit numbers
+(unsigned times signed) or two bfloat16, with AVX2 one float32. A panel is `[width in groups][columns][4 bytes]`.
 
 How to read the text: `%name` is a value that is set once, `name:` a label for `br label %name`, and `;` starts a
 comment. `phi` is a loop variable with its initial value and its value in the previous round. `getelementptr i8, ptr %a,
@@ -20,18 +20,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-LANES = 16  # 4-byte numbers of a vector, rows of a tile
+LANES = 16  # 4-byte numbers of a vector of AVX512, rows of a tile
 HALVES = (0, 1)  # of a panel, as a vector has half of its columns
-PANEL = len(HALVES) * LANES  # columns
 GROUP_BYTES = 4
 TILE_BYTES = 64  # of a tile's row
 # Rows of a block, largest first. AVX512 has 32 registers: 24 sums, two vectors of columns and one of a row. AMX has 8
-# tiles: four sums, two of columns and two of rows.
-BLOCKS = {"avx512": (12, 8, 4), "amx": (32, 16)}
+# tiles: four sums, two of columns and two of rows. AVX2 has 16 registers: 12 sums, and the same factors as AVX512.
+BLOCKS = {"avx512": (12, 8, 4), "amx": (32, 16), "avx2": (6, 4)}
 # What LLVM calls the part of a CPU that multiplies.
 FEATURES = {
     ("int8", "avx512"): "avx512vnni", ("bfloat16", "avx512"): "avx512bf16",
-    ("int8", "amx"): "amx-int8", ("bfloat16", "amx"): "amx-bf16",
+    ("int8", "amx"): "amx-int8", ("bfloat16", "amx"): "amx-bf16", ("float32", "avx2"): "fma",
 }  # fmt: skip
 
 
@@ -41,17 +40,24 @@ class Form:
 
     sums: str  # a vector of them
     factors: str  # a vector of them
-    multiply: str  # of AVX512
+    multiply: str  # of vectors
     multiply_tiles: str  # of AMX
     larger: str  # of two vectors, lane by lane
     lowest: str  # a vector of it
     add: str
     to_float: str  # of a vector of sums
+    lanes: int = LANES  # sums of a vector
+    arguments: str = "{0}, {1}, {2}"  # of `multiply`: the sum and the factors
 
     @property
     def both(self) -> str:
         """The sums of a panel's two halves."""
         return f"{{ {self.sums}, {self.sums} }}"
+
+    @property
+    def panel(self) -> int:
+        """Columns of a panel."""
+        return len(HALVES) * self.lanes
 
 
 # With `nnan` (inputs without NaN) a maximum is one instruction; vectors.py finds NaN in hidden states.
@@ -65,6 +71,11 @@ FORMS = {
         "call nnan <16 x float> @llvm.maxnum.v16f32", "splat (float 0xFFF0000000000000)", "fadd",
         "bitcast <16 x float> {} to <16 x float>",
     ),
+    "float32": Form(
+        "<8 x float>", "<8 x float>", "@llvm.fma.v8f32", "",
+        "call nnan <8 x float> @llvm.maxnum.v8f32", "splat (float 0xFFF0000000000000)", "fadd",
+        "bitcast <8 x float> {} to <8 x float>", lanes=8, arguments="{1}, {2}, {0}",
+    ),
 }  # fmt: skip
 
 # Eight tiles of 16 rows of 64 bytes: palette 1, then the bytes of a row of each, then the rows of each.
@@ -74,12 +85,13 @@ _TILES = bytes([1, *[0] * 15, *[TILE_BYTES, 0] * 8, *[0] * 16, *[LANES] * 8, *[0
 def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
     """Return a module with the function `maxima` for rows of `row_bytes` bytes, a multiple of `TILE_BYTES`."""
     form, blocks = FORMS[dtype], BLOCKS[instructions]
-    block_body = {"avx512": _vector_block, "amx": _tile_block}[instructions]
+    block_body = _tile_block if instructions == "amx" else _vector_block
     declarations = f"""
     declare {form.sums} {form.multiply}({form.sums}, {form.factors}, {form.factors})
-    declare void {form.multiply_tiles}(i8, i8, i8)
+    {f"declare void {form.multiply_tiles}(i8, i8, i8)" if form.multiply_tiles else ""}
     declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
     declare <16 x float> @llvm.maxnum.v16f32(<16 x float>, <16 x float>)
+    declare <8 x float> @llvm.maxnum.v8f32(<8 x float>, <8 x float>)
     declare void @llvm.x86.ldtilecfg(ptr)
     declare void @llvm.x86.tilerelease()
     declare void @llvm.x86.tilezero(i8)
@@ -107,12 +119,12 @@ def _block(form: Form, rows: int, body: Iterator[str]) -> Iterator[str]:
     """
 
 
-def _addresses(*, groups: int) -> str:
+def _addresses(form: Form, *, groups: int) -> str:
     """Return the addresses of a step that multiplies this many groups: both halves of the panel, and the first row."""
     return f"""
-      %done = mul i64 %number, {groups * PANEL * GROUP_BYTES}
+      %done = mul i64 %number, {groups * form.panel * GROUP_BYTES}
       %columns0 = getelementptr i8, ptr %panel, i64 %done
-      %columns1 = getelementptr i8, ptr %columns0, i64 {TILE_BYTES}
+      %columns1 = getelementptr i8, ptr %columns0, i64 {form.lanes * GROUP_BYTES}
       %inside = mul i64 %number, {groups * GROUP_BYTES}
       %left = getelementptr i8, ptr %rows, i64 %inside
     """
@@ -129,8 +141,8 @@ def _next_step(row_bytes: int, *, groups: int) -> str:
 
 
 def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
-    """Yield the body for AVX512: a group of each row fills a vector and is multiplied with that group of 32 columns."""
-    sums = form.sums
+    """Yield the body for vectors: a group of each row fills one, which is multiplied with that group of the columns."""
+    sums, numbers, align = form.sums, f"<{form.lanes} x i32>", form.lanes * GROUP_BYTES
     yield """
     entry:
       br label %step
@@ -141,22 +153,22 @@ def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
         for half in HALVES:
             yield f"  %sum{row}.{half} = phi {sums} [ zeroinitializer, %entry ], [ %added{row}.{half}, %step ]"
     yield f"""
-      {_addresses(groups=1)}
-      %right0 = load {form.factors}, ptr %columns0, align 64
-      %right1 = load {form.factors}, ptr %columns1, align 64
+      {_addresses(form, groups=1)}
+      %right0 = load {form.factors}, ptr %columns0, align {align}
+      %right1 = load {form.factors}, ptr %columns1, align {align}
     """
     for row in range(rows):
         yield f"""
       ; the 4 bytes of this row, in every lane
       %place{row} = getelementptr i8, ptr %left, i64 {row * row_bytes}
       %factor{row} = load i32, ptr %place{row}, align 4
-      %lane{row} = insertelement <16 x i32> poison, i32 %factor{row}, i32 0
-      %spread{row} = shufflevector <16 x i32> %lane{row}, <16 x i32> poison, <16 x i32> zeroinitializer
-      %left{row} = bitcast <16 x i32> %spread{row} to {form.factors}
+      %lane{row} = insertelement {numbers} poison, i32 %factor{row}, i32 0
+      %spread{row} = shufflevector {numbers} %lane{row}, {numbers} poison, {numbers} zeroinitializer
+      %left{row} = bitcast {numbers} %spread{row} to {form.factors}
         """
         for half in HALVES:
-            factors = f"{form.factors} %left{row}, {form.factors} %right{half}"
-            yield f"  %added{row}.{half} = call {sums} {form.multiply}({sums} %sum{row}.{half}, {factors})"
+            given = (f"{sums} %sum{row}.{half}", f"{form.factors} %left{row}", f"{form.factors} %right{half}")
+            yield f"  %added{row}.{half} = call {sums} {form.multiply}({form.arguments.format(*given)})"
     yield _next_step(row_bytes, groups=1)
     for half in HALVES:
         yield from _largest_of(form, half, [f"%added{row}.{half}" for row in range(rows)])
@@ -175,9 +187,9 @@ def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
       br label %step
     step: ; 64 bytes of the width, which are 16 groups
       %number = phi i64 [ 0, %entry ], [ %next, %step ]
-      {_addresses(groups=LANES)}
-      call void @llvm.x86.tileloadd64(i8 6, ptr %columns0, i64 {PANEL * GROUP_BYTES})
-      call void @llvm.x86.tileloadd64(i8 7, ptr %columns1, i64 {PANEL * GROUP_BYTES})
+      {_addresses(form, groups=LANES)}
+      call void @llvm.x86.tileloadd64(i8 6, ptr %columns0, i64 {form.panel * GROUP_BYTES})
+      call void @llvm.x86.tileloadd64(i8 7, ptr %columns1, i64 {form.panel * GROUP_BYTES})
     """
     for down in downs:
         yield f"""
@@ -219,15 +231,15 @@ def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool)
     entry:
       %scratch = alloca [{4 * LANES * TILE_BYTES} x i8], align 64
       {"call void @llvm.x86.ldtilecfg(ptr @tiles)" if tiles else ""}
-      %stride = mul i64 %panels, {PANEL}
+      %stride = mul i64 %panels, {form.panel}
       br label %panel
 
     panel:
       %at_panel = phi i64 [ 0, %entry ], [ %next_panel, %panel_end ]
-      %panel_bytes = mul i64 %at_panel, {row_bytes * PANEL}
+      %panel_bytes = mul i64 %at_panel, {row_bytes * form.panel}
       %columns = getelementptr i8, ptr %weight, i64 %panel_bytes
-      %column0 = mul i64 %at_panel, {PANEL}
-      %column1 = add i64 %column0, {LANES}
+      %column0 = mul i64 %at_panel, {form.panel}
+      %column1 = add i64 %column0, {form.lanes}
       br label %document
 
     document:
@@ -311,27 +323,27 @@ def _call(form: Form, name: str, row: str, rows: int, row_bytes: int, largest: l
 
 def _store(form: Form) -> Iterator[str]:
     """Yield the code that scales the maxima of a document, adds the bias, applies the relu and writes them."""
-    floats = f"<{LANES} x float>"
+    floats, align = f"<{form.lanes} x float>", form.lanes * GROUP_BYTES
     yield f"""
       ; the document's scale, in every lane
       %at_scale = getelementptr float, ptr %row_scales, i64 %at
       %row_scale = load float, ptr %at_scale
       %scale_lane = insertelement {floats} poison, float %row_scale, i32 0
-      %scale = shufflevector {floats} %scale_lane, {floats} poison, <{LANES} x i32> zeroinitializer
+      %scale = shufflevector {floats} %scale_lane, {floats} poison, <{form.lanes} x i32> zeroinitializer
       %document_place = mul i64 %at, %stride
     """
     for half in HALVES:
         for name, kind in (("before", form.sums), ("column_scales", floats), ("bias", floats)):
             yield f"  %at_{name}{half} = getelementptr i32, ptr %{name}, i64 %column{half}"
-            yield f"  %{name}{half} = load {kind}, ptr %at_{name}{half}, align 64"
+            yield f"  %{name}{half} = load {kind}, ptr %at_{name}{half}, align {align}"
         yield f"""
       %sum{half} = {form.add} {form.sums} %all{half}, %before{half}
       %float{half} = {form.to_float.format(f"%sum{half}")}
       %by_row{half} = fmul {floats} %float{half}, %scale
       %by_column{half} = fmul {floats} %by_row{half}, %column_scales{half}
       %logit{half} = fadd {floats} %by_column{half}, %bias{half}
-      %weight{half} = call nnan {floats} @llvm.maxnum.v16f32({floats} %logit{half}, {floats} zeroinitializer)
+      %weight{half} = call nnan {floats} @llvm.maxnum.v{form.lanes}f32({floats} %logit{half}, {floats} zeroinitializer)
       %place{half} = add i64 %document_place, %column{half}
       %at_found{half} = getelementptr float, ptr %found, i64 %place{half}
-      store {floats} %weight{half}, ptr %at_found{half}, align 64
+      store {floats} %weight{half}, ptr %at_found{half}, align {align}
         """

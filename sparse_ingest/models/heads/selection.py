@@ -21,6 +21,8 @@ from sparse_ingest.models.packing import Packing
 # Lengths of the trials' documents: one token, a tile and one more, several tiles; then lengths for which Triton's head
 # chooses few and many rows at a time.
 TRIALS = ((1, 64, 65, 3, 128, 200), (1, 3, 30), (128, 250, 127))
+# Columns of a trial on a CPU, where the complete vocabulary takes seconds; not a multiple of a panel.
+TRIED = 1000
 # Largest difference of two heads as a share of the largest weight; a head that computes float32 in TF32 fails.
 CLOSE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 logger = logging.getLogger(__name__)
@@ -33,25 +35,25 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
             f"int8 needs a CPU, but the device is {device}. Continue an int8 run with --device cpu, or encode into a "
             "new folder with --dtype auto, float16 or bfloat16."
         )
-    plain: Head = Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
+    tried = slice(TRIED if device.type == "cpu" else None)
     try:
-        fast = _fast_head(weight, bias, device=device, dtype=dtype, int8=int8)
-        if fast is None:
-            return plain
-        if passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=int8):
+        works = _works(weight[tried], bias[tried], device=device, dtype=dtype, int8=int8)
+        fast = _fast_head(weight, bias, device=device, dtype=dtype, int8=int8) if works else None
+        if fast is not None:
             return fast
-        reason = "its weights differ"
+        reason = None if works is None else "its weights differ"
     except ImportError as error:
         logger.info("The plain head is used on %s, which is slower than a compiled one: %s.", device, first_line(error))
-        return plain
+        reason = None
     except Exception as error:  # a compiler that cannot compile for this device may raise any type
         if is_out_of_memory(error):  # it may have fit in another process of this run, and the last bits would differ
             raise
         reason = first_line(error)
-    logger.warning(
-        "The compiled head is not used on %s: %s. Continuing with the plain one, which is slower.", device, reason
-    )
-    return plain
+    if reason:
+        logger.warning(
+            "The compiled head is not used on %s: %s. Continuing with the plain one, which is slower.", device, reason
+        )
+    return _plain_head(weight, bias, device=device, dtype=dtype, int8=int8)
 
 
 def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> bool | None:
@@ -61,17 +63,26 @@ def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = Fa
     """
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(1000, 128, generator=generator), torch.randn(1000, generator=generator)
-    fast = _fast_head(weight, bias, device=device, dtype=dtype, int8=int8)
-    if fast is None:
-        return None
-    plain: Head = Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
-    return passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=int8)
+    return _works(weight, bias, device=device, dtype=dtype, int8=int8)
 
 
 def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool:
     """Return whether a head of this width would be faster on this CPU if llvmlite were installed."""
     usable = device.type == "cpu" and instructions_for(torch.int8 if int8 else dtype, width) is not None
     return usable and find_spec("llvmlite") is None
+
+
+def _works(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool | None:
+    """Return whether the fast head of these weights agrees with the plain one; None if there is no fast head."""
+    fast = _fast_head(weight, bias, device=device, dtype=dtype, int8=int8)
+    if fast is None:
+        return None
+    plain = _plain_head(weight, bias, device=device, dtype=dtype, int8=int8)
+    return passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=int8)
+
+
+def _plain_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head:
+    return Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
 
 
 def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head | None:
