@@ -27,7 +27,7 @@ PACKED = "sparse_ingest_packed"
 # Documents are padded to one length for a maximum if that adds at most this share of rows. One call per document would
 # cost 4 microseconds each, 3% of a small model's time.
 PADDING = 1 / 16
-# Tokens of a sliding window's attention at a time, with those in their reach. A layer of ModernBERT-base takes 80 ms for
+# Tokens of a sliding window's attention at a time, with those in reach. A layer of ModernBERT-base takes 80 ms for
 # 4,096 tokens, and 1,250 ms if all pairs are computed; 256 at a time take 114 ms.
 PIECE = 128
 
