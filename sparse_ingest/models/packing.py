@@ -8,7 +8,7 @@ with attention of their own are padded (body.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from inspect import signature
@@ -27,6 +27,9 @@ PACKED = "sparse_ingest_packed"
 # Documents are padded to one length for a maximum if that adds at most this share of rows. One call per document would
 # cost 4 microseconds each, 3% of a small model's time.
 PADDING = 1 / 16
+# Tokens of a sliding window's attention at a time, with those in reach. A layer of ModernBERT-base takes 80 ms for
+# 4,096 tokens, and 1,250 ms if all pairs are computed; 256 at a time take 114 ms.
+PIECE = 128
 
 
 class LengthRun(NamedTuple):
@@ -157,15 +160,28 @@ def packed_attention(
         return torch.as_tensor(seen).unsqueeze(0), None
     found = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for run in packing.runs:
-        shape, mask = (run.documents, run.length), None
-        if reach is not None and run.length > reach + 1:
-            places = torch.arange(run.length, device=query.device)
-            mask = (places.unsqueeze(0) - places.unsqueeze(1)).abs() <= reach
+        shape = (run.documents, run.length)
         # `[heads, rows, width]` as `[documents, heads, length, width]`.
         q, k, v = (tensor[0, :, run.rows].unflatten(1, shape).transpose(0, 1) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
-        seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, **shared)
-        found[0, run.rows].unflatten(0, shape).copy_(seen.transpose(1, 2))  # type: ignore[no-untyped-call]
+        of_run = found[0, run.rows].unflatten(0, shape)  # type: ignore[no-untyped-call]
+        for own, near, mask in _pieces(run.length, reach, query.device):
+            seen = scaled_dot_product_attention(
+                q[:, :, own], k[:, :, near], v[:, :, near], attn_mask=mask, scale=scaling, **shared
+            )
+            of_run[:, own].copy_(seen.transpose(1, 2))
     return found, None
+
+
+def _pieces(length: int, reach: int | None, device: torch.device) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
+    """Yield tokens of a document, those that they see, and which of them each sees; None: all."""
+    if reach is None or length <= reach + 1:
+        yield slice(length), slice(length), None
+        return
+    places = torch.arange(length, device=device)
+    for start in range(0, length, PIECE):
+        own = slice(start, start + PIECE)
+        near = slice(max(0, start - reach), start + PIECE + reach)
+        yield own, near, (places[own].unsqueeze(1) - places[near]).abs() <= reach
 
 
 @cache

@@ -16,7 +16,7 @@ from support.largest_output import LargestOutput
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.models import linear
 from sparse_ingest.models.body import Body
-from sparse_ingest.models.packing import PADDING, Packing, ordinal_positions, packed_attention, positions_behind
+from sparse_ingest.models.packing import PADDING, PIECE, Packing, ordinal_positions, packed_attention, positions_behind
 
 CPU = torch.device("cpu")
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple)
@@ -55,7 +55,7 @@ def test_positions_after_padding_match_transformers() -> None:
 
 @pytest.mark.parametrize("reach", [None, 0, 2, 50])
 def test_a_token_attends_to_its_own_document_within_its_window(reach: int | None) -> None:
-    lengths, heads, width = (5, 5, 1, 9), 2, 4
+    lengths, heads, width = (PIECE * 2 + 9, 60, 60, 5, 5, 1, 9), 2, 4  # three pieces of the first one
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(1, heads, sum(lengths), width, generator=generator) for _ in range(3))
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
