@@ -19,7 +19,7 @@ from encoders import peak
 
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.tiles import Head, Int8Head, TiledHead
-from sparse_ingest.models.linear import has_vnni
+from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.packing import Packing
 
 VOCABULARY = 30522
@@ -57,7 +57,9 @@ def heads_of(
     device: torch.device, weight: torch.Tensor, bias: torch.Tensor
 ) -> dict[str, tuple[Head, torch.dtype, torch.dtype]]:
     """Return every head of this device with the dtype of its rows and of its factors."""
-    halves = (torch.bfloat16,) if device.type == "cpu" else (torch.float16, torch.bfloat16)
+    halves = (torch.float16, torch.bfloat16)
+    if device.type == "cpu":
+        halves = (torch.bfloat16,) if has_avx512_bfloat16() or has_amx() else ()
     heads: dict[str, tuple[Head, torch.dtype, torch.dtype]] = {}
     for dtype in (torch.float32, *halves):
         name = str(dtype).removeprefix("torch.")
