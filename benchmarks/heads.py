@@ -57,7 +57,7 @@ def heads_of(
     device: torch.device, weight: torch.Tensor, bias: torch.Tensor
 ) -> dict[str, tuple[Head, torch.dtype, torch.dtype]]:
     """Return every head of this device with the dtype of its rows and of its factors."""
-    halves = (torch.float16, torch.bfloat16)
+    halves: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
     if device.type == "cpu":
         halves = (torch.bfloat16,) if has_avx512_bfloat16() or has_amx() else ()
     heads: dict[str, tuple[Head, torch.dtype, torch.dtype]] = {}
