@@ -30,8 +30,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -200,13 +202,14 @@ def untimed(job: dict[str, Any]) -> dict[str, Any]:
 def started(job: dict[str, Any], python: str) -> Iterator[Contender]:
     """Start a contender, and end it after the block."""
     command = [python, str(Path(__file__).with_name("encoders.py")), json.dumps(job)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
         try:
             yield Contender(process, job)
         finally:
             if process.stdin:
                 process.stdin.close()
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)  # also the processes that vLLM has started
 
 
 def environment(peer: str, folder: Path) -> str:

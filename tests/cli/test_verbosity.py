@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
@@ -53,7 +54,7 @@ def test_each_level_prints_more(encode: Callable[..., Answer], monkeypatch: pyte
     quiet, usual, more = encode("q", "-q").err, encode("usual").err, encode("v", "--verbose").err
     assert quiet.startswith("Bad documents that were skipped: 1") and len(quiet.splitlines()) == 1, quiet
     assert "Encoding with" in usual and "Head:" not in usual and "slower without" not in usual
-    assert "Head: torch. Tokenizing with the library tokenizers" in more and "Encoding with" in more
+    assert re.search(r"Head: .+\. Tokenizing with the library tokenizers", more) and "Encoding with" in more
     monkeypatch.setitem(sys.modules, "nanotoken", None)
     assert "Encoding is slower without nanotoken: pip install 'sparse-ingest[fast]'" in encode("without").err
     both = encode("both", "-q", "-vv")

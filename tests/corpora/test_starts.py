@@ -96,6 +96,7 @@ def test_starts_in_json_lines_equal_a_walk(tmp_path_factory, contents, shard_row
 )  # fmt: skip
 @example([b"\n\nid\ttext\n1\ta\n\n2\tb"], 1, None, 1, ".tsv", {"quoting": "none"})
 @example([b"id\ttext"], 1, None, 3, ".tsv", {"quoting": "none"})
+@example([b"1\ta", b'1\ta\n3\t"\n1\ta'], 1, 2, 1, ".tsv", {})
 def test_starts_in_tables_of_text_equal_a_walk(
     tmp_path_factory, contents, shard_rows, limit, piece_bytes, suffix, options
 ):

@@ -107,7 +107,7 @@ def test_two_processes_give_the_bytes_of_one(corpus: Corpus, tmp_path: Path) -> 
     report = json.loads(command(*corpus.arguments(corpus.run, "cpu"), "--json").out)
     assert json.loads(message[message.index("{") : message.rindex("}") + 1]) == {**report, "run": str(out)}
     # Each process sends its records, and an equal one is printed once.
-    assert message.count("Head: torch") == 1
+    assert message.count("Head: ") == 1
     assert message.count("Encoding with") == 1 and "Bad documents that were skipped: 1 " in message
 
 

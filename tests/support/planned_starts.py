@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 from sparse_ingest.corpora.sources import Corpus, Cursor, Position
 from sparse_ingest.corpora.starts import Starts, find_starts
@@ -15,6 +16,10 @@ def walk(corpus: Corpus, shard_rows: int, limit: int | None) -> tuple[int, list[
         positions.append(cursor.position)
         deque(cursor.take(shard_rows), maxlen=0)
     return cursor.position.row, positions
+
+
+def rows_from(corpus: Corpus, position: Position) -> list:
+    return list(corpus.rows(position))
 
 
 def outcome(find) -> object:
@@ -34,6 +39,7 @@ def assert_same(corpus: Corpus, shard_rows: int, limit: int | None = None, **opt
     assert (found.rows, found.positions) == expected
     for position, begin in zip(found.positions, found.begins, strict=True):
         if begin != position:
-            assert list(corpus.rows(begin)) == list(corpus.rows(position))
+            # A row beyond the limit may be one that cannot be read.
+            assert outcome(partial(rows_from, corpus, begin)) == outcome(partial(rows_from, corpus, position))
     assert [shard for group in found.groups for shard in group] == list(range(len(found.positions)))
     return found
