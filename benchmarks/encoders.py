@@ -362,7 +362,7 @@ def peak(job: Job, texts: Sequence[str]) -> Contender:
             torch.cuda.synchronize()
 
     multiplied(None)
-    rate = 8 * size**3 / min(timed(lambda: multiplied(None)).seconds for _ in range(5))
+    rate = 8 * size**3 / min(timed(lambda: multiplied(None)).seconds for _ in range(20))
     return Contender(multiplied, lambda some: [], job["dtype"], {"flops_per_s": rate})
 
 
