@@ -6,17 +6,15 @@
     python benchmarks/encode.py --max-length 512 --join 5            long documents
     python benchmarks/encode.py --device cuda --documents 20000
 
-Each encoder has its own process and waits while another one computes. Shapes are random weights in the layout of the
-named models, xlm-r with 250,002 invented words, the others with BERT's vocabulary, so nothing is downloaded; `--model`
-uses a real model instead. The texts are those of --corpus, or the passages of `sparse-ingest demo`, truncated at
---max-length. Peers that are not installed get their own environment, with the torch of this one. `openvino` is
+Each encoder has its own process, which is stopped while another one computes. Shapes are random weights in the layout
+of the named models, xlm-r with 250,002 invented words, the others with BERT's vocabulary, so nothing is downloaded;
+`--model` uses a real model instead. The texts are those of --corpus, or the passages of `sparse-ingest demo`, truncated
+at --max-length. Peers that are not installed get their own environment, with the torch of this one. `openvino` is
 sentence-transformers with the backend of that name, which exports the model, with the best batch size found; its
 backend for ONNX Runtime (optimum-onnx 0.1.0) cannot be installed beside sentence-transformers 6. vLLM has SPLADE for
-BERT only. Prints one table per
-shape: medians of the rounds, the
-ratio to sentence-transformers in its best setting and in float32 at batch 32, the share of the hardware bound, the CPU
-time per document, which varies less than the rates on a busy machine, and the share of terms above 0.1 that match
-sentence-transformers in float32.
+BERT only. Prints one table per shape: medians of the rounds, the ratio to sentence-transformers in its best setting and
+in float32 at batch 32, the share of the hardware bound, the CPU time per document, which varies less than the rates on
+a busy machine, and the share of terms above 0.1 that match sentence-transformers in float32.
 
 The best setting is found by trying dtypes, batch sizes and attention functions; the fastest few are tried again on all
 documents. The bound is the time of the products of body and head at the rate of one large product in their dtype; with
@@ -86,6 +84,10 @@ class Contender:
     cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
+    def signal(self, number: int) -> None:
+        """Send a signal to it and the processes that it started."""
+        os.killpg(self.process.pid, number)
+
     def answer(self) -> dict[str, Any]:
         """Return the next JSON line; print other output."""
         assert self.process.stdout
@@ -96,15 +98,18 @@ class Contender:
         raise SystemExit(f"{self.job['encoder']} exited without a result; its errors are above.")
 
     def wait(self) -> None:
-        """Wait until it is warm."""
+        """Wait until it is warm, and stop it."""
         self.facts = self.facts or self.answer()
+        self.signal(signal.SIGSTOP)
 
     def go(self) -> None:
         """Run one round."""
         assert self.process.stdin
+        self.signal(signal.SIGCONT)
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         found = self.answer()
+        self.signal(signal.SIGSTOP)  # threads that wait would use a core
         self.seconds.append(found["seconds"])
         self.cpu_seconds.append(found["cpu_seconds"])
         self.peak_bytes = found["peak_bytes"]
@@ -204,12 +209,11 @@ def started(job: dict[str, Any], python: str) -> Iterator[Contender]:
     command = [python, str(Path(__file__).with_name("encoders.py")), json.dumps(job)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
+        contender = Contender(process, job)
         try:
-            yield Contender(process, job)
+            yield contender
         finally:
-            if process.stdin:
-                process.stdin.close()
-            os.killpg(process.pid, signal.SIGKILL)  # also the processes that vLLM has started
+            contender.signal(signal.SIGKILL)
 
 
 def environment(peer: str, folder: Path) -> str:
