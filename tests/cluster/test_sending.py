@@ -336,7 +336,7 @@ def test_a_retry_is_reported_with_its_reason_and_a_stop_request_ends_the_pause(i
 def test_the_timeout_of_the_client_ends_the_retries(index, fault) -> None:
     url, _, alias = index
     with through(url, [fault] * 1000) as (client, _):
-        client.waiting.patience_s = 1
+        client.waiting.patience_s = 0.3
         often = Retries(attempts=1000, base_s=0.1, cap_s=0.1)
         with pytest.raises(ClusterError, match=r"did not accept 1 document in \d+ attempts and \d+ s"):
             list(send(client, requests(1), target=alias, retries=often))
