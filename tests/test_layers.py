@@ -69,11 +69,13 @@ def imports(path: Path, *, typing_too: bool = True) -> list[str]:
 
 
 def nodes(tree: ast.AST, *, typing_too: bool) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test) and not typing_too:
-            continue
-        yield child
-        yield from nodes(child, typing_too=typing_too)
+    left = [tree]
+    while left:
+        for child in ast.iter_child_nodes(left.pop()):
+            if not typing_too and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            yield child
+            left.append(child)
 
 
 def inner_imports(path: Path) -> Iterator[str]:
