@@ -89,7 +89,7 @@ def begin(*arguments: str, home: Path, timeout_s: float, **variables: str) -> su
     )
 
 
-@pytest.mark.parametrize("behavior", [send_nothing, drip, drip_headers])
+@pytest.mark.parametrize("behavior", [send_nothing, drip, pytest.param(drip_headers, marks=pytest.mark.slow)])
 def test_a_request_to_a_silent_web_server_times_out(
     behavior: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

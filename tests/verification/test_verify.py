@@ -100,7 +100,7 @@ def test_a_missing_document_is_reported_and_the_count_differs(client: Client, in
     assert (report.index_documents, report.expected_documents) == (4, 5)
 
 
-@pytest.mark.parametrize("sample", [None, 2])
+@pytest.mark.parametrize("sample", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_an_additional_document_is_reported(client: Client, index_name: str, loaded: Run, sample: int | None) -> None:
     client.call("PUT", f"/{index_name}/_doc/stranger", {})
     report = compare(client, index_name, loaded, sample=sample)
@@ -168,7 +168,7 @@ def test_a_pruned_load_is_compared_with_the_pruned_run(client: Client, index_nam
 
 
 @pytest.mark.opensearch_only
-@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("merge", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_sparse_vector_field_matches_bit_for_bit_and_a_change_is_reported(
     client: Client, index_name: str, tmp_path: Path, merge: bool
 ) -> None:
