@@ -156,6 +156,7 @@ def index_name(cluster_url: str) -> Iterator[str]:
 def hasty_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait up to 30 s for retention leases before a merge. Only for tests that ignore the index size."""
     monkeypatch.setattr(merging, "_LEASES_S", 0)
+    monkeypatch.setattr(merging, "_POLL_S", 0.5)
 
 
 def _request(url: str, method: str = "GET") -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -54,22 +55,27 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-def imports(path: Path, *, typing_too: bool = True) -> Iterator[str]:
-    """Yield the absolute names of all imports of a module; `from a import b` gives a.b."""
+@functools.cache
+def imports(path: Path, *, typing_too: bool = True) -> list[str]:
+    """Return the absolute names of all imports of a module; `from a import b` gives a.b."""
+    found: list[str] = []
     for node in nodes(ast.parse(path.read_text()), typing_too=typing_too):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return found
 
 
 def nodes(tree: ast.AST, *, typing_too: bool) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test) and not typing_too:
-            continue
-        yield child
-        yield from nodes(child, typing_too=typing_too)
+    left = [tree]
+    while left:
+        for child in ast.iter_child_nodes(left.pop()):
+            if not typing_too and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            yield child
+            left.append(child)
 
 
 def inner_imports(path: Path) -> Iterator[str]:

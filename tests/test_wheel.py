@@ -200,8 +200,8 @@ def test_a_run_is_loaded_verified_and_searched(
     ("command", "extra"),
     [
         (["encode", "--model", "masked", "--corpus", "corpus.jsonl", "--out", "encoded"], "encode"),
-        (["query", "--model", "masked", "text"], "encode"),
-        (["server", "start"], "local"),
+        pytest.param(["query", "--model", "masked", "text"], "encode", marks=pytest.mark.slow),
+        pytest.param(["server", "start"], "local", marks=pytest.mark.slow),
         (["demo"], "demo"),
     ],
     ids=["encode", "query", "server start", "demo"],

@@ -17,6 +17,7 @@ import polars
 import pyarrow as pa
 import pytest
 from support.forked import command
+from support.kept_models import keep_models
 from support.reporters import Recorder
 from support.run_contents import contents
 
@@ -53,6 +54,13 @@ CONTAINERS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _kept_models() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        keep_models(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def file_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that `sparse-ingest encode` writes for the same rows in a file."""
@@ -78,7 +86,15 @@ def loaded(run: si.SearchableRun, opensearch_url: str, index_name: str) -> Itera
 # encode
 
 
-@pytest.mark.parametrize("kind", CONTAINERS)
+# tests/corpora/test_memory_corpora.py compares the documents of every container.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "generator",
+        "pandas",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("list", "polars", "arrow", "reader", "dataset")),
+    ],
+)
 def test_rows_in_memory_give_the_same_shards_as_in_a_file(
     kind: str, file_run: Path, run: si.SearchableRun, tmp_path: Path
 ) -> None:
@@ -102,7 +118,9 @@ def test_other_rows_in_the_same_run_folder_are_refused(run: si.SearchableRun) ->
         si.encode(ROWS[:-1], run.path, **OPTIONS)
 
 
-@pytest.mark.parametrize("kind", ["text", "path", "list of paths", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["list of paths", "folder", *(pytest.param(one, marks=pytest.mark.slow) for one in ("text", "path"))]
+)
 def test_files_are_given_as_on_the_command_line(kind: str, file_run: Path, tmp_path: Path) -> None:
     file = write_corpus(tmp_path)
     named = {"text": str(file), "path": file, "list of paths": [file], "folder": tmp_path}[kind]

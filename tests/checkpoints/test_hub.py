@@ -223,7 +223,7 @@ def test_complete_files_of_a_failed_download_are_kept(hub: Hub, tmp_path: Path) 
     assert "model.safetensors" in hub.downloads() and len(hub.downloads()) < len(DOWNLOADED)
 
 
-@pytest.mark.parametrize("state", ["offline", "unreachable"])
+@pytest.mark.parametrize("state", ["offline", pytest.param("unreachable", marks=pytest.mark.slow)])
 def test_without_a_hub_the_cache_is_used_or_the_message_names_what_is_missing(
     hub: Hub, tmp_path: Path, state: str
 ) -> None:
@@ -355,7 +355,10 @@ class HostileHub(AnsweringHandler):
     do_HEAD = do_GET
 
 
-@pytest.mark.parametrize("what", ["etag", "commit", "listed commit", "hash", "file"])
+@pytest.mark.parametrize(
+    "what",
+    ["etag", "file", *(pytest.param(one, marks=pytest.mark.slow) for one in ("commit", "listed commit", "hash"))],
+)
 def test_names_from_a_hub_never_lead_out_of_the_cache(what: str, tmp_path: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (HostileHub,), {"what": what}))
     home = tmp_path / "a" / "b" / "home"

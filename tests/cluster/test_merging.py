@@ -72,6 +72,7 @@ class TestSegments:
             return call(self, method, path, *arguments, **keywords)
 
         monkeypatch.setattr(Client, "call", time_out)
+        monkeypatch.setattr(merging, "_POLL_S", 0.2)
         assert merging.merge(client, index, SILENT).undone is None
         assert cut
         assert list(map(len, segment_names(client, index))) == [1]

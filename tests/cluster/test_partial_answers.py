@@ -30,6 +30,7 @@ from sparse_ingest.loading.load import load
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.local_server import process
 from sparse_ingest.pipeline import IndexSettings, Pipeline
+from sparse_ingest.planning import engines
 from sparse_ingest.runs.run import Run
 
 INDEX = "sparse-ingest-test-partial"
@@ -109,11 +110,16 @@ def red(loaded: Loaded, local_server: Running) -> Loaded:
     ("change", "message"),
     [
         (lambda part: part.update(timed_out=True), "ended early"),
-        (lambda part: part.update(terminated_early=True), "ended early"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (lambda part: part.update(terminated_early=True), "ended early"),
+                (lambda part: part["_shards"].update(successful=1), "1 of 2 shards"),
+            )
+        ),
         (lambda part: part["_shards"].update(failed=1, failures=[{"reason": {"type": "t", "reason": "r"}}]), "(t: r)"),
-        (lambda part: part["_shards"].update(successful=1), "1 of 2 shards"),
     ],
-    ids=["timed out", "terminated", "failed", "skipped"],
+    ids=["timed out", "terminated", "skipped", "failed"],
 )
 def test_a_response_that_is_marked_partial_is_an_error(loaded: Loaded, name: str, change: Change, message: str) -> None:
     with changing(loaded.client.address, change) as url:
@@ -156,7 +162,11 @@ def test_a_lost_shard_is_an_error(red: Loaded, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_OPTION)
-def test_with_allow_partial_a_lost_shard_is_one_warning(red: Loaded, name: str) -> None:
+def test_with_allow_partial_a_lost_shard_is_one_warning(
+    red: Loaded, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_setting = {name: {key: values[:1] for key, values in tried.items()} for name, tried in engines._TRIED.items()}
+    monkeypatch.setattr(engines, "_TRIED", one_setting)
     answer = command(*red.commands()[name], "--allow-partial")
     assert answer.code in (0, 1) and answer.out, answer
     assert answer.err.count("The results are incomplete: 1 of 2 shards") == 1

@@ -94,7 +94,10 @@ def test_a_slow_request_delays_outcomes_but_no_other_request(index) -> None:
         assert count(client, created) == 40
 
 
-@pytest.mark.parametrize("fault", [429, 502, 503, 504, "drop", "lost answer", "garbage"])
+@pytest.mark.parametrize(
+    "fault",
+    [429, 503, "drop", "lost answer", "garbage", *(pytest.param(one, marks=pytest.mark.slow) for one in (502, 504))],
+)
 def test_transient_failures_are_retried_without_duplicates(index, fault) -> None:
     url, created, alias = index
     with through(url, [fault, None, fault, fault]) as (client, proxy):
@@ -137,7 +140,9 @@ def test_a_request_that_is_too_large_is_halved_until_it_fits(index) -> None:
         assert [one.status for one in outcome.refused] == [413]
 
 
-@pytest.mark.parametrize("fault", ["reset mid-body", "drop", 502, 504])
+@pytest.mark.parametrize(
+    "fault", ["reset mid-body", 502, *(pytest.param(one, marks=pytest.mark.slow) for one in ("drop", 504))]
+)
 def test_a_request_that_keeps_failing_is_halved_as_after_413(index, fault) -> None:
     url, created, alias = index
     with through(url, max_bytes=100) as (client, proxy):
@@ -332,11 +337,13 @@ def test_a_retry_is_reported_with_its_reason_and_a_stop_request_ends_the_pause(i
     assert message in recorder.notes[0]
 
 
-@pytest.mark.parametrize("fault", [503, "drop", "garbage", "reject first"])
+@pytest.mark.parametrize(
+    "fault", [503, "reject first", *(pytest.param(one, marks=pytest.mark.slow) for one in ("drop", "garbage"))]
+)
 def test_the_timeout_of_the_client_ends_the_retries(index, fault) -> None:
     url, _, alias = index
     with through(url, [fault] * 1000) as (client, _):
-        client.waiting.patience_s = 1
+        client.waiting.patience_s = 0.3
         often = Retries(attempts=1000, base_s=0.1, cap_s=0.1)
         with pytest.raises(ClusterError, match=r"did not accept 1 document in \d+ attempts and \d+ s"):
             list(send(client, requests(1), target=alias, retries=often))

@@ -121,7 +121,13 @@ def test_restore_ignores_foreign_settings_and_reports_them(client: Client, index
     assert settings_of(client, index_name) == (None, "1", None)
 
 
-@pytest.mark.parametrize("changes", [{"runs": [{}]}, {"pruning": {"zzz": 3}}, {"model": {"document": 5}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"document": 5}},
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({"runs": [{}]}, {"pruning": {"zzz": 3}})),
+    ],
+)
 def test_every_command_reports_an_unreadable_stamp(
     client: Client, index_name: str, tmp_path, changes: dict[str, Any]
 ) -> None:

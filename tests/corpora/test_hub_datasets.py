@@ -441,7 +441,9 @@ def test_a_dot_is_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPat
     assert corpus_of("hf:.:corpus:old").identity() == corpus_of(f"hf:{folder}:corpus:old").identity()
 
 
-@pytest.mark.parametrize("name", ["0.jsonl", "0.csv", "0.parquet"])
+@pytest.mark.parametrize(
+    "name", ["0.parquet", *(pytest.param(one, marks=pytest.mark.slow) for one in ("0.jsonl", "0.csv"))]
+)
 def test_a_dataset_is_read_without_torch(tmp_path, name):
     (tmp_path / "data").mkdir()
     table = pa.Table.from_pylist([{"id": str(number), "text": "river"} for number in range(1000)])

@@ -96,13 +96,17 @@ def reasons(rows: object, fields: FieldNames = FIELDS) -> list[str | None]:
     return [row.reason for row, _ in memory_corpus(rows, fields=fields).rows()]
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """Rows and hash of the JSON lines, and the identity of the list."""
+    lines = open_corpus([str(json_lines(tmp_path_factory.mktemp("lines"), ROWS))], fields=FIELDS)
+    return rows_of(lines), hash_of(lines), memory_corpus(ROWS, fields=FIELDS).identity()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_container_gives_the_same_documents_and_identity(tmp_path: Path, kind: str) -> None:
-    expected = open_corpus([str(json_lines(tmp_path, ROWS))], fields=FIELDS)
+def test_every_container_gives_the_same_documents_and_identity(expected: tuple[Any, Any, Any], kind: str) -> None:
     corpus = corpus_of(KINDS[kind](ROWS), fields=FIELDS)
-    assert rows_of(corpus) == rows_of(expected)
-    assert hash_of(corpus) == hash_of(expected)
-    assert corpus.identity() == memory_corpus(ROWS, fields=FIELDS).identity()
+    assert (rows_of(corpus), hash_of(corpus), corpus.identity()) == expected
 
 
 def test_the_identity_is_name_count_and_a_stable_hash() -> None:

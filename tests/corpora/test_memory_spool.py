@@ -94,14 +94,14 @@ def test_a_generator_is_consumed_once_in_flat_memory(temporary: Path) -> None:
 
     def rows() -> Iterator[dict]:
         nonlocal produced
-        for produced in range(1, 40_001):  # noqa: B007
-            yield {"_id": str(produced), "text": "word " * 100}
+        for produced in range(1, 20_001):  # noqa: B007
+            yield {"_id": str(produced), "text": "word " * 200}
 
     tracemalloc.start()
     corpus = memory_corpus(rows(), fields=FieldNames())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert produced == 40_000
+    assert produced == 20_000
     assert corpus.sources[0].bytes > 20_000_000
     assert peak < 8_000_000
 

@@ -181,7 +181,7 @@ json_rows = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(rows=json_rows)
 def test_json_values_give_the_documents_of_the_same_json_lines(tmp_path: Path, rows: list) -> None:
     path = tmp_path / "rows.jsonl"

@@ -67,7 +67,7 @@ def parsed(parse, raw: bytes) -> str:
         return f"bad: {bad}"
 
 
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(lines)
 def test_any_line_is_parsed_as_by_the_json_module(raw: bytes) -> None:
     assert parsed(json_object, raw) == parsed(documents._json_object, raw)

@@ -89,7 +89,7 @@ def test_starts_in_json_lines_equal_a_walk(tmp_path_factory, contents, shard_row
     assert_same(opened(*paths), shard_rows, limit, piece_bytes=piece_bytes, threads=2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     contents_of(TABLE_LINES), SHARDS, LIMITS, PIECES, st.sampled_from((".tsv", ".tsv.gz")),
     st.sampled_from(({"format": "msmarco"}, {"quoting": "none"}, {"quoting": "none", "columns": ["id", "text"]}, {})),

@@ -33,7 +33,7 @@ from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
 
-pytestmark = pytest.mark.both_products
+pytestmark = pytest.mark.both_products(quick=False)
 
 PROGRAM = Path(__file__).parents[1] / "support" / "killed_load.py"
 SHARD_ROWS = 20
@@ -73,12 +73,12 @@ def journal_lines(run: Run) -> list[int]:
     return [len(Journal(path.parent).finished()) for path in run.path.glob("load/*/*/journal.jsonl")]
 
 
-@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 51))])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 51))])
 def test_killed_at_random_requests(client: Client, index_name: str, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     run = make_run(tmp_path / "run", DOCUMENTS, shard_rows=SHARD_ROWS)
     killed = 0
-    for _ in range(3):
+    for _ in range(2):
         moment = f"during:{chance.randrange(2, 30)}:{chance.uniform(0, 0.004):.6f}"
         code, notes = ended(start(moment, client.address, run.path, "--index", index_name))
         assert code in (-signal.SIGKILL, 0), notes
@@ -90,7 +90,6 @@ def test_killed_at_random_requests(client: Client, index_name: str, tmp_path: Pa
 
 
 # The fast tests kill while settings are half changed; the slow ones after every other change.
-@pytest.mark.both_products(quick=False)
 @pytest.mark.parametrize("numbers", [(3, 7), pytest.param((1, 2, 4, 5, 6, 8, 9), marks=pytest.mark.slow)])
 def test_killed_after_a_change_the_next_load_finishes_and_restores_the_settings(
     client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]
@@ -125,7 +124,7 @@ def test_killed_after_a_change_the_next_load_finishes_and_restores_the_settings(
 
 
 # The changes after the load: refreshes for verification and counts, records in both indexes, the swap, the deletion.
-@pytest.mark.parametrize("numbers", [(14, 15), pytest.param((8, 9, 10, 11, 12, 13, 16), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("numbers", [(14,), pytest.param((8, 9, 10, 11, 12, 13, 15, 16), marks=pytest.mark.slow)])
 def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_complete_index(
     client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]
 ) -> None:

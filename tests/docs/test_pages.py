@@ -7,18 +7,16 @@ import io
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.checkpoints import PACKAGED
+from support.kept_models import keep_models
 from support.shells import shell, warm_command
 
 import sparse_ingest
 from sparse_ingest.checkpoints.locate import locate
-from sparse_ingest.models import documents
-from sparse_ingest.searching import batches
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -53,24 +51,11 @@ def adapted(page: str, url: str, index: str) -> str:
     return page
 
 
-@pytest.fixture
-def kept_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build each encoder once in a test: the pages name the same model 30 times, and a build takes 1 s."""
-    for module, name in ((documents, "build_document_encoder"), (batches, "query_encoder")):
-        monkeypatch.setattr(module, name, kept(getattr(module, name)))
-
-
-def kept(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `build` that gives the same object again for arguments of the same `repr`."""
-    built: dict[str, Any] = {}
-
-    def build_once(*arguments: Any, **options: Any) -> Any:
-        key = repr((arguments, options))
-        if key not in built:
-            built[key] = build(*arguments, **options)
-        return built[key]
-
-    return build_once
+@pytest.fixture(scope="module", autouse=True)
+def _kept_models() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        keep_models(patch)
+        yield
 
 
 def write_other_model(folder: Path) -> None:
@@ -106,7 +91,6 @@ def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path, m
     assert re.search(r"^True$", printed, re.MULTILINE)
 
 
-@pytest.mark.usefixtures("kept_models")
 def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
     pages = {name: adapted(page_of(name), opensearch_url, index_name) for name in GUIDES}

@@ -74,7 +74,7 @@ def record_lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("overflow", ["truncate", "windows"])
+@pytest.mark.parametrize("overflow", [pytest.param("truncate", marks=pytest.mark.slow), "windows"])
 def test_equal_texts_of_a_shard_are_encoded_once(overflow, encode, tmp_path: Path, monkeypatch) -> None:
     rules = ["--set", f"encode.overflow={overflow}", "--set", "encode.top_k=9"]
     assert encode(ROWS, "each", *rules).code == 0
@@ -136,7 +136,9 @@ def test_dedup_text_is_refused_with_passages(encode) -> None:
 # Counts
 
 
-@pytest.mark.parametrize("overflow", ["truncate", "windows", "passages"])
+@pytest.mark.parametrize(
+    "overflow", ["passages", *(pytest.param(one, marks=pytest.mark.slow) for one in ("truncate", "windows"))]
+)
 def test_counts_are_those_of_the_remaining_documents(overflow: str, encode, tmp_path: Path) -> None:
     """Duplicates that are removed from a shard are subtracted from its counts."""
     rules = ["--set", f"encode.overflow={overflow}", "--on-bad-document", "skip"]

@@ -37,7 +37,7 @@ def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
     return run
 
 
-@pytest.mark.parametrize("overflow", OVERFLOW)
+@pytest.mark.parametrize("overflow", ["windows", pytest.param("truncate", marks=pytest.mark.slow)])
 def test_reusing_all_texts_gives_identical_shards(overflow: str, encode, tmp_path: Path, monkeypatch) -> None:
     options = [*OVERFLOW[overflow], "--set", "encode.top_k=12", "--keep", "year"]
     renamed = [{**row, "_id": f"new {row['_id']}", "year": row["year"] + 1} for row in ROWS]

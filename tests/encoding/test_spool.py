@@ -115,9 +115,13 @@ def compare(found: Path, expected: Path) -> Run:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"overflow": "windows"}, {"overflow": "passages"}, {"dedup_text": "encode-once", "weights": "float32"},
-     {"reuse": True, "dedup_text": "encode-once"}],
-    ids=["truncate", "windows", "passages", "dedup", "reuse-dedup"],
+    [
+        pytest.param({}, id="truncate", marks=pytest.mark.slow),
+        pytest.param({"overflow": "windows"}, id="windows"),
+        pytest.param({"overflow": "passages"}, id="passages", marks=pytest.mark.slow),
+        pytest.param({"dedup_text": "encode-once", "weights": "float32"}, id="dedup", marks=pytest.mark.slow),
+        pytest.param({"reuse": True, "dedup_text": "encode-once"}, id="reuse-dedup"),
+    ],
 )  # fmt: skip
 def test_an_interrupted_shard_continues_after_its_finished_windows(
     options: dict[str, Any], encode: Encode, tmp_path: Path
@@ -158,7 +162,7 @@ def test_standard_input_continues(encode: Encode, tmp_path: Path, monkeypatch: p
     compare(tmp_path / "run", tmp_path / "complete")
 
 
-@pytest.mark.parametrize("overflow", ["truncate", "passages"])
+@pytest.mark.parametrize("overflow", [pytest.param("truncate", marks=pytest.mark.slow), "passages"])
 def test_skipped_documents_of_finished_windows_stay_skipped(
     overflow: str, encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

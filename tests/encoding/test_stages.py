@@ -131,9 +131,13 @@ class Sequential:
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--set", "encode.overflow=windows", "--set", "encode.top_k=9"), ("--set", "encode.overflow=passages"),
-     ("--dedup-text", "encode-once"), ("--reuse", "old")],
-    ids=["truncate", "windows", "passages", "dedup", "reuse"],
+    [
+        pytest.param((), id="truncate", marks=pytest.mark.slow),
+        pytest.param(("--set", "encode.overflow=windows", "--set", "encode.top_k=9"), id="windows"),
+        pytest.param(("--set", "encode.overflow=passages"), id="passages", marks=pytest.mark.slow),
+        pytest.param(("--dedup-text", "encode-once"), id="dedup", marks=pytest.mark.slow),
+        pytest.param(("--reuse", "old"), id="reuse"),
+    ],
 )  # fmt: skip
 def test_overlapping_stages_give_the_same_bytes(options: tuple, encode, tmp_path: Path, monkeypatch) -> None:
     rows = [*ROWS[:17], "{broken", *ROWS[17:], {"_id": "d3", "text": "again"}, {"_id": "d50", "text": "again"}]
@@ -179,7 +183,7 @@ def test_reading_ahead_is_limited(encode, monkeypatch) -> None:
 # Progress
 
 
-@pytest.mark.parametrize("slow", ["tokenise", "encode"])
+@pytest.mark.parametrize("slow", [pytest.param("tokenise", marks=pytest.mark.slow), "encode"])
 def test_progress_reports_the_slowest_stage(slow: str, encode, monkeypatch) -> None:
     name = "tokenize" if slow == "tokenise" else "encode_tokens"
     original = getattr(DocumentEncoder, name)

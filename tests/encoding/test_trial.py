@@ -40,7 +40,7 @@ def texts(count: int) -> list[dict[str, object]]:
     return [{"_id": str(place), "text": " ".join(chance.choices(WORDS, k=n))} for place, n in enumerate(lengths)]
 
 
-@pytest.mark.parametrize("overflow", ["truncate", "windows", "passages"])
+@pytest.mark.parametrize("overflow", ["truncate", "windows", pytest.param("passages", marks=pytest.mark.slow)])
 def test_the_prediction_is_that_of_the_run(overflow: str, model: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(trial, "_WARM_DOCUMENTS", 16)
     monkeypatch.setattr(trial, "TRIAL_S", 3600.0)

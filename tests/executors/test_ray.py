@@ -168,7 +168,8 @@ def test_a_load_in_tasks_journals_every_shard_and_every_refusal(
 
 
 @pytest.mark.parametrize("kind, sample", [
-    ("rank_features", None), ("sparse_vector", None), pytest.param("rank_features", 4, marks=pytest.mark.slow),
+    ("sparse_vector", None), pytest.param("rank_features", None, marks=pytest.mark.slow),
+    pytest.param("rank_features", 4, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_verify_in_tasks_gives_the_report_of_one_process(
     connection: None, client: Client, index_name: str, tmp_path: Path, kind: str, sample: int | None

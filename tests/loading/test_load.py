@@ -36,7 +36,8 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, shard_schema_of
 from sparse_ingest.verification.verify import verify
 
-pytestmark = pytest.mark.both_products
+# Quick on Elasticsearch are the tests of requests and answers that differ between the products.
+pytestmark = pytest.mark.both_products(quick=False)
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "run")
 
 
+@pytest.mark.both_products
 def test_a_missing_index_is_created_filled_and_stamped(client: Client, index_name: str, run: Run) -> None:
     seen: list[int] = []
     report = into(client, index_name, run, progress=Recorder(seen.append))
@@ -83,6 +85,7 @@ def test_source_keep_leaves_the_vector_in_source(client: Client, index_name: str
     assert client.call("GET", f"/{index_name}/_doc/nasty")["_source"]["v"].keys() == DOCUMENTS["nasty"].keys()
 
 
+@pytest.mark.both_products
 def test_an_incompatible_mapping_is_refused_before_sending(client: Client, index_name: str, run: Run) -> None:
     client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "text"}}}})
     with pytest.raises(ClusterError, match="is text; expected rank_features"):
@@ -203,6 +206,7 @@ def test_no_leftovers_are_reported_for_a_deleted_index(client: Client, index_nam
     assert [note for note in recorder.notes if "--restore" in note] == []
 
 
+@pytest.mark.both_products
 def test_refused_documents_become_dead_letters_and_exit_code_3(
     client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +237,7 @@ def test_reloading_a_shard_does_not_duplicate_its_dead_letters(client: Client, i
     assert (again.loaded_shards, again.refused, again.acknowledged) == (2, 2, 3)
 
 
+@pytest.mark.both_products
 def test_connection_faults_lose_and_duplicate_nothing(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=10)
     faults = [429, None, "lost answer", "drop", "reject first", 503, "garbage", "reject first"]
@@ -266,7 +271,6 @@ def start_loading(run: Run, index: str, url: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", LOAD, str(run.path), index, url], stderr=subprocess.PIPE)
 
 
-@pytest.mark.both_products(quick=False)
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_stops_promptly_while_the_cluster_does_not_answer(client: Client, index_name: str, run: Run) -> None:
     with faulty_proxy(client.address, [503] * 1000) as proxy:
@@ -297,7 +301,6 @@ def test_the_longest_name_is_loaded(client: Client, index_name: str, run: Run) -
     assert into(client, name, run).acknowledged == 5
 
 
-@pytest.mark.both_products(quick=False)
 def test_the_error_of_a_failed_write_names_the_file(client: Client, index_name: str, run: Run) -> None:
     """A full disk and a file size limit give an error without a file name; the limit needs no root."""
     command = [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()"]
@@ -406,6 +409,7 @@ def test_dead_letters_are_sent_again_after_the_mapping_is_fixed(
     assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 
 
+@pytest.mark.both_products
 @pytest.mark.usefixtures("hasty_merges")
 def test_merge_leaves_one_segment_per_shard_and_reports_sizes(
     client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -451,6 +455,7 @@ def test_a_command_line_without_one_target_is_refused(arguments: list[str]) -> N
         loading.load.main(arguments, standalone_mode=False)
 
 
+@pytest.mark.both_products
 def test_a_note_warns_that_updates_lose_vectors_outside_source(client: Client, index_name: str, run: Run) -> None:
     excluded, kept = Recorder(), Recorder()
     into(client, index_name, run, progress=excluded)

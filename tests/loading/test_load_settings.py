@@ -91,7 +91,9 @@ def test_a_primary_restart_with_async_translog_stops_the_load_before_the_shard_i
     assert (report.loaded_shards, report.acknowledged) == (1, 60)
 
 
-@pytest.mark.parametrize("block", ["read_only", "read_only_allow_delete", "write"])
+@pytest.mark.parametrize(
+    "block", ["read_only_allow_delete", "write", pytest.param("read_only", marks=pytest.mark.slow)]
+)
 def test_a_block_stops_the_load_with_one_message_and_finished_shards_are_kept(
     client: Client, index_name: str, tmp_path: Path, block: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.deadlines import HANGING_S
-from support.forked import command
+from support.forked import command, start
 from support.loads import MANY, StopBefore, into, settings_of, stamped
 from support.reporters import Recorder
 from support.runs import make_run
@@ -67,7 +68,9 @@ MOMENTS = {
 
 
 @pytest.mark.usefixtures("hasty_merges")
-@pytest.mark.parametrize("meta", [THEIRS, {}, {"sparse_ingest": "theirs"}], ids=str)
+@pytest.mark.parametrize(
+    "meta", [THEIRS, *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"sparse_ingest": "theirs"}))], ids=str
+)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_replaced_meta_is_written_again_and_settings_are_restored(
     client: Client, index_name: str, run: Run, moment: str, meta: dict
@@ -112,7 +115,9 @@ def test_meta_that_is_removed_repeatedly_fails_the_load_and_settings_are_restore
 
 
 @pytest.mark.parametrize("way", ["load", "restore"])
-@pytest.mark.parametrize("moment", ["after:3", "after:4", "after:5"])
+@pytest.mark.parametrize(
+    "moment", ["after:4", *(pytest.param(one, marks=pytest.mark.slow) for one in ("after:3", "after:5"))]
+)
 def test_after_a_kill_settings_lost_from_meta_are_restored_from_the_journal(
     client: Client, index_name: str, run: Run, moment: str, way: str
 ) -> None:
@@ -161,7 +166,7 @@ def test_a_damaged_copy_of_the_settings_is_reported(client: Client, index_name: 
         assert answer.code == 1 and "settings.json does not contain index settings (" in answer.err
 
 
-@pytest.mark.parametrize("moment", ["_refresh", "_search"])
+@pytest.mark.parametrize("moment", [pytest.param("_refresh", marks=pytest.mark.slow), "_search"])
 def test_an_alias_does_not_move_to_an_index_that_lost_its_stamp(
     client: Client, index_name: str, run: Run, moment: str
 ) -> None:
@@ -189,31 +194,38 @@ def paused(client: Client, index: str, run: Run, *options: str) -> Iterator[Call
         if "/_bulk" in request.path:
             bulks.append(request)
             if len(bulks) == 3:
-                process.send_signal(signal.SIGSTOP)
+                os.kill(process.pid, signal.SIGSTOP)
                 is_paused.set()
         return answer
 
-    program = "from sparse_ingest.cli.main import main; main()"
+    log = Path(f"{run.path}.log")
     with secure_proxy(client.address, change=pause) as proxy:
-        arguments = ["load", str(run.path), "--index", index, "--max-rate", "40", "--url", proxy.url, *options]
-        started = [sys.executable, "-c", program, *arguments]
-        with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
-            try:
-                assert is_paused.wait(HANGING_S)
+        arguments = ["load", run.path, "--index", index, "--max-rate", "40", "--url", proxy.url, *options]
+        process = start(*arguments, log=log)
+        try:
+            assert is_paused.wait(HANGING_S)
 
-                def resume() -> str:
-                    process.send_signal(signal.SIGCONT)
-                    _, printed = process.communicate(timeout=HANGING_S)
-                    assert process.returncode == 1, printed
-                    assert "Traceback" not in printed
-                    return printed
+            def resume() -> str:
+                os.kill(process.pid, signal.SIGCONT)
+                process.join(HANGING_S)
+                printed = log.read_text()
+                assert process.exitcode == 1, printed
+                assert "Traceback" not in printed
+                return printed
 
-                yield resume
-            finally:
-                process.kill()
+            yield resume
+        finally:
+            process.kill()
+            process.join()
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["into a new index", "into an index of another run"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(True, marks=pytest.mark.slow, id="into a new index"),
+        pytest.param(False, id="into an index of another run"),
+    ],
+)
 def test_a_paused_load_sends_nothing_after_another_run_was_loaded(
     client: Client, index_name: str, tmp_path: Path, run: Run, first: bool
 ) -> None:
@@ -261,7 +273,7 @@ def test_shards_replaced_by_another_run_are_sent_again(
     assert same(client, index_name, run)
 
 
-@pytest.mark.parametrize("first", ["run", "other", None])
+@pytest.mark.parametrize("first", ["other", *(pytest.param(one, marks=pytest.mark.slow) for one in ("run", None))])
 def test_a_load_stops_if_another_run_is_loaded_while_it_is_planned(
     client: Client, index_name: str, tmp_path: Path, run: Run, first: str | None
 ) -> None:
@@ -288,7 +300,7 @@ def test_a_load_stops_if_another_run_is_loaded_while_it_is_planned(
     assert same(client, index_name, run)
 
 
-@pytest.mark.parametrize("way", ["since", "update"])
+@pytest.mark.parametrize("way", ["since", pytest.param("update", marks=pytest.mark.slow)])
 def test_a_paused_since_or_update_load_sends_nothing_after_another_load(
     client: Client, index_name: str, tmp_path: Path, run: Run, way: str
 ) -> None:

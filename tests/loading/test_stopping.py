@@ -27,7 +27,7 @@ PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     "from sparse_ingest.cli.main import main; main()"
 )
-SIGNALS = [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+SIGNALS = [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGHUP))]
 
 
 @pytest.fixture
@@ -86,7 +86,9 @@ def test_a_signal_ends_a_hanging_request_and_settings_are_restored(
             asked.append(request.path)
             ended.wait(3 * HANGING_S)
 
-    with secure_proxy(client.address, check=hang) as proxy, loading(run, index_name, proxy.url) as process:
+    # A stop request ends a request that takes longer than this.
+    impatient = f"from sparse_ingest.cluster import waiting; waiting._SLOW_S = 0.5; {PROGRAM}"
+    with secure_proxy(client.address, check=hang) as proxy, loading(run, index_name, proxy.url, impatient) as process:
         until(lambda: list((run.path / "load").glob("*/*/journal.jsonl")) and asked)
         assert settings_of(client, index_name)[0] == "-1"
         printed = stopped(process, number)
@@ -104,8 +106,22 @@ def test_a_signal_ends_a_hanging_request_and_settings_are_restored(
     assert ids_in(client, index_name) == set(MANY)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("command", ["search", "queries", "verify"])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("search", signal.SIGTERM),
+        ("queries", signal.SIGINT),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("search", signal.SIGINT),
+                ("queries", signal.SIGTERM),
+                ("verify", signal.SIGTERM),
+                ("verify", signal.SIGINT),
+            )
+        ),
+    ],
+)
 def test_a_signal_ends_a_command_whose_requests_hang(
     command: str, client: Client, index_name: str, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -155,8 +171,10 @@ def test_a_load_under_nohup_survives_the_end_of_its_terminal(client: Client, ind
 @pytest.mark.parametrize(
     "streams",
     [
-        "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "<&- | true",
-        *(pytest.param(some, marks=pytest.mark.slow) for some in ("2>&-", ">&-", "<&-", ">&- 2>&-", "2>/dev/full")),
+        "<&- | true", ">/dev/full 2>/dev/full",
+        *(pytest.param(some, marks=pytest.mark.slow) for some in (
+            "<&- >&- 2>&-", "2>&-", ">&-", "<&-", ">&- 2>&-", "2>/dev/full"
+        )),
     ],
 )  # fmt: skip
 def test_a_load_with_closed_or_full_streams_finishes(streams: str, client: Client, index_name: str, run: Run) -> None:

@@ -61,7 +61,7 @@ def test_update_adds_vectors_to_existing_documents_and_changes_nothing_else(
         assert source_of(client, index_name, "d3")["sparse"] == {"river": 9.0}
 
 
-@pytest.mark.parametrize("excludes", [[], ["sparse"], ["spar*"]])
+@pytest.mark.parametrize("excludes", [[], ["spar*"], pytest.param(["sparse"], marks=pytest.mark.slow)])
 def test_a_second_update_replaces_every_token_of_the_first(
     client: Client, index_name: str, tmp_path: Path, excludes: list[str]
 ) -> None:

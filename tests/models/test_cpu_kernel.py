@@ -60,7 +60,10 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("dtype", "instructions"), [*product([torch.int8, torch.bfloat16], ["avx512", "amx"]), (torch.float32, "avx2")]
 )
-@pytest.mark.parametrize(("width", "vocabulary"), [(64, 32), (100, 33), (768, 50), (8, 1)])
+@pytest.mark.parametrize(
+    ("width", "vocabulary"),
+    [(100, 33), (8, 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((64, 32), (768, 50)))],
+)
 def test_emulated_instructions_match_the_formula(instructions, dtype, width, vocabulary) -> None:
     rows, weight, bias, of_columns, of_documents = random_inputs(dtype, width, vocabulary, LENGTHS)
     head = Kernel(weight, bias, of_columns, instructions=instructions)

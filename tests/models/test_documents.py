@@ -47,7 +47,13 @@ def own(plain: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain, tmp_path / "own"))
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+# One of each layout; tests/models/test_parity.py compares every architecture with the same library.
+QUICK = ("plain-distilbert", "card-log1p_relu", "saved-roberta", PACKAGED)
+
+
+@pytest.mark.parametrize(
+    "name", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in CHECKPOINTS]
+)
 def test_vectors_match_sentence_transformers(name: str, checkpoints: dict[str, str]) -> None:
     from sentence_transformers import SparseEncoder
 

@@ -77,6 +77,11 @@ def test_document_weights_match_the_formula(twin: tuple[Path, bool]) -> None:
     assert np.count_nonzero(expected) > 10 * len(TEXTS)
 
 
+@pytest.mark.parametrize(
+    "twin",
+    [one if one == "gemma3-windows" else pytest.param(one, marks=pytest.mark.slow) for one in TWINS],
+    indirect=True,
+)
 def test_query_weights_match_the_formula(twin: tuple[Path, bool]) -> None:
     folder, _ = twin
     queries = [query for query in QUERIES if query]

@@ -13,10 +13,10 @@ from support.checkpoints import build_encoder, make_masked_lm
 from support.forked import PRELOADED
 from support.reporters import Recorder
 
-from sparse_ingest.models import vectors
+from sparse_ingest.models import text_windows, vectors
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge, is_out_of_memory, until_it_fits
 from sparse_ingest.models.query_encoders import MaskedLMQueryEncoder
-from sparse_ingest.models.text_windows import WINDOW_TEXTS, DocumentSide
+from sparse_ingest.models.text_windows import DocumentSide
 from sparse_ingest.pipeline import Pipeline
 
 TEXTS = ["river stone", "lamp " * 20, "the water of the river " * 4, "stone", "bird " * 30]
@@ -137,9 +137,12 @@ def test_in_memory_encoding_uses_the_smaller_budget_and_counts_each_text_once(mo
     assert heard.done == len(TEXTS) and "no memory for a batch" in heard.notes[0]
 
 
-def test_an_in_memory_text_that_fits_no_budget_is_reported_with_its_position(model: Path) -> None:
-    texts = ["stone"] * WINDOW_TEXTS + ["river", "lamp " * 40]
-    with pytest.raises(DocumentTooLarge, match=f"Text {WINDOW_TEXTS + 1}: its 42 tokens do not fit"):
+def test_an_in_memory_text_that_fits_no_budget_is_reported_with_its_position(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_windows, "WINDOW_TEXTS", 100)
+    texts = ["stone"] * 100 + ["river", "lamp " * 40]
+    with pytest.raises(DocumentTooLarge, match="Text 101: its 42 tokens do not fit"):
         DocumentSide(small(model, 40), Pipeline()).encode(texts, None, Recorder())
 
 

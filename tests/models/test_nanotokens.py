@@ -69,7 +69,13 @@ def test_tokens_match_those_of_tokenizers(wordpiece: Any) -> None:
     assert [ids.tolist() for ids in quick(some, 11)] == [ids[:11] for ids in expected]
 
 
-@pytest.mark.parametrize("options", [{}, {"document_prompt": "passage: "}, {"lower_case": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"document_prompt": "passage: "},
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"lower_case": True})),
+    ],
+)
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_large_corpus_is_truncated_like_a_small_one(
     options: dict, whole: bool, monkeypatch: pytest.MonkeyPatch

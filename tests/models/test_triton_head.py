@@ -27,8 +27,8 @@ GPUS = {
     120: (99 << 10, "mma.sync"),
 }
 WIDTHS = (128, 192, 256, 312, 384, 768, 1024)
-# An H200 with the widths of tiny and distilbert, an A100 with that of mini; all combinations take a minute.
-USUAL = [(90, 128), (90, 768), (80, 256)]
+# An H200 with the width of tiny, an A100 with that of mini; all combinations take a minute.
+USUAL = [(90, 128), (80, 256)]
 OTHERS = [(gpu, width) for gpu in GPUS for width in WIDTHS if (gpu, width) not in USUAL]
 POINTERS = {"bias": "*fp32", "tiles": "*i32", "parts": "*i32", "found": "*fp32"}
 

@@ -26,7 +26,7 @@ from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 from sparse_ingest.evaluation.measures import measure
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings, changed, read_pipeline
-from sparse_ingest.planning import drawing, outputs
+from sparse_ingest.planning import drawing, engines, outputs
 from sparse_ingest.planning.plan import plan
 from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.planning.sweep import rule_text
@@ -181,6 +181,13 @@ def test_without_judgments_quality_is_recall_of_the_ground_truth(plan_inputs: Ma
     assert np.mean(shares) == pytest.approx(point.overlap_10)
 
 
+@pytest.fixture
+def few_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure two values of each parameter of an engine: all of them take 10 s."""
+    few = {name: {key: values[:2] for key, values in tried.items()} for name, tried in engines._TRIED.items()}
+    monkeypatch.setattr(engines, "_TRIED", few)
+
+
 def plan_of_index(plan_inputs: Made, client: Client, index_name: str, kind: Any) -> PlanReport:
     """Plan an index, and check what holds for every kind of field: its engines are measured, and one is chosen."""
     run, queries, qrels = plan_inputs
@@ -207,6 +214,7 @@ def plan_of_index(plan_inputs: Made, client: Client, index_name: str, kind: Any)
     return report
 
 
+@pytest.mark.usefixtures("few_settings")
 @pytest.mark.both_products(quick=False)
 def test_an_index_is_planned_with_the_engines_of_its_product(
     plan_inputs: Made, client: Client, index_name: str
@@ -221,6 +229,7 @@ def test_an_index_is_planned_with_the_engines_of_its_product(
     assert abs(exact.overlap_10 - offline.overlap_10) <= 0.1 * offline.tied / 10
 
 
+@pytest.mark.usefixtures("few_settings")
 def test_an_index_of_a_sparse_vector_field_is_planned_with_seismic(
     plan_inputs: Made, client: Client, index_name: str
 ) -> None:
@@ -240,7 +249,7 @@ def test_a_plan_of_every_engine_is_drawn(judged: PlanReport) -> None:
 def test_a_hybrid_plan_measures_query_pruning_within_hybrid_search(
     plan_inputs: Made, client: Client, index_name: str
 ) -> None:
-    run, queries, qrels = plan_inputs[0], plan_inputs[1][:20], plan_inputs[2]
+    run, queries, qrels = plan_inputs[0], plan_inputs[1][:10], plan_inputs[2]
     into(client, index_name, run, {})
     how: dict[str, Any] = {"pipeline": Pipeline(), "qrels": qrels, "loss": 0.3}
     how |= {"hybrid": True, "hybrid_weights": [0.2, 0.8]}

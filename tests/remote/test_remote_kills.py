@@ -110,6 +110,7 @@ def test_an_encode_stopped_by_store_faults_can_be_resumed(
     short: Reference, faulty: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
     out = RemotePath.at(f"{bucket}/run")
     faulty.inject("PUT .*shards/part-00002", always=503)
     answer = command(*short.arguments, "--out", out)

@@ -125,6 +125,7 @@ def test_store_faults_during_a_load_lose_nothing(
     client: Client, index_name: str, faulty: FaultyStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
     run = copy_to_store(make_run(tmp_path / "run", MANY, shard_rows=20), bucket)
     faulty.inject("PUT .*journal", None, 503)
     with pytest.raises(StorageError, match="start again: what is finished is kept"):

@@ -182,7 +182,7 @@ def test_web_addresses_are_read_only(tmp_path: Path) -> None:
             list(place.iterdir())
 
 
-@pytest.mark.parametrize("fault", [503, pytest.param(500, marks=pytest.mark.slow), "drop"])
+@pytest.mark.parametrize("fault", [503, *(pytest.param(one, marks=pytest.mark.slow) for one in (500, "drop"))])
 def test_requests_are_retried_after_a_transient_store_fault(faulty: FaultyStore, bucket: str, fault: int | str) -> None:
     place = RemotePath.at(f"{bucket}/file")
     faulty.inject("PUT", fault)

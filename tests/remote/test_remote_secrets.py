@@ -69,6 +69,7 @@ def test_encode_reveals_no_secret(outputs: Outputs, faulty: FaultyStore, bucket:
                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", HIDDEN)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
     rows = [*ROWS[:6], {"_id": None, "text": "no id"}, ROWS[3]]
     write(tmp_path / "corpus.jsonl", rows)
     model = make_masked_lm(tmp_path / "model")

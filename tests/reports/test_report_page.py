@@ -122,7 +122,10 @@ def test_a_plan_is_shown(planned: tuple[Run, Path], tmp_path: Path) -> None:
         report(run, out=tmp_path / "other.html", plan=tmp_path)
 
 
-def test_the_page_is_accessible_and_fits_a_phone(planned: tuple[Run, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 390), pytest.param("light", 1440, marks=pytest.mark.slow)])
+def test_the_page_is_accessible_and_fits_a_phone(
+    planned: tuple[Run, Path], tmp_path: Path, scheme: str, width: int
+) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
@@ -132,10 +135,9 @@ def test_the_page_is_accessible_and_fits_a_phone(planned: tuple[Run, Path], tmp_
     page_of(planned[0], tmp_path, plan=planned[1])
     with playwright.sync_playwright() as program:
         browser = program.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        for scheme, width in (("light", 1440), ("dark", 390)):
-            shown = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            shown.goto((tmp_path / "report.html").as_uri())
-            shown.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
-            assert axe.run(shown).response["violations"] == []
-            assert shown.evaluate("document.documentElement.scrollWidth") == width
+        shown = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        shown.goto((tmp_path / "report.html").as_uri())
+        shown.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        assert axe.run(shown).response["violations"] == []
+        assert shown.evaluate("document.documentElement.scrollWidth") == width
         browser.close()

@@ -136,7 +136,7 @@ def behind_gate(run: Run, client: Client) -> Iterator[tuple[Served, Gate]]:
     """A service with low limits, whose cluster is behind a gate."""
     model = run.manifest.model["document"]
     with filled(client, run) as index, gate(client.address) as cluster:
-        of = ("--index", index, "--url", cluster.url, "--model", model, "--time-limit", 3, "--max-requests", 4)
+        of = ("--index", index, "--url", cluster.url, "--model", model, "--time-limit", 2, "--max-requests", 4)
         with served(*of) as service:
             yield service, cluster
 

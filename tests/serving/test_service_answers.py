@@ -224,7 +224,7 @@ def test_judgments_have_the_measures_of_evaluate(both: Both) -> None:
 
 
 def test_while_the_queries_are_evaluated_their_routes_are_busy(both: Both) -> None:
-    of = ("--index", both.index, "--model", model_of(both), "--queries", both.collection, "--time-limit", 4)
+    of = ("--index", both.index, "--model", model_of(both), "--queries", both.collection, "--time-limit", 2)
     with gate(both.url) as cluster, served(*of, "--url", cluster.url) as service:
         cluster.open.clear()
         answer = service.ask("GET", "/queries")
@@ -239,6 +239,6 @@ def test_many_clients_get_the_answers_that_one_client_gets(both: Both) -> None:
     for served_one in (both.of_index, both.of_run):
         expected = {text: served_one.get("/search", q=text, k=5) for text in queries}
         with ThreadPoolExecutor(32) as clients:
-            asked = queries * 40
+            asked = queries * 16
             found = list(clients.map(lambda text, one=served_one: one.get("/search", q=text, k=5), asked))
         assert all(answer == expected[text] for text, answer in zip(asked, found, strict=True))

@@ -141,7 +141,10 @@ def test_invalid_unicode_is_refused_without_repeating_it() -> None:
     assert SECRET not in shown_of(refused.value)
 
 
-def test_a_web_server_gets_the_password_and_errors_do_not_show_it(tmp_path: Path) -> None:
+def test_a_web_server_gets_the_password_and_errors_do_not_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparse_ingest.storage.places._PAUSES_S", (0.01,))
     (tmp_path / "file").write_bytes(b"content")
     with web_server(tmp_path) as url:
         place = RemotePath.at(f"{url.replace('//', f'//me:{SECRET}@')}/file")

@@ -48,7 +48,9 @@ class Visit:
         self.requested: set[str] = set()
 
     def screenshot(self, what: str) -> None:
-        """Keep a picture of the page."""
+        """Keep a picture of the page if CI is set."""
+        if not os.environ.get("CI"):
+            return
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{what}-{self.name}.png")
 

@@ -23,7 +23,9 @@ PRELOADED = (
     "sparse_ingest.cli.main", "sparse_ingest.encoding.encode", "sparse_ingest.serving.running",
     "sparse_ingest.models.documents", "sparse_ingest.models.precision",
     "transformers.models.bert.modeling_bert", "transformers.models.auto.modeling_auto", "safetensors.torch",
-    "sparse_ingest.checkpoints.inspect", "support.checkpoints", "pytest",
+    "transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_tokenizers", "llvmlite.binding",
+    "sparse_ingest.corpora.files", "sparse_ingest.corpora.memory", "sparse_ingest.checkpoints.inspect",
+    "support.checkpoints", "pytest",
 )  # fmt: skip
 
 

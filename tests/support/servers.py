@@ -5,6 +5,7 @@ Not in conftest.py: with several of those on the path, `import conftest` may imp
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -42,8 +43,7 @@ def server_home() -> Iterator[Path]:
     Its name is not ASCII, as a user's home may be. Not under tmp_path: as root the server runs as `nobody`, which
     cannot enter pytest's folders (mode 700).
     """
-    download.ensure_distribution(SILENT)
-    download.ensure_java(folders.server_account(), SILENT)
+    _ensure_unpacked(folders.cache_home())
     home = Path(tempfile.mkdtemp(prefix="sparse-ingest-tést-"))
     home.chmod(0o755)
     try:
@@ -53,6 +53,13 @@ def server_home() -> Iterator[Path]:
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@functools.cache
+def _ensure_unpacked(_: Path) -> None:
+    """Only once for each home: the check reads the sizes of all files and starts Java."""
+    download.ensure_distribution(SILENT)
+    download.ensure_java(folders.server_account(), SILENT)
 
 
 @contextmanager

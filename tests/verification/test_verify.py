@@ -20,7 +20,8 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.comparison import VerifyReport
 from sparse_ingest.verification.verify import verify
 
-pytestmark = [pytest.mark.usefixtures("hasty_merges"), pytest.mark.both_products]
+# Quick on Elasticsearch are the tests of what the products answer differently.
+pytestmark = [pytest.mark.usefixtures("hasty_merges"), pytest.mark.both_products(quick=False)]
 
 TERMS = sum(len(terms) for terms in DOCUMENTS.values())
 
@@ -42,6 +43,7 @@ def overwrite(client: Client, index: str, doc_id: str, terms: dict[str, float]) 
     ))  # fmt: skip
 
 
+@pytest.mark.both_products
 def test_a_fresh_load_matches_bit_for_bit(client: Client, index_name: str, loaded: Run) -> None:
     report = compare(client, index_name, loaded)
     assert report.ok
@@ -56,6 +58,7 @@ def test_float32_runs_and_other_fields_are_compared_too(client: Client, index_na
     assert compare(client, index_name, run).checked_weights == TERMS
 
 
+@pytest.mark.both_products
 def test_a_changed_weight_is_reported_with_both_values(client: Client, index_name: str, loaded: Run) -> None:
     terms = dict(DOCUMENTS["words"])
     terms["river"] = terms["river"] * 1.01
@@ -69,6 +72,7 @@ def test_a_changed_weight_is_reported_with_both_values(client: Client, index_nam
     assert difference.found == pytest.approx(1.01 / 9, rel=2**-8)
 
 
+@pytest.mark.both_products
 def test_a_missing_or_additional_weight_is_found(client: Client, index_name: str, loaded: Run) -> None:
     gone = {token: weight for token, weight in DOCUMENTS["words"].items() if token != "lamp"}
     overwrite(client, index_name, "words", gone)
@@ -96,7 +100,7 @@ def test_a_missing_document_is_reported_and_the_count_differs(client: Client, in
     assert (report.index_documents, report.expected_documents) == (4, 5)
 
 
-@pytest.mark.parametrize("sample", [None, 2])
+@pytest.mark.parametrize("sample", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_an_additional_document_is_reported(client: Client, index_name: str, loaded: Run, sample: int | None) -> None:
     client.call("PUT", f"/{index_name}/_doc/stranger", {})
     report = compare(client, index_name, loaded, sample=sample)
@@ -127,7 +131,7 @@ def test_documents_of_other_clients_are_no_difference(client: Client, index_name
     assert (report.expected_documents, report.extra) == (None, 1)
 
 
-@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("others", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_id_duplicated_under_two_routings_is_a_difference(
     client: Client, index_name: str, tmp_path: Path, others: bool
 ) -> None:
@@ -164,7 +168,7 @@ def test_a_pruned_load_is_compared_with_the_pruned_run(client: Client, index_nam
 
 
 @pytest.mark.opensearch_only
-@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("merge", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_sparse_vector_field_matches_bit_for_bit_and_a_change_is_reported(
     client: Client, index_name: str, tmp_path: Path, merge: bool
 ) -> None:
@@ -185,6 +189,7 @@ def test_a_sparse_vector_field_matches_bit_for_bit_and_a_change_is_reported(
     assert {(one.doc_id, one.token, one.found) for one in report.differences} == {("small", "cloud", nothing), *lamp}
 
 
+@pytest.mark.both_products
 def test_every_document_of_many_pages_is_compared(client: Client, index_name: str, tmp_path: Path) -> None:
     mappings = {"properties": {"sparse": client.dialect.field_entry()}}
     body = tmp_path / "body.json"
@@ -214,6 +219,7 @@ def test_the_sample_is_spread_evenly_over_the_run(client: Client, index_name: st
     assert (everything.checked_documents, everything.missing_ids) == (98, ["d0", "d50"])
 
 
+@pytest.mark.both_products
 def test_long_documents_are_read_in_groups_of_max_clause_count(client: Client, index_name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     documents = {
