@@ -32,7 +32,7 @@ class Position(NamedTuple):
 
 
 START = Position(0, 0, 1, 0)
-Place: TypeAlias = tuple[int, int, int, int]  # the values of a `Position`, created faster
+PositionTuple: TypeAlias = tuple[int, int, int, int]  # the values of a `Position`, created faster
 
 
 class Record(NamedTuple):
@@ -102,7 +102,7 @@ class Corpus:
         """Return a message for each source in which quotes may have merged rows that were read."""
         return [message for source in self.sources for message in source.merged()]
 
-    def share(self, position: Place) -> float | None:
+    def share(self, position: PositionTuple) -> float | None:
         """Return the share of the corpus before a position, by stored bytes; None if sizes are unknown."""
         sizes = [source.bytes for source in self.sources]
         known = [size for size in sizes if size is not None]
@@ -112,7 +112,7 @@ class Corpus:
         passed = self.sources[file].passed(offset)
         return None if passed is None else (sum(known[:file]) + passed) / sum(known)
 
-    def rows(self, start: Position = START) -> Iterator[tuple[SourceRow, Place]]:
+    def rows(self, start: Position = START) -> Iterator[tuple[SourceRow, PositionTuple]]:
         """Yield every row from `start` on, each with the position of the next one."""
         fields = self.fields
         first, offset, line, row = start
@@ -143,8 +143,8 @@ class Cursor:
 
     def jump(self, position: Position) -> None:
         """Continue at `position`."""
-        self._place: Place = position
-        self._ahead: deque[tuple[SourceRow, Place]] = deque()
+        self._place: PositionTuple = position
+        self._ahead: deque[tuple[SourceRow, PositionTuple]] = deque()
         rows = self._corpus.rows(position)
         self._rows = rows if self._limit is None else itertools.islice(rows, max(0, self._limit - position.row))
 
@@ -185,7 +185,7 @@ class Cursor:
         """Whether its rows can be read again."""
         return self._corpus.rereadable
 
-    def _next_rows(self) -> Iterator[tuple[SourceRow, Place]]:
+    def _next_rows(self) -> Iterator[tuple[SourceRow, PositionTuple]]:
         # `yield from` would close the corpus with the generator that is dropped at the end of a shard.
         return itertools.chain(iter(lambda: self._ahead.popleft() if self._ahead else None, None), self._rows)
 

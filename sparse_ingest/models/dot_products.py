@@ -111,14 +111,14 @@ sum:
   %is_sum = icmp slt i64 %summed, %tokens
   br i1 %is_sum, label %one_sum, label %term
 one_sum:
-  %asked_at = getelementptr i8, ptr %in_queries, i64 %summed
-  %asked = load i8, ptr %asked_at
-  %is_asked = icmp ne i8 %asked, 0
+  %requested_at = getelementptr i8, ptr %in_queries, i64 %summed
+  %requested = load i8, ptr %requested_at
+  %is_requested = icmp ne i8 %requested, 0
   %first_at = getelementptr i64, ptr %nexts, i64 %summed
   %size = load i64, ptr %first_at
-  %asked_size = select i1 %is_asked, i64 %size, i64 0
-  %start_after = add i64 %start, %asked_size
-  %first = select i1 %is_asked, i64 %start, i64 %terms
+  %requested_size = select i1 %is_requested, i64 %size, i64 0
+  %start_after = add i64 %start, %requested_size
+  %first = select i1 %is_requested, i64 %start, i64 %terms
   store i64 %first, ptr %first_at
   %summed_after = add i64 %summed, 1
   br label %sum

@@ -47,14 +47,13 @@ class BatchedEncoder:
             return self._counted([text])[0]
         with self._lock:
             answer = self._kept.pop(text, None)
-            if is_new := answer is None or (answer.done() and answer.exception() is not None):
+            if answer is None or (answer.done() and answer.exception() is not None):
                 answer = Future()
+                self._waiting.append((text, answer))
+                self._thread.submit(self._encode_waiting)
             self._kept[text] = answer
             if len(self._kept) > KEPT:
                 del self._kept[next(iter(self._kept))]  # the least recently used
-        if is_new:
-            self._waiting.append((text, answer))
-            self._thread.submit(self._encode_waiting)
         return dict(answer.result())
 
     def _encode_waiting(self) -> None:

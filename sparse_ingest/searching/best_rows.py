@@ -2,8 +2,8 @@
 
 Each found row is one integer, its key: the float32 score, with its bits changed so that larger scores are larger
 integers, then the complement of its position, so that of equal scores the first row is the best. The k largest keys of
-a query do not depend on the order of the parts. With llvmlite one compiled function sums and keeps the keys (as a
-heap); without it numpy does, with the same result.
+a query do not depend on how threads divide the work; parts come in order. With llvmlite one compiled function sums and
+keeps the keys (as a heap); without it numpy does, with the same result.
 """
 
 from __future__ import annotations

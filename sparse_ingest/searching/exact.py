@@ -1,10 +1,12 @@
 """Exact dot-product search over a stream of sparse vectors, with the arithmetic of Lucene (models/dot_products.py).
 
-Memory: one part of the vectors plus k hits per query. For the scores of an index, pass weights of cluster/scores.py.
+Memory: two parts of the vectors plus 2 * k hits per query, each with the id of its row. For the scores of an index,
+pass weights of cluster/scores.py.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.errors import UsageError, shown
 from sparse_ingest.models.dot_products import Postings, query_token_mask
 from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.best_rows import BestRows
@@ -27,8 +30,14 @@ class QueryVector(NamedTuple):
 
     @classmethod
     def of(cls, weights: Mapping[str, float], token_ids: Mapping[str, int]) -> QueryVector:
-        """Return the vector of weights by token string; tokens without an id are omitted."""
+        """Return the vector of weights by token string; tokens without an id are omitted.
+
+        Raises:
+            UsageError: a weight is not finite.
+        """
         known = {token_ids[token]: weight for token, weight in weights.items() if token in token_ids}
+        if wrong := [token for token, weight in weights.items() if not math.isfinite(weight)]:
+            raise UsageError(f"The weight of {shown(wrong[0])} is {weights[wrong[0]]}; expected a finite number.")
         return cls(np.fromiter(known, np.uint32, len(known)), np.fromiter(known.values(), np.float32, len(known)))
 
 

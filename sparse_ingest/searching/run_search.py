@@ -21,8 +21,9 @@ from sparse_ingest.searching.exact import ExactHits, QueryVector, best_places, s
 from sparse_ingest.searching.hits import Explanation, Hit, Ranked, first_of_each, heaviest_first
 from sparse_ingest.searching.query import named, not_in_vocabulary
 
-# Queries per pass over the run; each needs at most 30 KB for 100 hits.
+# Queries per pass over the run, and their hits; a hit needs at most 0.5 KB.
 QUERIES_AT_ONCE = 4096
+HITS_AT_ONCE = 1 << 20
 logger = logging.getLogger(__name__)
 
 
@@ -113,7 +114,8 @@ def rank_run(
 ) -> Iterator[Ranked]:
     """Search the finished shards of a run exactly for many queries; yield a ranking per query, in their order.
 
-    The run is read once per 4,096 queries. The latency of a query is an equal share of the time of its block.
+    The run is read once per 4,096 queries, or fewer if `size` is above 256. The latency of a query is an equal share of
+    the time of its block.
 
     Args:
         run: The run.
@@ -125,7 +127,7 @@ def rank_run(
     """
     shards, token_ids = _finished_shards(run), _token_ids(run)
     unknown: dict[str, None] = {}
-    for block in batched(queries, QUERIES_AT_ONCE):
+    for block in batched(queries, max(1, min(QUERIES_AT_ONCE, HITS_AT_ONCE // max(1, size)))):
         began = time.perf_counter()
         vectors = [QueryVector.of(weights, token_ids) for _, weights in block]
         unknown.update(dict.fromkeys(token for _, weights in block for token in weights if token not in token_ids))

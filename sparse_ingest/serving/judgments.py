@@ -65,7 +65,7 @@ class Judgments:
             failed = self._values is not None and self._values.done() and self._values.exception() is not None
             if self._values is None or not same or failed:
                 self._evaluated, self._searched = opened, _Counting()
-                self._values = in_thread(lambda: [self._per_query(target) for target in self._targets], "evaluation")
+                self._values = in_thread(partial(self._per_target, self._searched), "evaluation")
             return self._values
 
     def progress(self) -> str:
@@ -91,8 +91,11 @@ class Judgments:
             for one in ids[:limit]
         ]
 
-    def _per_query(self, target: Target) -> dict[str, float]:
-        by_words = target.engine == BM25
-        found = self._evaluate(target.opened(None), bm25=by_words, progress=self._searched)
-        row = found.bm25 if by_words and found.bm25 else found.search
-        return row.measured.per_query[MEASURE]
+    def _per_target(self, searched: _Counting) -> Values:
+        values = []
+        for target in self._targets:
+            by_words = target.engine == BM25
+            found = self._evaluate(target.opened(None), bm25=by_words, progress=searched)
+            row = found.bm25 if by_words and found.bm25 else found.search
+            values.append(row.measured.per_query[MEASURE])
+        return values

@@ -85,7 +85,7 @@ class Service:
         """Return a message for clients of the service, without the addresses of clusters."""
         for address in filter(None, {target.address for target in self.targets}):
             message = message.replace(address, "the cluster")
-        return re.sub("^the", "The", message)
+        return re.sub("^the cluster", "The cluster", message)
 
     def _found(self, target: Target, ask: Ask) -> tuple[QueryWeights, list[Hit]]:
         weights = self._weights_for(target, ask)

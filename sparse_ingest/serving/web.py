@@ -77,11 +77,12 @@ async def _answer(service: Service, work: Work, wait_s: float, operation: Operat
     if operation.judged:
         evaluation, progress = await work.do(service.evaluation)
         # Not in a thread: many requests may wait.
-        ends = time.monotonic() + wait_s
+        ends, pause_s = time.monotonic() + wait_s, 0.02
         while not evaluation.done():
             if time.monotonic() > ends:
                 raise RefusedError(503, f"The judged queries are being evaluated: {progress()}. Try again.")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.5)
         values[EVALUATED] = evaluation.result()
     encodes_documents = operation.encodes_documents and values.get("as") != "query"
     piece = partial(operation.answer, service, values)

@@ -291,3 +291,11 @@ def test_the_kernel_needs_no_compiler(tmp_path: Path, monkeypatch) -> None:
     weight, rows = torch.ones(3, 8, dtype=torch.int8), torch.ones(5, 8, dtype=torch.int8)
     head = Kernel(weight, torch.zeros(3), instructions="avx512")
     assert head(rows, Packing((5,), CPU)).tolist() == [[8.0, 8.0, 8.0]]
+
+
+def test_the_trial_has_columns_of_the_complete_vocabulary(monkeypatch) -> None:
+    rows, weight, bias, *_ = random_inputs(torch.float32, 64, 2 * selection.TRIED + 9, LENGTHS)
+    bias[: selection.TRIED] = -1000  # as of tokens that no text has
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx2")
+    monkeypatch.setattr(cpu_kernel, "compile_kernel", lambda text, _: compile_emulated(text.replace("fadd", "fsub")))
+    assert isinstance(build_head(weight, bias, device=CPU, dtype=torch.float32), TiledHead)

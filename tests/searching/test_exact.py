@@ -172,6 +172,12 @@ def test_ids_of_replaced_rows_are_forgotten() -> None:
     assert ids[3] == "3"
 
 
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_refused(weight: float) -> None:
+    with pytest.raises(UsageError, match="The weight of 'x' is .*; expected a finite number"):
+        QueryVector.of({"x": weight, "y": 1.0}, {"x": 0, "y": 1})
+
+
 def test_more_rows_than_positions_are_refused() -> None:
     best = BestRows([query({1: 1.0})], 1, compiled=True)
     best.make_room(MOST_ROWS)

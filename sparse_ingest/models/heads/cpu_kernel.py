@@ -43,14 +43,19 @@ class Kernel:
         self._columns, self._width, self._dtype = len(bias), weight.shape[1], weight.dtype
         self._least = BLOCKS[instructions][-1]
         self._panel = FORMS[DTYPES[self._dtype]].panel
-        missing = -self._columns % self._panel
-        weight = pad(_full_tiles(weight), (0, 0, 0, missing)).contiguous()
-        self._panels = len(weight) // self._panel
-        groups = weight.view(torch.int32).view(self._panels, self._panel, -1)  # of 4 bytes
-        self._weight = groups.transpose(1, 2).contiguous()
+        missing, weight = -self._columns % self._panel, _full_tiles(weight).contiguous()
+        groups = weight.view(torch.int32)  # of 4 bytes
+        full, rest = divmod(self._columns, self._panel)
+        self._panels = full + bool(rest)
+        # Without a padded copy of the weight: it may have a gigabyte.
+        self._weight = torch.zeros(self._panels, groups.shape[1], self._panel, dtype=torch.int32)
+        whole = groups[: full * self._panel].view(full, self._panel, -1)
+        self._weight[:full] = whole.transpose(1, 2)
+        self._weight[full:, :, :rest] = groups[full * self._panel :].T
         # One 8-bit factor must be unsigned, so 128 is added to the rows and subtracted here.
         is_int8 = weight.dtype == torch.int8
-        self._before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros(len(weight))
+        before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros(self._columns)
+        self._before = pad(before, (0, missing))
         self._scales = pad(torch.ones(self._columns) if scales is None else scales, (0, missing))
         self._bias = pad(bias.to(torch.float32), (0, missing))
         dtype, row_bytes = DTYPES[weight.dtype], weight.shape[1] * weight.itemsize
