@@ -133,7 +133,7 @@ def main() -> None:
             tokens = work["tokens"] / len(texts)
             print(f"\n{shape}: {tokens:.0f} tokens per document, GFLOP per document: {bounds.body / 1e9:.2f} in the "
                   f"body, {bounds.head / 1e9:.2f} in the head\n")  # fmt: skip
-            headings = HEADINGS if given.calls == [0] else f"| documents a call {HEADINGS}"
+            headings = HEADINGS if given.calls == [0] else f"| documents per call {HEADINGS}"
             print(f"{headings}\n{'|---' * (headings.count('|') - 1)}|")
             for call in given.calls:
                 with ExitStack() as stack:

@@ -313,7 +313,7 @@ def light_splade(job: Job, texts: Sequence[str]) -> Contender:
 
 
 def vllm(job: Job, texts: Sequence[str]) -> Contender:
-    """Build vLLM's SPLADE model of BERT in float32; it batches by itself, and returns dense rows."""
+    """Build vLLM's SPLADE model of BERT in float32; it forms its own batches, and returns dense rows."""
     import os
     import tempfile
 
