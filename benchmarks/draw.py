@@ -34,10 +34,10 @@ QUESTION = "how do I leave a loop early"
 WIDTH = 100
 
 
-def speeds() -> dict[str, dict[str, float]]:
-    """Return documents/s by model and encoder from the tables."""
+def speeds(heading: str = SECTION) -> dict[str, dict[str, float]]:
+    """Return documents/s by model and encoder from the tables under a heading."""
     found: dict[str, dict[str, float]] = {}
-    section = BENCHMARKS.read_text().partition(f"\n{SECTION}\n")[2].partition("\n### ")[0]
+    section = BENCHMARKS.read_text().partition(f"\n{heading}\n")[2].partition("\n### ")[0]
     for title, table in re.findall(r"^\*\*(\S+)\*\* .*?\n\n((?:\|.*\n)+)", section, re.MULTILINE):
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
         found[title] = {row[0]: float(row[2]) for row in rows}

@@ -40,6 +40,7 @@ def test_the_plan_has_the_numbers_of_the_script(scale) -> None:
 def test_the_rates_are_those_of_the_benchmark(scale) -> None:
     from draw import speeds
 
+    measured = speeds("### On a CPU with AVX512")
     assert {model: 2 * rate for model, rate in scale.CPU_RATES.items()} == {
-        model: speeds()[model]["sparse-ingest, auto"] for model in scale.CPU_RATES
+        model: measured[model]["sparse-ingest, auto"] for model in scale.CPU_RATES
     }
