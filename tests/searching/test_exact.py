@@ -174,7 +174,7 @@ def test_ids_of_replaced_rows_are_forgotten() -> None:
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_is_refused(weight: float) -> None:
-    with pytest.raises(UsageError, match="The weight of 'x' is .*; expected a finite number"):
+    with pytest.raises(UsageError, match='The weight of "x" is .*; expected a finite number'):
         QueryVector.of({"x": weight, "y": 1.0}, {"x": 0, "y": 1})
 
 

@@ -49,7 +49,7 @@ class Kernel:
         self._panels = full + bool(rest)
         # Without a padded copy of the weight: it may have a gigabyte.
         self._weight = torch.zeros(self._panels, groups.shape[1], self._panel, dtype=torch.int32)
-        whole = groups[: full * self._panel].view(full, self._panel, -1)
+        whole = groups[: full * self._panel].view(full, self._panel, groups.shape[1])
         self._weight[:full] = whole.transpose(1, 2)
         self._weight[full:, :, :rest] = groups[full * self._panel :].T
         # One 8-bit factor must be unsigned, so 128 is added to the rows and subtracted here.
