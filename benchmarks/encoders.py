@@ -326,7 +326,7 @@ def vllm(job: Job, texts: Sequence[str]) -> Contender:
     folder = Path(tempfile.mkdtemp(prefix="sparse-ingest-bench-"))
     for file in Path(job["model"]).glob("*.json"):
         (folder / file.name).write_bytes(file.read_bytes())
-    # It expects the projection by its own name, also where the embeddings are the same weights.
+    # vLLM reads the projection under its own name only, also where it is the same as the embeddings.
     tensors, head = load_file(Path(job["model"]) / "model.safetensors"), "cls.predictions"
     tensors[f"{head}.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
     tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"].clone()

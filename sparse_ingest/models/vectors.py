@@ -40,11 +40,11 @@ NO_RULES = Pruning()
 CPU_TOKENS = 2048  # of a batch: larger batches do not fit into the cache
 # On a CPU a batch has at most an eighth of the tokens that are left, so that the last batches end at about the same
 # time on any number of cores. But it has at least 256: then a token costs 1.18 times as much as in a batch of 2,048 in
-# BERT-tiny, 1.03 times in DistilBERT (128: 1.37 and 1.10 times, 64: 1.95 and 1.32 times). Inputs of less than 1,024
-# tokens are split too, into the fewer batches the shorter they are: 8 documents of 93 tokens into 4, 2 into 2.
+# BERT-tiny, 1.03 times in DistilBERT (128: 1.37 and 1.10 times, 64: 1.95 and 1.32 times). For inputs of less than 1,024
+# tokens the minimum is 8 times the root of their number: 8 documents of 93 tokens are 4 batches, 2 documents are 2.
 SHARES = 8
 LEAST_TOKENS = 256
-SHORTEST_TOKENS = 8  # times the root of the number of all tokens
+LEAST_PER_ROOT = 8
 # Numbers in the hidden states of a batch on a GPU. Computing it must take longer than launching it, which takes about
 # 0.3 ms per layer and 0.6 ms for the rest: on an H200 at 40% of its peak, 3 ms (BERT-tiny) to 24 ms (gte-base) against
 # 1.2 to 4.2 ms. The largest tensor has 268 MB. Estimated from the models' arithmetic, not measured.
@@ -274,7 +274,7 @@ def plan_batches(
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     left = total = int(lengths.sum())
-    least = min(LEAST_TOKENS, SHORTEST_TOKENS * math.isqrt(total))
+    least = min(LEAST_TOKENS, LEAST_PER_ROOT * math.isqrt(total))
     batches: list[Batch] = []
     start = 0
     while start < len(order):

@@ -1,8 +1,8 @@
 """Encode queries of several threads: those that wait for a masked LM at the same time are one batch.
 
-No query waits for others to arrive. A masked LM computes in one thread of its own: each thread that uses torch keeps
-about 30 MB of buffers. It encodes a query once for the requests of one search page. A weight table is looked up by all
-threads at the same time.
+No query waits for others to arrive. A masked LM is called by one thread of its own, because each thread that uses torch
+keeps about 30 MB of buffers; only a long batch is divided among the cores. The weights of the last queries are kept for
+the other requests of the same search page. A weight table is looked up by all threads at the same time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
 
 QUERIES_AT_ONCE = 32  # texts per batch
-KEPT = 64  # queries whose weights are kept
+KEPT = 64  # queries whose weights a masked LM keeps
 
 
 class BatchedEncoder:

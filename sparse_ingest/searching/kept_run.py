@@ -45,7 +45,7 @@ class KeptRun:
         every_token = np.ones(len(run.vocabulary()) + 1, np.bool_)
         parts: list[_Part] = []
         first = held = 0
-        search_postings((), [], 1, compiled=True)  # compile now, not for the first query
+        search_postings((), [], 1, compiled=True)  # compiles now, so that the first query need not wait
         for shard in finished_shards(run):
             for part in shard_parts(run, shard):
                 rows = part.vectors
