@@ -25,10 +25,10 @@ from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
 from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.models.body import CLOSE
-from sparse_ingest.models.linear import product_of, sum_of
+from sparse_ingest.models.linear import gelu_of, product_of, sum_of
 from sparse_ingest.models.masked_lms import read_slices
 from sparse_ingest.models.memory import is_out_of_memory
-from sparse_ingest.models.packing import Packing, ordinal_positions, packed_attention, positions_behind, to_device
+from sparse_ingest.models.packing import Packing, ordinal_positions, packed_attention, positions_behind
 from sparse_ingest.models.projection import Projection
 from sparse_ingest.models.tokenizer import TokenIds
 
@@ -181,17 +181,17 @@ class PackedBert:
         self._words, self._places = self._put(words), self._put(places)
         self._norm = self._norm_of(found, f"{names.embeddings}.LayerNorm")
         self._layers = [self._layer(found, names, f"{names.layer}.{number}") for number in range(layers)]
-        self._head = product_of(*self._linear(found, names.head[0]), gelu=True)
+        self._head = gelu_of(product_of(*self._linear(found, names.head[0])))
         self._head_norm = self._norm_of(found, names.head[1])
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[Tensor, Packing]:
         """Return the hidden states `[rows, hidden]` of a batch, and the rows of each document."""
         packing = Packing(tuple(map(len, token_ids)), self.device, tuple(token_ids))
-        rows = self._norm(self._words[packing.ids] + self._places[to_device(self._positions(token_ids), self.device)])
+        rows = self._norm(self._words[packing.ids] + self._places[packing.of_rows(self._positions(token_ids))])
         for layer in self._layers:
             rows = layer.attention_norm(layer.output(self._attend(layer.projections(rows), packing), rows))
             rows = layer.norm(layer.down(layer.up(rows), rows))
-        return self._head_norm(self._head(rows)), packing
+        return packing.without_padding(self._head_norm(self._head(rows))), packing
 
     def _attend(self, projected: Tensor, packing: Packing) -> Tensor:
         """Return `[rows, width]` of `[rows, 3 * width]`."""
@@ -209,7 +209,7 @@ class PackedBert:
             product_of(*self._linear(found, *projections)),
             sum_of(*self._linear(found, output)),
             after_attention,
-            product_of(*up, gelu=True),
+            gelu_of(product_of(*up)),
             sum_of(*down),
             after,
         )

@@ -25,7 +25,7 @@ from sparse_ingest.checkpoints.sides import LanguageModelSide
 from sparse_ingest.errors import first_line
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_model, refuse_other_attention, without_report
-from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register, to_device
+from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register
 from sparse_ingest.models.projection import forward, split_projection
 from sparse_ingest.models.tokenizer import TokenIds
 
@@ -102,8 +102,9 @@ class Body:
         packing = Packing(tuple(map(len, token_ids)), self.device, tuple(token_ids))
         if self._positions is None:
             return self._padded(token_ids, packing, padding_id), packing
-        positions = to_device(self._positions(token_ids), self.device).unsqueeze(0)
-        return self._forward(packing.ids.unsqueeze(0), position_ids=positions, packing=packing)[0], packing
+        positions = packing.of_rows(self._positions(token_ids)).unsqueeze(0)
+        rows = self._forward(packing.ids.unsqueeze(0), position_ids=positions, packing=packing)[0]
+        return packing.without_padding(rows), packing
 
     def _padded(self, token_ids: Sequence[TokenIds], packing: Packing, padding_id: int) -> torch.Tensor:
         if len(packing.runs) > 1 and not self._masks:

@@ -16,7 +16,7 @@ from support.checkpoints import TEXTS, build_encoder, make_masked_lm
 from support.language_models import make_language_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sparse_ingest.models import body, packing
+from sparse_ingest.models import packing
 from sparse_ingest.models.heads import compaction
 from sparse_ingest.models.heads.compaction import ROOM, Transfer
 from sparse_ingest.models.heads.tiles import TiledHead, logarithm
@@ -42,10 +42,9 @@ def maker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        for module in (packing, body):  # which pin memory, and that needs a driver
-            monkeypatch.setattr(
-                module, "to_device", lambda array, device: mode.from_tensor(torch.from_numpy(array)).to(device)
-            )
+        monkeypatch.setattr(  # pinned memory needs a driver
+            packing, "to_device", lambda array, device: mode.from_tensor(torch.from_numpy(array)).to(device)
+        )
         maker.body._model.to(device=GPU)
         maker.device = maker.body.device = GPU
         maker._zeroed, maker._tokenless = maker._zeroed.to(GPU), torch.tensor([7, 9]).to(GPU)

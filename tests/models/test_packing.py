@@ -181,13 +181,25 @@ def test_onednn_linear_layers_match_torch(dtype: torch.dtype) -> None:
         assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.has_fast_linear(dtype)
 
 
-@pytest.mark.parametrize("only_avx2", [True, False])
-def test_gelu_within_and_after_a_product_matches_torch(only_avx2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "has_only_avx2", lambda: only_avx2)
+def test_gelu_after_a_product_matches_torch() -> None:
     rows, weight, bias = (torch.randn(*shape, generator=torch.Generator()) for shape in ((50, 24), (40, 24), (40,)))
     expected = torch.nn.functional.gelu(rows @ weight.T + bias)
     with torch.inference_mode():
-        torch.testing.assert_close(linear.product_of(weight, bias, gelu=True)(rows), expected, rtol=1e-4, atol=1e-5)
+        found = linear.gelu_of(linear.product_of(weight, bias))(rows)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_few_numbers_of_rows_occur_on_a_cpu() -> None:
+    def rows(tokens: int) -> int:
+        packing = Packing((tokens,), CPU, [np.ones(tokens, dtype=np.int32)])
+        assert packing.ids[:tokens].all() and not packing.ids[tokens:].any()
+        assert len(packing.without_padding(packing.ids)) == tokens
+        return len(packing.ids)
+
+    assert len({rows(tokens) for tokens in range(1, 2049)}) == 42
+    assert [rows(tokens) for tokens in (1, 64, 65, 256, 257, 2047, 2048)] == [8, 64, 96, 256, 320, 2048, 2048]
+    index, _ = Packing((3, 3), CPU).blocks
+    assert index is not None and index.tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
 
 
 def test_starts_are_the_first_rows_of_packed_documents_and_the_end() -> None:
