@@ -17,11 +17,11 @@ import torch
 
 from sparse_ingest.errors import first_line
 
-# torch and oneDNN each cache a product, with its working memory, for every number of rows, of which packing.py makes
-# few: 16 in a batch of 512-token documents, for 5 products of a BERT. The default of 1,024 takes gigabytes where
-# documents are padded. Both read these variables at the first product of the process.
+# torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py makes few of them:
+# 32 of the usual batches, for 5 products of a BERT. The default of 1,024 takes gigabytes where documents are padded.
+# Both read these variables at the first product of the process.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "128")
+    os.environ.setdefault(_cache, "256")
 
 # Number of rows for which oneDNN chooses the layout; it works for any number.
 ROWS = 2048

@@ -30,8 +30,8 @@ PACKED = "sparse_ingest_packed"
 PADDING = 1 / 16
 # Steps of the number of rows on a CPU, each up to a limit: oneDNN compiles a product anew for each number of rows,
 # which takes up to 10 times as long as computing it. With AMX the layers of a BERT-tiny take 3 ms a batch instead of
-# 32, in float32 8 instead of 14; padding adds 2% of the rows.
-STEPS = {64: 8, 256: 32, math.inf: 64}
+# 32, in float32 8 instead of 14; padding adds 1% of the rows.
+STEPS = {64: 8, 256: 16, math.inf: 32}
 # Tokens of a sliding window's attention at a time, with those in reach. A layer of ModernBERT-base takes 80 ms for
 # 4,096 tokens, and 1,250 ms if all pairs are computed; 256 at a time take 114 ms.
 PIECE = 128
@@ -66,7 +66,7 @@ class Packing:
 
     def of_rows(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         """Copy a number for each token to the device, and zeros for the padding."""
-        return to_device(np.pad(numbers, (0, _padding(len(numbers), self.device))), self.device)
+        return to_device(np.pad(numbers, (0, row_padding(len(numbers), self.device))), self.device)
 
     def without_padding(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the rows of the documents."""
@@ -91,8 +91,7 @@ class Packing:
     def blocks(self) -> tuple[torch.Tensor | None, list[LengthRun]]:
         """Runs of adjacent documents of similar length, and the index of each row, None if no row is repeated.
 
-        Shorter documents repeat their last row, which does not change a maximum over them. The last one of all is
-        repeated as padding.
+        Shorter documents repeat their last row, which does not change a maximum over them.
         """
         blocks: list[LengthRun] = []
         for run in self.runs:
@@ -102,12 +101,10 @@ class Packing:
             else:
                 row = last.rows.stop if last else 0
                 blocks.append(LengthRun(row, run.document, run.documents, run.length))
-        padding = _padding(blocks[-1].rows.stop, self.device)
-        if blocks == self.runs and not padding:
+        if blocks == self.runs:
             return None, blocks
         longest = np.repeat([block.length for block in blocks], [block.documents for block in blocks])
-        index = np.pad(_repeated(self.lengths, longest), (0, padding), mode="edge")
-        return to_device(index, self.device), blocks
+        return to_device(_repeated(self.lengths, longest), self.device), blocks
 
     def at_least(self, rows: int) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Pad documents to `rows` rows. Return the index of each row, None if all are long enough, and the `starts`."""
@@ -127,6 +124,11 @@ def positions_behind(padding_id: int, token_ids: Sequence[TokenIds]) -> npt.NDAr
     """Return positions as RoBERTa numbers them: from `padding_id + 1`, not counting padding within a text."""
     counted = [ids != padding_id for ids in token_ids]
     return np.concatenate([np.cumsum(one) * one for one in counted]) + padding_id
+
+
+def row_padding(rows: int, device: torch.device) -> int:
+    """Return how many rows to add, so that few numbers of rows occur on a CPU."""
+    return -rows % next(step for limit, step in STEPS.items() if rows <= limit) if device.type == "cpu" else 0
 
 
 def to_device(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
@@ -204,11 +206,6 @@ def _pieces(length: int, reach: int | None, device: torch.device) -> Iterator[tu
 @cache
 def _parameters(attention: Callable[..., Any]) -> frozenset[str]:
     return frozenset(signature(attention).parameters)
-
-
-def _padding(rows: int, device: torch.device) -> int:
-    """Return how many rows to add, so that few numbers of rows occur on a CPU."""
-    return -rows % next(step for limit, step in STEPS.items() if rows <= limit) if device.type == "cpu" else 0
 
 
 def _repeated(lengths: Sequence[int], longer: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

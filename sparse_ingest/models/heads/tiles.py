@@ -13,11 +13,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.models.heads.cpu_kernel import Kernel
 from sparse_ingest.models.linear import has_vnni, product_of
-from sparse_ingest.models.packing import LengthRun, Packing
+from sparse_ingest.models.packing import LengthRun, Packing, row_padding
 
 # Columns of a tile. On the CPU a tile of logits (2,048 rows x 256 x 4 bytes) stays in the cache; a GPU is faster with
 # fewer, larger products.
@@ -63,6 +64,8 @@ class TiledHead:
         """Return weights before the logarithm."""
         index, blocks = packing.blocks
         rows = rows if index is None else rows[index]
+        if self._bias is None:  # in float32 it costs more than it saves
+            rows = pad(rows, (0, 0, 0, row_padding(len(rows), rows.device)))
         weights = torch.cat([tile(rows, blocks) for tile in self._tiles], dim=1)
         if self._bias is not None:
             weights += self._bias
