@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
+from torch.nn.functional import embedding, layer_norm
 
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
 from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.checkpoints.tensors import weight_files
+from sparse_ingest.models.amx_attention import SHORTEST
 from sparse_ingest.models.body import CLOSE
 from sparse_ingest.models.linear import gelu_of, product_of, sum_of
 from sparse_ingest.models.masked_lms import read_slices
@@ -122,7 +123,7 @@ def packed_bert(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dt
     """Build the body of a checkpoint, or return None if it has to be built by transformers."""
     try:
         found = PackedBert(checkpoint, device=device, dtype=dtype)
-        sample = [np.arange(length, dtype=np.int32) % found.ids for length in (5, 5, 3)]
+        sample = [np.arange(length, dtype=np.int32) % found.ids for length in (SHORTEST, 5, 5, 3)]
         with torch.inference_mode():
             states = found.hidden(sample, 0)[0].to("cpu", torch.float32)
             if device.type != "cpu":
@@ -187,7 +188,8 @@ class PackedBert:
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[Tensor, Packing]:
         """Return the hidden states `[rows, hidden]` of a batch, and the rows of each document."""
         packing = Packing(tuple(map(len, token_ids)), self.device, tuple(token_ids))
-        rows = self._norm(self._words[packing.ids] + self._places[packing.of_rows(self._positions(token_ids))])
+        places = packing.of_rows(self._positions(token_ids))
+        rows = self._norm(embedding(packing.ids, self._words) + embedding(places, self._places))
         for layer in self._layers:
             rows = layer.attention_norm(layer.output(self._attend(layer.projections(rows), packing), rows))
             rows = layer.norm(layer.down(layer.up(rows), rows))

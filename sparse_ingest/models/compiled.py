@@ -12,7 +12,7 @@ from typing import Any
 
 # In older versions the intrinsics have other arguments.
 OLDEST_LLVM = (22,)
-ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_int64
+ADDRESS, NUMBER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 Compiled = Callable[..., Any]
 
 

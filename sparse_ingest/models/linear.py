@@ -7,6 +7,7 @@ and not used if they fail; that depends on torch's version and the CPU alone. fl
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable
@@ -18,10 +19,10 @@ import torch
 from sparse_ingest.errors import first_line
 
 # torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py makes few of
-# them: 32 of the usual batches, for 5 products of a BERT. The default of 1,024 takes gigabytes where documents are
-# padded. Both read these variables at the first product of the process.
+# them: 8 in batches of documents of 256 tokens, for 5 products of a BERT. The default of 1,024 takes gigabytes where
+# documents are padded. Both read these variables at the first product of the process.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "256")
+    os.environ.setdefault(_cache, "128")
 
 # Number of rows for which oneDNN chooses the layout; it works for any number.
 ROWS = 2048
@@ -32,6 +33,10 @@ FULL_RATE = "AuthenticAMD"
 WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10")
 WITH_VNNI = ("CORE_VNNI", *WITH_BFLOAT16)
 WITH_AVX512 = ("AVX512", "AVX10")
+
+# Linux's numbers for the tiles of AMX, and for the request to use them.
+ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
+SYS_ARCH_PRCTL = 158
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 Sum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -148,3 +153,10 @@ def _may_use(supported: str, *names: str) -> bool:
     if allowed != "DEFAULT" and not any(name in allowed for name in names):
         return False
     return bool(getattr(torch.cpu, supported, lambda: False)())
+
+
+@cache
+def may_use_tiles() -> bool:
+    """Request the tiles of AMX from Linux. Return whether they may be used."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)

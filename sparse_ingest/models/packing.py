@@ -2,8 +2,8 @@
 
 In: lengths and token ids of a batch. Out: rows and positions of the tokens, and an attention function for transformers
 in which a token sees its own document only. On a GPU in half precision all documents are one call of torch's
-variable-length attention; otherwise each run of documents of one length is one call of the usual attention. Models
-with attention of their own are padded (body.py).
+variable-length attention, with AMX in bfloat16 one of amx_attention.py; otherwise each run of documents of one length
+is one call of the usual attention. Models with attention of their own are padded (body.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from sparse_ingest.models.amx_attention import SHORTEST, attention_of
 from sparse_ingest.models.tokenizer import TokenIds
 
 # The name of the attention function in transformers' registry.
@@ -178,7 +179,10 @@ def packed_attention(
         return torch.as_tensor(seen).unsqueeze(0), None
     found = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     found[:, sum(packing.lengths) :] = 0
-    for run in packing.runs:
+    runs = packing.runs
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not shared:
+        runs = _attend_compiled(query, key, value, scaling, reach, runs=runs, found=found)
+    for run in runs:
         shape = (run.documents, run.length)
         # `[heads, rows, width]` as `[documents, heads, length, width]`.
         q, k, v = (tensor[0, :, run.rows].unflatten(1, shape).transpose(0, 1) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
@@ -189,6 +193,21 @@ def packed_attention(
             )
             of_run[:, own].copy_(seen.transpose(1, 2))
     return found, None
+
+
+def _attend_compiled(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, reach: int | None, *,
+    runs: list[LengthRun], found: torch.Tensor,
+) -> list[LengthRun]:  # fmt: skip
+    """Write the attention of most documents with a compiled function. Return those that are left."""
+    width = query.shape[-1]
+    done = [run for run in runs if run.length >= SHORTEST and (reach is None or run.length <= reach + 1)]
+    compiled = attention_of(width) if done else None
+    if compiled is None:
+        return runs
+    places = [(row, row + run.length) for run in done for row in range(run.row, run.rows.stop, run.length)]
+    compiled(query[0], key[0], value[0], places, width**-0.5 if scaling is None else scaling, found[0])
+    return [run for run in runs if run not in done]
 
 
 def _pieces(length: int, reach: int | None, device: torch.device) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:

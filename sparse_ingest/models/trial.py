@@ -47,6 +47,7 @@ def _torch() -> Iterator[Check]:
 def _cpu() -> Iterator[Check]:
     import torch
 
+    from sparse_ingest.models.amx_attention import attention_of
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
     from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
@@ -62,6 +63,8 @@ def _cpu() -> Iterator[Check]:
         yield _kernel(f"{name} kernel", instructions_for(dtype, 128), works)
     if kind := instructions_for(torch.float32, 128):  # None where the plain one is as fast
         yield _kernel("float32 kernel", kind, partial(fast_head_works, torch.device("cpu"), torch.float32))
+    if has["AMX"]:
+        yield _kernel("attention kernel", "amx", lambda: attention_of(64) is not None)
 
 
 def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Check:

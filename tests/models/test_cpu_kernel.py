@@ -115,7 +115,7 @@ def test_the_kernel_is_compiled_to_the_expected_instructions(dtype, instructions
 
 def test_tiles_are_16_rows_of_64_bytes() -> None:
     """LDTILECFG layout in Intel's manual: palette, first row, 14 reserved bytes, bytes per row, rows."""
-    palette, first, *of_rows = struct.unpack("<BB14x16H16B", cpu_kernel_text._TILES)
+    palette, first, *of_rows = struct.unpack("<BB14x16H16B", cpu_kernel_text.TILES)
     assert (palette, first) == (1, 0)
     assert of_rows[:16] == [64] * 8 + [0] * 8
     assert of_rows[16:] == [16] * 8 + [0] * 8
@@ -263,7 +263,7 @@ def test_the_best_instructions_for_a_dtype_are_chosen(monkeypatch, amx, tiles, d
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(cpu_kernel, "has_amx", lambda: amx)
     monkeypatch.setattr(cpu_kernel, "has_only_avx2", lambda: False)
-    monkeypatch.setattr(cpu_kernel, "_may_use_tiles", lambda: tiles)
+    monkeypatch.setattr(cpu_kernel, "may_use_tiles", lambda: tiles)
     for name in ("has_vnni", "has_avx512_bfloat16"):
         monkeypatch.setattr(cpu_kernel, name, lambda: True)
     assert instructions_for(dtype, width) == expected

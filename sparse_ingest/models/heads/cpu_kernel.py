@@ -6,16 +6,14 @@ In: packed hidden states as 8-bit integers, bfloat16 or float32. Out: weights be
 
 from __future__ import annotations
 
-import ctypes
 import platform
-from functools import cache
 
 import torch
 from torch.nn.functional import pad
 
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function
 from sparse_ingest.models.heads.cpu_kernel_text import BLOCKS, FEATURES, FORMS, TILE_BYTES, kernel_text
-from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_only_avx2, has_vnni
+from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_only_avx2, has_vnni, may_use_tiles
 from sparse_ingest.models.packing import Packing
 
 DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -24,9 +22,6 @@ DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float3
 AMX_BFLOAT16_BYTES = 1024
 # The same for a panel of float32 and the second-level cache (1.05 at 768 wide, 0.95 at 1024).
 AVX2_BYTES = 3072
-# Linux's numbers for the tiles of AMX, and for the request to use them.
-ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
-SYS_ARCH_PRCTL = 158
 
 
 class Kernel:
@@ -92,7 +87,7 @@ def instructions_for(dtype: torch.dtype, width: int) -> str | None:
         return None
     if dtype == torch.float32:  # with AVX512 torch's product is as fast
         return "avx2" if has_only_avx2() and width * dtype.itemsize <= AVX2_BYTES else None
-    if dtype in DTYPES and has_amx() and _may_use_tiles():
+    if dtype in DTYPES and has_amx() and may_use_tiles():
         too_wide = dtype == torch.bfloat16 and width * dtype.itemsize > AMX_BFLOAT16_BYTES
         return None if too_wide else "amx"
     has_instructions = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}.get(dtype)
@@ -108,10 +103,3 @@ def _full_tiles(rows: torch.Tensor) -> torch.Tensor:
     """Pad rows with zeros to a multiple of a tile's row."""
     missing = -rows.shape[1] % (TILE_BYTES // rows.itemsize)
     return pad(rows, (0, missing)) if missing else rows
-
-
-@cache
-def _may_use_tiles() -> bool:
-    """Request the tiles of AMX from Linux. Return whether they may be used."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)

@@ -79,7 +79,7 @@ FORMS = {
 }  # fmt: skip
 
 # Eight tiles of 16 rows of 64 bytes: palette 1, then the bytes of a row of each, then the rows of each.
-_TILES = bytes([1, *[0] * 15, *[TILE_BYTES, 0] * 8, *[0] * 16, *[LANES] * 8, *[0] * 8])
+TILES = bytes([1, *[0] * 15, *[TILE_BYTES, 0] * 8, *[0] * 16, *[LANES] * 8, *[0] * 8])
 
 
 def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
@@ -97,7 +97,7 @@ def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
     declare void @llvm.x86.tilezero(i8)
     declare void @llvm.x86.tileloadd64(i8, ptr, i64)
     declare void @llvm.x86.tilestored64(i8, ptr, i64)
-    @tiles = private constant [{len(_TILES)} x i8] [{", ".join(f"i8 {byte}" for byte in _TILES)}], align 64
+    @tiles = private constant [{len(TILES)} x i8] [{", ".join(f"i8 {byte}" for byte in TILES)}], align 64
     attributes #0 = {{ nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }}
     """
     functions = (part for rows in blocks for part in _block(form, rows, block_body(form, rows, row_bytes)))

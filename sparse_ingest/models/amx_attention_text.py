@@ -1,0 +1,401 @@
+"""Attention for AMX as LLVM IR; amx_attention.py compiles it, and heads/cpu_kernel_text.py explains how to read it.
+
+    found[query] = sum over the document's keys of share[key] * value[key] / sum of the shares
+    share[key] = 2 ** (scale * (query . key - largest of the document))
+
+A vector has a number of each of 16 queries: scores, their largest, shares, and sums of values. So a column of a tile is
+a query, and a row a key, or a number of the values. Rows behind a document are not read: the last block of queries and
+the last tile of keys end with it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Generator, Iterator, Sequence
+
+from sparse_ingest.models.heads.cpu_kernel_text import LANES, TILE_BYTES, TILES
+
+BLOCK = LANES  # queries at a time
+KEYS = 2 * LANES  # at a time, as a row of a tile has 32 numbers of bfloat16
+TERMS = 6  # of the series of 2**x for |x| <= 1/2: the error is below 3e-6
+
+
+def _float(number: float) -> str:
+    """Return a float32 as LLVM writes it."""
+    (rounded,) = struct.unpack("f", struct.pack("f", number))
+    return f"0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X}"
+
+
+FLOATS, SHORTS = f"<{LANES} x float>", f"<{LANES} x bfloat>"
+NOTHING = f"splat (float {_float(-1e30)})"  # a score of which the power is zero
+# Lanes of two vectors: one from each, one after another.
+BOTH = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
+
+
+def attention_text(width: int) -> Iterator[str]:
+    """Yield a module with the function `attend` for heads of `width` numbers."""
+    yield f"""
+    declare void @llvm.x86.tdpbf16ps(i8, i8, i8)
+    declare void @llvm.x86.ldtilecfg(ptr)
+    declare void @llvm.x86.tilerelease()
+    declare void @llvm.x86.tilezero(i8)
+    declare void @llvm.x86.tileloadd64(i8, ptr, i64)
+    declare void @llvm.x86.tilestored64(i8, ptr, i64)
+    declare i64 @llvm.smin.i64(i64, i64)
+    declare {FLOATS} @llvm.maxnum.v16f32({FLOATS}, {FLOATS})
+    declare {FLOATS} @llvm.fma.v16f32({FLOATS}, {FLOATS}, {FLOATS})
+    declare {FLOATS} @llvm.roundeven.v16f32({FLOATS})
+    declare {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({FLOATS}, {FLOATS}, {FLOATS}, i16, i32)
+    @tiles = private constant [{len(TILES)} x i8] [{", ".join(f"i8 {byte}" for byte in TILES)}], align 64
+    attributes #0 = {{ nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }}
+    """
+    yield _attend(width)
+    yield from _turn_values(width)
+    yield from _scores(width)
+    yield from _shares()
+    yield from _sums(width)
+    yield from _write(width)
+
+
+def _attend(width: int) -> str:
+    """Return the loops over documents, heads and blocks of queries."""
+    return f"""
+    define void @attend(ptr %query, ptr %key, ptr %value, ptr %places, i64 %documents, i64 %heads, i64 %row_bytes,
+                        i64 %head_bytes, float %scale, ptr %scratch, ptr %found) #0 {{
+    entry:
+      call void @llvm.x86.ldtilecfg(ptr @tiles)
+      %found_bytes = mul i64 %heads, {width * 2}
+      %queries = getelementptr i8, ptr %scratch, i64 {TILE_BYTES}
+      %sums = getelementptr i8, ptr %queries, i64 {width * BLOCK * 2}
+      %values = getelementptr i8, ptr %sums, i64 {width * BLOCK * 4}
+      br label %document
+    document:
+      %at = phi i64 [ 0, %entry ], [ %next, %document_end ]
+      %at_place = mul i64 %at, 16
+      %start_place = getelementptr i8, ptr %places, i64 %at_place
+      %end_place = getelementptr i8, ptr %start_place, i64 8
+      %start = load i64, ptr %start_place
+      %end = load i64, ptr %end_place
+      %length = sub i64 %end, %start
+      %longer = add i64 %length, {KEYS - 1}
+      %keys = and i64 %longer, {-KEYS}
+      %values_bytes = mul i64 %keys, {width * 2}
+      %scores = getelementptr i8, ptr %values, i64 %values_bytes
+      %scores_bytes = mul i64 %keys, {BLOCK * 4}
+      %shares = getelementptr i8, ptr %scores, i64 %scores_bytes
+      %document_skip = mul i64 %start, %row_bytes
+      %found_skip = mul i64 %start, %found_bytes
+      %document_found = getelementptr i8, ptr %found, i64 %found_skip
+      %last_block = sub i64 %length, {BLOCK}
+      br label %head
+    head:
+      %at_head = phi i64 [ 0, %document ], [ %next_head, %head_end ]
+      %head_only = mul i64 %at_head, %head_bytes
+      %head_skip = add i64 %head_only, %document_skip
+      %head_query = getelementptr i8, ptr %query, i64 %head_skip
+      %head_key = getelementptr i8, ptr %key, i64 %head_skip
+      %head_value = getelementptr i8, ptr %value, i64 %head_skip
+      %head_found_skip = mul i64 %at_head, {width * 2}
+      %head_found = getelementptr i8, ptr %document_found, i64 %head_found_skip
+      call void @turn_values(ptr %head_value, i64 %row_bytes, i64 %length, i64 %keys, ptr %values)
+      br label %block
+    block:
+      %wanted = phi i64 [ 0, %head ], [ %behind, %block ]
+      %row = call i64 @llvm.smin.i64(i64 %wanted, i64 %last_block)
+      %row_skip = mul i64 %row, %row_bytes
+      %block_query = getelementptr i8, ptr %head_query, i64 %row_skip
+      call void @scores(ptr %block_query, i64 %row_bytes, ptr %head_key, i64 %last_block, ptr %scores, ptr %queries)
+      call void @shares(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %shares, ptr %scratch)
+      call void @sums(ptr %values, ptr %shares, i64 %keys, ptr %sums)
+      %block_skip = mul i64 %row, %found_bytes
+      %block_found = getelementptr i8, ptr %head_found, i64 %block_skip
+      call void @write(ptr %sums, ptr %scratch, ptr %block_found, i64 %found_bytes)
+      %behind = add i64 %row, {BLOCK}
+      %more_blocks = icmp slt i64 %behind, %length
+      br i1 %more_blocks, label %block, label %head_end
+    head_end:
+      %next_head = add i64 %at_head, 1
+      %more_heads = icmp ult i64 %next_head, %heads
+      br i1 %more_heads, label %head, label %document_end
+    document_end:
+      %next = add i64 %at, 1
+      %more = icmp ult i64 %next, %documents
+      br i1 %more, label %document, label %done
+    done:
+      call void @llvm.x86.tilerelease()
+      ret void
+    }}
+    """
+
+
+def _turn_values(width: int) -> Iterator[str]:
+    """Yield the function that writes the values of a document with one row for each number, `[width, keys]`.
+
+    Keys behind the document get its last values; their shares are zero.
+    """
+    yield """
+    define internal void @turn_values(ptr %value, i64 %row_bytes, i64 %length, i64 %keys, ptr %turned) #0 {
+    entry:
+      %last = sub i64 %length, 1
+      %turned_bytes = mul i64 %keys, 2
+      br label %next
+    next:
+      %at = phi i64 [ 0, %entry ], [ %behind, %next ]
+      %turned_skip = mul i64 %at, 2
+      %turned0 = getelementptr i8, ptr %turned, i64 %turned_skip
+    """
+    for row in range(KEYS):
+        yield f"""
+      %wanted{row} = add i64 %at, {row}
+      %row{row} = call i64 @llvm.smin.i64(i64 %wanted{row}, i64 %last)
+      %skip{row} = mul i64 %row{row}, %row_bytes
+      %value{row} = getelementptr i8, ptr %value, i64 %skip{row}
+        """
+    for part in range(width // LANES):
+        for row in range(KEYS):
+            yield f"  %place{part}.{row} = getelementptr i8, ptr %value{row}, i64 {part * LANES * 2}"
+            yield f"  %own{part}.{row} = load {SHORTS}, ptr %place{part}.{row}, align 2"
+        pairs = []
+        for row in range(0, KEYS, 2):
+            yield _shuffle(f"%both{part}.{row}", "bfloat", f"%own{part}.{row}", f"%own{part}.{row + 1}", BOTH)
+            pairs.append(f"%pair{part}.{row}")
+            yield f"  {pairs[-1]} = bitcast <{KEYS} x bfloat> %both{part}.{row} to <{LANES} x i32>"
+        for row, name in enumerate((yield from _transposed(f"t{part}", "i32", pairs)), part * LANES):
+            yield f"  store <{LANES} x i32> {name}, ptr %turned{row}, align 64"
+            yield f"  %turned{row + 1} = getelementptr i8, ptr %turned{row}, i64 %turned_bytes"
+    yield _repeat("keys", KEYS)
+
+
+def _scores(width: int) -> Iterator[str]:
+    """Yield the function that writes the products of a document's keys and a block of queries, `[keys, queries]`."""
+    yield """
+    define internal void @scores(ptr %query, i64 %row_bytes, ptr %key, i64 %last, ptr %scores, ptr %queries) #0 {
+    entry:
+      %query0 = getelementptr i8, ptr %query, i64 0
+    """
+    steps = range(width // KEYS)
+    for row in range(BLOCK):
+        for step in steps:
+            yield f"  %part{step}.{row} = getelementptr i8, ptr %query{row}, i64 {step * TILE_BYTES}"
+            yield f"  %own{step}.{row} = load <{LANES} x i32>, ptr %part{step}.{row}, align 2"
+        yield f"  %query{row + 1} = getelementptr i8, ptr %query{row}, i64 %row_bytes"
+    for step in steps:
+        names = yield from _transposed(f"t{step}", "i32", [f"%own{step}.{row}" for row in range(BLOCK)])
+        yield f"  %queries{step} = getelementptr i8, ptr %queries, i64 {step * LANES * TILE_BYTES}"
+        for row, name in enumerate(names):
+            yield f"  %turned{step}.{row} = getelementptr i8, ptr %queries{step}, i64 {row * TILE_BYTES}"
+            yield f"  store <{LANES} x i32> {name}, ptr %turned{step}.{row}, align 64"
+        yield f"  call void @llvm.x86.tileloadd64(i8 {4 + step}, ptr %queries{step}, i64 {TILE_BYTES})"
+    yield f"""
+      %length = add i64 %last, {LANES}
+      br label %next
+    next:
+      %at = phi i64 [ 0, %entry ], [ %behind, %next ]
+      %row = call i64 @llvm.smin.i64(i64 %at, i64 %last)
+      %skip = mul i64 %row, %row_bytes
+      %key0 = getelementptr i8, ptr %key, i64 %skip
+      %score_skip = mul i64 %row, {TILE_BYTES}
+      %score = getelementptr i8, ptr %scores, i64 %score_skip
+      call void @llvm.x86.tilezero(i8 0)
+    """
+    for step in steps:
+        yield f"""
+      call void @llvm.x86.tileloadd64(i8 {6 + step}, ptr %key{step}, i64 %row_bytes)
+      call void @llvm.x86.tdpbf16ps(i8 0, i8 {6 + step}, i8 {4 + step})
+      %key{step + 1} = getelementptr i8, ptr %key{step}, i64 {TILE_BYTES}
+        """
+    yield f"  call void @llvm.x86.tilestored64(i8 0, ptr %score, i64 {TILE_BYTES})"
+    yield _repeat("length", LANES)
+
+
+def _shares() -> Iterator[str]:
+    """Yield the function for the scores of a block: it writes `2 ** (scale * (score - largest))` and 1 / their sum.
+
+    Shares of two adjacent keys are side by side, as a product of tiles needs them.
+    """
+    yield f"""
+    define internal void @shares(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %shares, ptr %inverse) #0 {{
+    entry:
+      %scale_lane = insertelement {FLOATS} poison, float %scale, i32 0
+      {_shuffle("%scales", "float", "%scale_lane", "poison", [0] * LANES)}
+      br label %fill
+    fill: ; the scores behind the document
+      %filled = phi i64 [ %length, %entry ], [ %next_filled, %filling ]
+      %is_left = icmp slt i64 %filled, %keys
+      br i1 %is_left, label %filling, label %compare0
+    filling:
+      %empty = getelementptr {FLOATS}, ptr %scores, i64 %filled
+      store {FLOATS} {NOTHING}, ptr %empty, align 64
+      %next_filled = add i64 %filled, 1
+      br label %fill
+    compare0:
+      br label %compare
+    compare:
+      %from = phi i64 [ 0, %compare0 ], [ %next_from, %compare ]
+    """
+    ways = range(4)
+    for way in ways:
+        yield f"  %top{way} = phi {FLOATS} [ {NOTHING}, %compare0 ], [ %higher{way}, %compare ]"
+    for way in ways:
+        yield f"""
+      %number{way} = add i64 %from, {way}
+      %scored{way} = getelementptr {FLOATS}, ptr %scores, i64 %number{way}
+      %score{way} = load {FLOATS}, ptr %scored{way}, align 64
+      %higher{way} = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top{way}, {FLOATS} %score{way})
+        """
+    yield f"""
+      %next_from = add i64 %from, {len(ways)}
+      %again = icmp slt i64 %next_from, %keys
+      br i1 %again, label %compare, label %compared
+    compared:
+      %top01 = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher0, {FLOATS} %higher1)
+      %top23 = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher2, {FLOATS} %higher3)
+      %top = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top01, {FLOATS} %top23)
+      %scaled = fmul {FLOATS} %top, %scales
+      %shift = fneg {FLOATS} %scaled
+      br label %next
+    next:
+      %at = phi i64 [ 0, %compared ], [ %behind, %next ]
+    """
+    for key in (0, 1):
+        yield f"  %sum{key} = phi {FLOATS} [ zeroinitializer, %compared ], [ %added{key}, %next ]"
+    for key in (0, 1):
+        yield f"""
+      %key{key} = add i64 %at, {key}
+      %place{key} = getelementptr {FLOATS}, ptr %scores, i64 %key{key}
+      %own{key} = load {FLOATS}, ptr %place{key}, align 64
+        """
+        yield from _power(str(key), f"%own{key}")
+        yield f"""
+      %added{key} = fadd {FLOATS} %sum{key}, %share{key}
+      %short{key} = fptrunc {FLOATS} %share{key} to {SHORTS}
+        """
+    yield f"""
+      {_shuffle("%both", "bfloat", "%short0", "%short1", BOTH)}
+      %bytes = mul i64 %at, {BLOCK * 2}
+      %written = getelementptr i8, ptr %shares, i64 %bytes
+      store <{KEYS} x bfloat> %both, ptr %written, align 64
+      %behind = add i64 %at, 2
+      %more = icmp slt i64 %behind, %keys
+      br i1 %more, label %next, label %end
+    end:
+      %sum = fadd {FLOATS} %added0, %added1
+      %divided = fdiv {FLOATS} splat (float 1.0), %sum
+      store {FLOATS} %divided, ptr %inverse, align 64
+      ret void
+    }}
+    """
+
+
+def _power(name: str, score: str) -> Iterator[str]:
+    """Yield the code of `%share<name>`: a series for the fraction of the exponent, times a power of two."""
+    factors = [f"splat (float {_float(math.log(2) ** term / math.factorial(term))})" for term in range(TERMS)]
+    yield f"""
+      %exponent{name} = call {FLOATS} @llvm.fma.v16f32({FLOATS} {score}, {FLOATS} %scales, {FLOATS} %shift)
+      %whole{name} = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} %exponent{name})
+      %x{name} = fsub {FLOATS} %exponent{name}, %whole{name}
+    """
+    series = factors.pop()
+    while factors:
+        result = f"%series{name}.{len(factors)}"
+        given = ", ".join(f"{FLOATS} {one}" for one in (series, f"%x{name}", factors.pop()))
+        yield f"  {result} = call {FLOATS} @llvm.fma.v16f32({given})"
+        series = result
+    given = f"{FLOATS} {series}, {FLOATS} %whole{name}, {FLOATS} zeroinitializer, i16 -1, i32 4"  # all lanes, rounded
+    yield f"  %share{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
+
+
+def _sums(width: int) -> Iterator[str]:
+    """Yield the function that writes the products of the values of a document and a block of shares."""
+    parts = range(width // LANES)
+    yield """
+    define internal void @sums(ptr %values, ptr %shares, i64 %keys, ptr %sums) #0 {
+    entry:
+      %value_bytes = mul i64 %keys, 2
+      %part_bytes = mul i64 %keys, 32
+    """
+    for part in parts:
+        yield f"  call void @llvm.x86.tilezero(i8 {part})"
+    yield f"""
+      br label %next
+    next:
+      %at = phi i64 [ 0, %entry ], [ %behind, %next ]
+      %share_skip = mul i64 %at, {BLOCK * 2}
+      %share = getelementptr i8, ptr %shares, i64 %share_skip
+      call void @llvm.x86.tileloadd64(i8 4, ptr %share, i64 {TILE_BYTES})
+      %value_skip = mul i64 %at, 2
+      %value0 = getelementptr i8, ptr %values, i64 %value_skip
+    """
+    for part in parts:
+        yield f"""
+      call void @llvm.x86.tileloadd64(i8 {5 + part % 3}, ptr %value{part}, i64 %value_bytes)
+      call void @llvm.x86.tdpbf16ps(i8 {part}, i8 {5 + part % 3}, i8 4)
+      %value{part + 1} = getelementptr i8, ptr %value{part}, i64 %part_bytes
+        """
+    stores = (
+        f"%sum{part} = getelementptr i8, ptr %sums, i64 {part * LANES * TILE_BYTES}\n"
+        f"call void @llvm.x86.tilestored64(i8 {part}, ptr %sum{part}, i64 {TILE_BYTES})\n"
+        for part in parts
+    )
+    yield _repeat("keys", KEYS, *stores)
+
+
+def _write(width: int) -> Iterator[str]:
+    """Yield the function that divides the sums of a block by those of the shares, and writes one row for each query."""
+    yield f"""
+    define internal void @write(ptr %sums, ptr %inverse, ptr %found, i64 %row_bytes) #0 {{
+      %divided = load {FLOATS}, ptr %inverse, align 64
+    """
+    for row in range(BLOCK):
+        yield f"  %skip{row} = mul i64 %row_bytes, {row}"
+        yield f"  %row{row} = getelementptr i8, ptr %found, i64 %skip{row}"
+    for part in range(width // LANES):
+        for number in range(part * LANES, part * LANES + LANES):
+            yield f"""
+      %place{number} = getelementptr i8, ptr %sums, i64 {number * TILE_BYTES}
+      %sum{number} = load {FLOATS}, ptr %place{number}, align 64
+      %own{number} = fmul {FLOATS} %sum{number}, %divided
+            """
+        own = [f"%own{part * LANES + lane}" for lane in range(LANES)]
+        for row, name in enumerate((yield from _transposed(f"t{part}", "float", own))):
+            yield f"""
+      %short{part}.{row} = fptrunc {FLOATS} {name} to {SHORTS}
+      %at{part}.{row} = getelementptr i8, ptr %row{row}, i64 {part * LANES * 2}
+      store {SHORTS} %short{part}.{row}, ptr %at{part}.{row}, align 2
+            """
+    yield "  ret void\n}"
+
+
+def _transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None, list[str]]:
+    """Yield the code that transposes 16 vectors of 16 lanes, and return their names: row r, lane l to row l, lane r.
+
+    One round moves the highest bit of the row behind the lowest one of the lane; four of them swap all bits.
+    """
+    for turn in range(4):
+        names = []
+        for row in range(LANES // 2):
+            for half, lanes in enumerate((BOTH[:LANES], BOTH[LANES:])):
+                names.append(f"%{prefix}.{turn}.{2 * row + half}")
+                yield _shuffle(names[-1], kind, rows[row], rows[row + LANES // 2], lanes)
+        rows = names
+    return rows
+
+
+def _shuffle(name: str, kind: str, first: str, second: str, lanes: Sequence[int]) -> str:
+    """Return the code of a vector with these lanes of two vectors one behind another."""
+    vector, chosen = f"<{LANES} x {kind}>", ", ".join(f"i32 {lane}" for lane in lanes)
+    return f"  {name} = shufflevector {vector} {first}, {vector} {second}, <{len(lanes)} x i32> <{chosen}>"
+
+
+def _repeat(limit: str, step: int, *then: str) -> str:
+    """Return the end of a function: repeat `next` with `at` below a limit, and return after it."""
+    return f"""
+      %behind = add i64 %at, {step}
+      %more = icmp slt i64 %behind, %{limit}
+      br i1 %more, label %next, label %end
+    end:
+    {"".join(then)}
+      ret void
+    }}
+    """
