@@ -223,20 +223,18 @@ def _shares() -> Iterator[str]:
     fill: ; the scores behind the document
       %filled = phi i64 [ %length, %entry ], [ %next_filled, %filling ]
       %is_left = icmp slt i64 %filled, %keys
-      br i1 %is_left, label %filling, label %compare0
+      br i1 %is_left, label %filling, label %compare
     filling:
       %empty = getelementptr {FLOATS}, ptr %scores, i64 %filled
       store {FLOATS} {NOTHING}, ptr %empty, align 64
       %next_filled = add i64 %filled, 1
       br label %fill
-    compare0:
-      br label %compare
     compare:
-      %from = phi i64 [ 0, %compare0 ], [ %next_from, %compare ]
+      %from = phi i64 [ 0, %fill ], [ %next_from, %compare ]
     """
     ways = range(4)
     for way in ways:
-        yield f"  %top{way} = phi {FLOATS} [ {NOTHING}, %compare0 ], [ %higher{way}, %compare ]"
+        yield f"  %top{way} = phi {FLOATS} [ {NOTHING}, %fill ], [ %higher{way}, %compare ]"
     for way in ways:
         yield f"""
       %number{way} = add i64 %from, {way}
