@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from sparse_ingest.checkpoints.inspect import dense_warning
 from sparse_ingest.corpora.sources import Cursor, bad_document
@@ -150,7 +151,7 @@ class ShardMaker:
             if row.document is None:
                 self._refuse_or_skip(row, counts)
             else:
-                window.append((row._replace(document=None), row.document))
+                window.append((replace(row, document=None), row.document))
                 size += len(row.document.text) + len(row.document.fields)
             if seen == PART_ROWS or size >= WINDOW_BYTES:
                 before += seen
@@ -240,7 +241,7 @@ class ShardMaker:
                     ) from large
                 is_large = np.array([document.text == large.text for document in window.documents])
                 for row in window.take(np.flatnonzero(is_large)).rows:
-                    self._refuse_or_skip(row._replace(reason=large.reason), work.counts)
+                    self._refuse_or_skip(replace(row, reason=large.reason), work.counts)
                 window = window.take(np.flatnonzero(~is_large))
 
     def _documents(self, window: Window, work: _Work) -> Iterator[Finish]:
@@ -317,7 +318,7 @@ class ShardMaker:
         fitting = []
         for place, (row, document, cut) in enumerate(zip(window.rows, window.documents, window.tokens, strict=True)):
             if reason := too_long_id(document.id, cut.windows - 1):
-                self._refuse_or_skip(row._replace(reason=reason), counts)
+                self._refuse_or_skip(replace(row, reason=reason), counts)
             else:
                 fitting.append(place)
         return window.take(np.array(fitting, dtype=np.int64))
