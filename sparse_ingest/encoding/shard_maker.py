@@ -15,7 +15,6 @@ text.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,7 +65,7 @@ class _Source(NamedTuple):
     """The rows of a window, and the hash of all rows of the shard up to them; None for the last window of a shard."""
 
     rows: list[tuple[SourceRow, Document]]
-    hashed: Future[str] | None
+    hashed: str | None
 
 
 class _Input(NamedTuple):
@@ -155,7 +154,7 @@ class ShardMaker:
                 size += len(row.document.text) + len(row.document.fields)
             if seen == PART_ROWS or size >= WINDOW_BYTES:
                 before += seen
-                yield _Source(window, counts.input_rows.so_far() if before < shard_rows else None)
+                yield _Source(window, counts.input_rows.hexdigest() if before < shard_rows else None)
                 window, size, seen = [], 0, 0
         if seen:
             yield _Source(window, None)
@@ -168,7 +167,7 @@ class ShardMaker:
                 encoder, old = self.encoder, self.old
                 known = (old.run_id, len(old)) if old else None
                 how = encoder.device.type, encoder.batch_tokens, self.options.on_bad_document, known
-                key = spool.key(*how, PART_ROWS, WINDOW_BYTES, source.hashed.result())
+                key = spool.key(*how, PART_ROWS, WINDOW_BYTES, source.hashed)
                 if finished := spool.find(key, rows):
                     self.reporter.earlier(len(rows))
                     return _Input(key, finished)
