@@ -206,6 +206,7 @@ class _Rows:
         self._has_quotes = table.format != "msmarco" and table.quoting != "none"
         self._reason: str | None = None
         self._blocks_after = 0  # no block starts before this offset
+        self._pause = _BLOCK_BYTES  # after the next unusual block
 
     @property
     def line(self) -> int:
@@ -245,8 +246,11 @@ class _Rows:
             return []
         block = content.peek()[:_BLOCK_BYTES]
         ends, lines = _row_ends(block, quotes=self._has_quotes)
-        self._blocks_after = self.offset + len(block)
-        if not len(ends) or b"\0" in block:
+        if not len(ends):
+            self._blocks_after = self.offset + len(block)
+            return []
+        self._blocks_after, self._pause = self.offset + self._pause, 2 * self._pause
+        if b"\0" in block:
             return []
         cuts = [0, *ends.tolist()]
         try:
@@ -259,6 +263,7 @@ class _Rows:
         offsets, following = (ends + self.offset).tolist(), (lines + self.line).tolist()
         found = zip([self.line, *following], rows, repeat(None), offsets, following)
         self.offset = self._blocks_after = offsets[-1]
+        self._pause = _BLOCK_BYTES
         self._reached[0] = following[-1]
         return [row for row in found if row[1] and row[1] != [""]]
 
