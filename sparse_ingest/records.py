@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 PARENT = "parent"  # the field of a passage with the id of its document
 MAX_ID_BYTES = 512  # the limit of OpenSearch for `_id`
@@ -41,7 +42,7 @@ class Query(NamedTuple):
     text: str
 
 
-class SourceRow(NamedTuple):
+class SourceRow(Struct, frozen=True, gc=False):
     """One row of a corpus. `row` counts from 0 over all files; `line` counts lines or rows from 1 within `file`.
 
     A row that cannot become a document has `document` None and a `reason`.

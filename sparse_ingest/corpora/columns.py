@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pyarrow.types as types
+from msgspec.structs import replace
 
 from sparse_ingest.corpora.arrow_headers import batch_rows
 from sparse_ingest.corpora.documents import BadRow
@@ -144,7 +145,7 @@ class Arrow(ColumnTable):
             rows = rows_of(slices_of(batch), batch.schema.names, skip)
             for record in records_of(rows, reached, base + skip):
                 is_last = record.offset == base + batch.num_rows
-                yield record._replace(offset=(place + 1) << _IN_BATCH) if is_last else record
+                yield replace(record, offset=(place + 1) << _IN_BATCH) if is_last else record
             skip = 0
 
     def _schema(self, each: ContentStream) -> pa.Schema:
@@ -274,7 +275,7 @@ def rows_of(batches: Iterable[pa.RecordBatch], names: Sequence[str], skip: int =
             yield from (_row(batch, names, place) for place in range(batch.num_rows))
             continue
         for values in zip(*columns, strict=True):
-            yield dict(zip(names, values, strict=True)), None
+            yield dict(zip(names, values)), None  # noqa: B905 (a check here takes longer than the dict)
 
 
 def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> Row:

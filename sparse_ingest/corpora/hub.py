@@ -136,9 +136,9 @@ class StreamedDataset(Split):
                 else:
                     records = islice(source.records(0, 1) if source else self._of_library(file), skip, None)
                 for following, record in enumerate(records, (file << _ROW_BITS | skip) + 1):
-                    columns, reason, _, _, _, plain, _ = record
                     reached[0] += 1
-                    yield Record(columns, reason, reached[0] - 1, following, reached[0], plain, name)
+                    number = reached[0]
+                    yield Record(record.columns, record.reason, number - 1, following, number, record.plain, name)
                 skip = 0
         self._refuse_changed()
 

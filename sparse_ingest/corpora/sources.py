@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of
 from sparse_ingest.corpora.pieces import Search, Task
 from sparse_ingest.errors import CorpusError, shown
@@ -35,7 +38,7 @@ START = Position(0, 0, 1, 0)
 PositionTuple: TypeAlias = tuple[int, int, int, int]  # the values of a `Position`, created faster
 
 
-class Record(NamedTuple):
+class Record(Struct, frozen=True, gc=False):
     """One row of a source: its columns, or None and the reason.
 
     `line` is where the row starts, from 1 (without lines the number of the row); `offset` (a decompressed byte, or a
@@ -118,18 +121,18 @@ class Corpus:
         first, offset, line, row = start
         for index, source in enumerate(self.sources[first:], first):
             label, unit = source.label, source.unit
-            for columns, reason, at, next_offset, next_line, plain, file in source.records(offset, line):
-                document = None
-                if columns is not None:
+            for record in source.records(offset, line):
+                document, reason = None, record.reason
+                if record.columns is not None:
                     try:
-                        document = document_of(columns, fields, row, plain=plain)
+                        document = document_of(record.columns, fields, row, plain=record.plain)
                     except BadRow as bad:
                         reason = str(bad)
-                if reason and file:
-                    reason = f"{reason} (in {file})"
-                found = SourceRow(row, label, at, document, reason, unit)
+                if reason and record.file:
+                    reason = f"{reason} (in {record.file})"
+                found = SourceRow(row, label, record.line, document, reason, unit)
                 row += 1
-                yield found, (index, next_offset, next_line, row)
+                yield found, (index, record.offset, record.next_line, row)
             offset, line = 0, 1
 
 
@@ -171,7 +174,7 @@ class Cursor:
                 here = (row.file, row.line, row.unit)
                 there = first.setdefault(document.id, here)
                 if there is not here:
-                    row = row._replace(document=None, reason=skipped_duplicate(document.id, *there))
+                    row = replace(row, document=None, reason=skipped_duplicate(document.id, *there))
             yield row
 
     def rows(self) -> Iterator[SourceRow]:
@@ -201,7 +204,7 @@ class Cursor:
         found: dict[int, SourceRow] = {}
         for row, _ in self._next_rows() if rows else ():
             if row.row in rows:
-                found[row.row] = row._replace(document=None)
+                found[row.row] = replace(row, document=None)
                 if len(found) == len(rows):
                     break
         return found

@@ -28,7 +28,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE = 1 << 26  # bytes; a text takes 24 times as much memory
 PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 _ZSTD_BYTES = 1 << 14
 # UnicodeDecodeError: in the column names of an Arrow table.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, UnicodeDecodeError)
@@ -285,16 +285,20 @@ class LineSource(FileSource):
         reached = [line]
         with self.opened(reached) as opened:
             opened.skip(offset)
-            for raw in iter(partial(opened.content.readline, MAX_LINE), b""):
-                if offset == 0 and reached[0] == 1 and (kind := kind_of(raw[:HEAD_BYTES])) not in (None, EMPTY, TEXT):
-                    raise self._not_as_named(kind, TEXT)
-                if len(raw) == MAX_LINE:
-                    raise CorpusError(
-                        f"{place_text(self.file.place, reached[0])}: longer than {MAX_LINE:,} bytes; expected one row "
-                        "per line. Shorten the row, or pass the format with --format."
-                    )
-                yield raw
-                reached[0] += 1
+            yield from self.lines_of(opened, reached)
+
+    def lines_of(self, opened: ContentStream, reached: list[int]) -> Iterator[bytes]:
+        """Yield the lines of an opened file from where it is, the first one being line `reached[0]`."""
+        for raw in iter(partial(opened.content.readline, MAX_LINE), b""):
+            if reached[0] == 1 and (kind := kind_of(raw[:HEAD_BYTES])) not in (None, EMPTY, TEXT):
+                raise self._not_as_named(kind, TEXT)
+            if len(raw) == MAX_LINE:
+                raise CorpusError(
+                    f"{place_text(self.file.place, reached[0])}: longer than {MAX_LINE:,} bytes; expected one row "
+                    "per line. Shorten the row, or pass the format with --format."
+                )
+            reached[0] += 1
+            yield raw
 
     def passed(self, offset: int) -> int | None:
         """Return the number of stored bytes before a byte of the content; of a compressed file, the number read."""

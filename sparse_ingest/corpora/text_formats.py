@@ -9,10 +9,15 @@ separator. With quoting `none` each line is a row. In format `msmarco` a line is
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Literal
+from io import BufferedReader
+from itertools import pairwise, repeat
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, not_utf8, utf8
 from sparse_ingest.corpora.line_pieces import line_pieces
@@ -30,9 +35,13 @@ _MAX_VALUE = 1 << 26
 _MAX_ARRAY = 1 << 30  # bytes; Python objects take several times as many
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
 _JSON_BLANKS = JSON_BLANKS.encode()
+_BLOCK_BYTES = 1 << 17  # split at a time; stays in the second-level cache
+_LINE_FEED, _QUOTE = b'\n"'
 _BLANK_LINES = (b"", b"\n", b"\r", b"\r\n")  # without quotes
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
 
+# First line, values, what is wrong, and the offset and line where the next row starts.
+_Row: TypeAlias = tuple[int, list[str], str | None, int, int]
 Quoting = Literal["rfc4180", "none"]
 
 
@@ -107,8 +116,8 @@ class TextTable(LineSource):
     ) -> None:
         super().__init__(file, label)
         self._choose, self.format, self.quoting = choose, format, quoting
-        self._spans: list[int] = []  # line and number of lines of the first row that spans lines; the most lines
-        self._spanning = 0
+        self._first_span = 0, 0  # line and number of lines of the first row that spans lines
+        self._spanning = self._longest = 0  # number of such rows, the most lines
         self._counted = 0  # rows up to this line
         self._given = columns or (MSMARCO_COLUMNS if format == "msmarco" else None)
 
@@ -122,8 +131,8 @@ class TextTable(LineSource):
         """Return a message if quotes may have merged rows that were read."""
         if not self._spanning:
             return []
-        line, lines, longest = self._spans
-        others = f" (the first of {self._spanning:,} such rows; the longest spans {longest:,} lines)"
+        line, lines = self._first_span
+        others = f" (the first of {self._spanning:,} such rows; the longest spans {self._longest:,} lines)"
         return [
             f"{place_text(self.label, line)}: a quoted value spans {lines:,} lines and contains the separator"
             f"{others if self._spanning > 1 else ''}. If quotes have no meaning in this file, rows were merged into "
@@ -132,27 +141,26 @@ class TextTable(LineSource):
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on."""
-        rows = _Rows(self, offset, line)
-        names = self._given
+        rows, names = iter(_Rows(self, offset, line)), self._given
         if names is None:
-            names = self._header(_Rows(self, 0, 1) if offset else rows)
+            names = self._header(iter(_Rows(self, 0, 1)) if offset else rows)
         if names is None:
             return
         try:
             chosen = [(name, names.index(name)) for name in self._choose(names)]
         except BadRow as bad:
             raise CorpusError(f"{place_text(self.label, 1)}: {bad}") from bad
-        for at, row, reason in rows:
-            if rows.line > at + 1:
-                self._count_span(row, at, rows.line - at)
+        for at, row, reason, offset, following in rows:
+            if following > at + 1:
+                self._count_span(row, at, following - at)
             if not reason and len(row) != len(names):
                 found = f"{len(row)} column{'s' if len(row) != 1 else ''}"
                 listed = columns_text(dict.fromkeys(names)).removeprefix("the columns are ")
                 reason = f"the row has {found}; expected {len(names)}: {listed}"
-                if rows.line > at + 1:
-                    reason = f"{reason} (the row ends in line {rows.line - 1}; {_NO_QUOTES})"
+                if following > at + 1:
+                    reason = f"{reason} (the row ends in line {following - 1}; {_NO_QUOTES})"
             columns = None if reason else {name: row[place] for name, place in chosen}
-            yield Record(columns, reason, at, rows.offset, rows.line)
+            yield Record(columns, reason, at, offset, following)
 
     def pieces(self, search: Search) -> Iterator[Task]:
         """Yield tasks that count lines, if each one is a row: the meaning of a quote depends on all before it."""
@@ -163,20 +171,22 @@ class TextTable(LineSource):
         rows = _Rows(self, 0, 1)
         if self._given is None:
             with suppress(CorpusError):  # which the first task raises
-                self._header(rows)
+                self._header(iter(rows))
         yield from line_pieces(self, search, lambda line: line in _BLANK_LINES, start=rows.offset, line=rows.line)
 
     def _count_span(self, row: list[str], line: int, lines: int) -> None:
         # Rows may be read again, to find duplicates.
         separator = _SEPARATORS[self.format]
-        if line > self._counted and any(separator in value and "\n" in value for value in row):
+        if line > self._counted and any(["\n" in value and separator in value for value in row]):
             self._counted = line
+            if not self._spanning:
+                self._first_span = line, lines
             self._spanning += 1
-            self._spans = [*(self._spans[:2] or (line, lines)), max([lines, *self._spans[2:]])]
+            self._longest = max(lines, self._longest)
 
-    def _header(self, rows: _Rows) -> Sequence[str] | None:
+    def _header(self, rows: Iterator[_Row]) -> Sequence[str] | None:
         """Return the names in the first row; None for an empty file."""
-        line, names, reason = next(iter(rows), (1, None, None))
+        line, names, reason, *_ = next(rows, (1, None, None))
         if names and not reason and len(set(names)) < len(names):
             twice = next(name for place, name in enumerate(names) if name in names[:place])
             reason = f"duplicate column {shown(twice)}"
@@ -187,44 +197,81 @@ class TextTable(LineSource):
 
 
 class _Rows:
-    """The rows of a table; `offset` and `line` are where the next row starts."""
+    """The rows of a table; `offset` and `line` are where the next row starts that was not read."""
 
     def __init__(self, table: TextTable, offset: int, line: int) -> None:
-        self._table, self.offset, self.line = table, offset, line
+        self._table, self.offset = table, offset
+        self._reached = [line]
+        self._separator = _SEPARATORS[table.format]
+        self._has_quotes = table.format != "msmarco" and table.quoting != "none"
         self._reason: str | None = None
-        self._reader: Iterator[list[str]]
-        separator = _SEPARATORS[table.format]
-        if table.format == "msmarco" or table.quoting == "none":
-            self._reader = (text.rstrip("\n").removesuffix("\r").split(separator) for text in self._texts())
-        else:
+        self._blocks_after = 0  # no block starts before this offset
+        self._pause = _BLOCK_BYTES  # after the next unusual block
+
+    @property
+    def line(self) -> int:
+        """See above."""
+        return self._reached[0]
+
+    def __iter__(self) -> Iterator[_Row]:
+        with self._table.opened(self._reached) as opened:
+            opened.skip(self.offset)
+            reader = self._reader(self._texts(self._table.lines_of(opened, self._reached)))
+            while True:
+                line, self._reason = self.line, None
+                try:
+                    row = next(reader, None)
+                except csv.Error as error:
+                    reason = self._reason_of(error, line)
+                    yield line, [], self._reason or reason, self.offset, self.line
+                else:
+                    if row is None:
+                        return
+                    if not row or row == [""]:
+                        continue  # the header, which may follow, is in no block
+                    yield line, row, self._reason, self.offset, self.line
+                while rows := self._block(opened.content):
+                    yield from rows
+
+    def _reader(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """Yield the values of each row, for which no more texts are taken than it has."""
+        if self._has_quotes:
             csv.field_size_limit(_MAX_VALUE)  # of the process; the default is 128 KB
-            self._reader = csv.reader(self._texts(), delimiter=separator, strict=True)
+            return csv.reader(texts, delimiter=self._separator, strict=True)
+        return (text.rstrip("\n").removesuffix("\r").split(self._separator) for text in texts)
 
-    def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
-        """Yield the first line of each row, its values, and what is wrong with it."""
-        while True:
-            line, self._reason = self.line, None
-            try:
-                row = next(self._reader, None)
-            except csv.Error as error:
-                reason = self._reason_of(error, line)
-                if self.line > line + 1:
-                    reason = f"{reason} (the row ends in line {self.line - 1})"
-                if "quote" in reason:
-                    reason = f"{reason}; {_NO_QUOTES}"
-                yield line, [], self._reason or reason
-                continue
-            if row is None:
-                return
-            if row and row != [""]:
-                yield line, row, self._reason
+    def _block(self, content: BufferedReader) -> list[_Row]:
+        """Return the next rows without their lines if nothing is unusual about them, otherwise nothing."""
+        if self.offset < self._blocks_after:
+            return []
+        block = content.peek()[:_BLOCK_BYTES]
+        ends, lines = _row_ends(block, quotes=self._has_quotes)
+        if not len(ends):
+            self._blocks_after = self.offset + len(block)
+            return []
+        self._blocks_after, self._pause = self.offset + self._pause, 2 * self._pause
+        if b"\0" in block:
+            return []
+        cuts = [0, *ends.tolist()]
+        try:
+            rows = list(self._reader([block[start:end].decode() for start, end in pairwise(cuts)]))
+        except (csv.Error, UnicodeDecodeError):
+            return []
+        if len(rows) < len(ends):  # a row has more than one of them
+            return []
+        content.read(cuts[-1])
+        offsets, following = (ends + self.offset).tolist(), (lines + self.line).tolist()
+        found = zip([self.line, *following], rows, repeat(None), offsets, following)
+        self.offset = self._blocks_after = offsets[-1]
+        self._pause = _BLOCK_BYTES
+        self._reached[0] = following[-1]
+        return [row for row in found if row[1] and row[1] != [""]]
 
-    def _texts(self) -> Iterator[str]:
-        """Yield each line as text. The reader takes no more lines than its row has."""
+    def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
+        """Yield each line as text."""
         first = self.offset == 0
-        for raw in self._table.lines(self.offset, self.line):
+        for raw in lines:
             self.offset += len(raw)
-            self.line += 1
             if first:
                 raw, first = raw.removeprefix(BYTE_ORDER_MARK), False
             try:
@@ -234,6 +281,7 @@ class _Rows:
             if "\0" in text:
                 self._reason = self._reason or "the row has a NUL byte; expected text in UTF-8, not UTF-16"
             yield text
+        self._table.file.refuse_changed()  # before the csv module misses the end of a row
 
     def _reason_of(self, error: csv.Error, line: int) -> str:
         """Return what is wrong with the row that starts in a line. Raise `CorpusError` for an unclosed quote."""
@@ -247,7 +295,23 @@ class _Rows:
             advice = f"Close or double it, or {_NO_QUOTES}"
             raise CorpusError(f"{place_text(self._table.label, line)}: {endless}. {advice}.") from error
         if "new-line" in text:
-            return "a carriage return is outside quotes; rows end with a line feed, with or without one before it"
-        if "expected after" in text:
-            return "something follows a closing quote; double a quote within a value"
-        return f"broken quoting: {text}"
+            reason = "a carriage return is outside quotes; rows end with a line feed, with or without one before it"
+        elif "expected after" in text:
+            reason = "something follows a closing quote; double a quote within a value"
+        else:
+            reason = f"broken quoting: {text}"
+        if self.line > line + 1:
+            reason = f"{reason} (the row ends in line {self.line - 1})"
+        return f"{reason}; {_NO_QUOTES}" if "quote" in reason else reason
+
+
+def _row_ends(block: bytes, *, quotes: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where the rows of a block end if all quotes are regular, and how many lines end up to there."""
+    signs = np.frombuffer(block, np.uint8)
+    is_sign = signs == _LINE_FEED
+    if quotes:
+        is_sign |= signs == _QUOTE
+    places = np.flatnonzero(is_sign)
+    is_quote = signs[places] == _QUOTE
+    ends = np.flatnonzero(~(is_quote | np.logical_xor.accumulate(is_quote)))
+    return places[ends] + 1, np.cumsum(~is_quote)[ends]

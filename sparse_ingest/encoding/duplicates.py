@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from msgspec.structs import replace
 
 from sparse_ingest.corpora.sources import Cursor, Position, bad_document, repeated_id, skipped_duplicate
 from sparse_ingest.encoding.counts import counts_of
@@ -43,7 +44,7 @@ class Duplicates:
         """Raise `CorpusError` with both places of the first duplicate, if there is one."""
         if one := next(self._found(), None):
             first, again = self._places([one.first, one.again])
-            raise bad_document(again._replace(reason=repeated_id(one.doc_id, first.place)))
+            raise bad_document(replace(again, reason=repeated_id(one.doc_id, first.place)))
 
     def skip(self) -> set[int]:
         """Remove the later rows from their shards and record them as skipped, `AT_ONCE` at a time to bound memory.

@@ -325,9 +325,9 @@ class Job:
         else:
             if not isinstance(self.run.path, RemotePath):
                 checked_shard(self.run, shard)
-            with closing(RowHash()) as hashed:
-                for row in self.cursor.take(self.options.shard_rows):
-                    hashed.add(row)
+            hashed = RowHash()
+            for row in self.cursor.take(self.options.shard_rows):
+                hashed.add(row)
             if hashed.hexdigest() != done["input_sha256"]:
                 raise RunError(
                     f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} differ from those "
@@ -383,7 +383,6 @@ class Job:
         with (
             self.stages.busy(WALL),
             self.stages.busy("write"),
-            closing(counts.input_rows),
             closing(spool),
             closing(self.maker.parts(self.cursor, self.options.shard_rows, counts, spool)) as parts,
         ):

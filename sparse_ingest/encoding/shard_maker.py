@@ -15,7 +15,6 @@ text.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from sparse_ingest.checkpoints.inspect import dense_warning
 from sparse_ingest.corpora.sources import Cursor, bad_document
@@ -65,7 +65,7 @@ class _Source(NamedTuple):
     """The rows of a window, and the hash of all rows of the shard up to them; None for the last window of a shard."""
 
     rows: list[tuple[SourceRow, Document]]
-    hashed: Future[str] | None
+    hashed: str | None
 
 
 class _Input(NamedTuple):
@@ -150,11 +150,11 @@ class ShardMaker:
             if row.document is None:
                 self._refuse_or_skip(row, counts)
             else:
-                window.append((row._replace(document=None), row.document))
+                window.append((replace(row, document=None), row.document))
                 size += len(row.document.text) + len(row.document.fields)
             if seen == PART_ROWS or size >= WINDOW_BYTES:
                 before += seen
-                yield _Source(window, counts.input_rows.so_far() if before < shard_rows else None)
+                yield _Source(window, counts.input_rows.hexdigest() if before < shard_rows else None)
                 window, size, seen = [], 0, 0
         if seen:
             yield _Source(window, None)
@@ -167,7 +167,7 @@ class ShardMaker:
                 encoder, old = self.encoder, self.old
                 known = (old.run_id, len(old)) if old else None
                 how = encoder.device.type, encoder.batch_tokens, self.options.on_bad_document, known
-                key = spool.key(*how, PART_ROWS, WINDOW_BYTES, source.hashed.result())
+                key = spool.key(*how, PART_ROWS, WINDOW_BYTES, source.hashed)
                 if finished := spool.find(key, rows):
                     self.reporter.earlier(len(rows))
                     return _Input(key, finished)
@@ -240,7 +240,7 @@ class ShardMaker:
                     ) from large
                 is_large = np.array([document.text == large.text for document in window.documents])
                 for row in window.take(np.flatnonzero(is_large)).rows:
-                    self._refuse_or_skip(row._replace(reason=large.reason), work.counts)
+                    self._refuse_or_skip(replace(row, reason=large.reason), work.counts)
                 window = window.take(np.flatnonzero(~is_large))
 
     def _documents(self, window: Window, work: _Work) -> Iterator[Finish]:
@@ -317,7 +317,7 @@ class ShardMaker:
         fitting = []
         for place, (row, document, cut) in enumerate(zip(window.rows, window.documents, window.tokens, strict=True)):
             if reason := too_long_id(document.id, cut.windows - 1):
-                self._refuse_or_skip(row._replace(reason=reason), counts)
+                self._refuse_or_skip(replace(row, reason=reason), counts)
             else:
                 fitting.append(place)
         return window.take(np.array(fitting, dtype=np.int64))

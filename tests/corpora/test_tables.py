@@ -204,11 +204,14 @@ PARTS = st.sampled_from(
 )
 
 
-@given(st.lists(PARTS, max_size=40).map("".join))
-@example('1,a\n2,"b"\n3,""\n4,""""\n"5\n","c,\n""d"\r\n,\n')
-@example("1,a\n2,b\r\n3,c\r4,d\n5,e\n")
-@example('1,a\n\n2,b\n3,c,d\n4,"e"f\n5,g"h\n6,i')
-def test_any_rows_are_those_of_the_csv_module(tmp_path_factory, rows):
+# Blocks of 128 KB are split at a time, of a buffer of 256 KB: with `before` bytes they end within the rows.
+@given(st.lists(PARTS, max_size=40).map("".join), st.sampled_from([0, 1 << 17, 1 << 18]), st.integers(0, 60))
+@example('1,a\n2,"b"\n3,""\n4,""""\n"5\n","c,\n""d"\r\n,\n', 0, 0)
+@example("1,a\n2,b\r\n3,c\r4,d\n5,e\n", 0, 0)
+@example('1,a\n\n2,b\n3,c,d\n4,"e"f\n5,g"h\n6,i', 0, 0)
+@example('1,a\n2"b,"c\nd",e"f\n3,g\n', 0, 0)  # with as many quotes in each line as regular rows have
+def test_any_rows_are_those_of_the_csv_module(tmp_path_factory, rows, block, less):
+    rows = f"0,{'x' * (block - less)}\n{rows}" if block else rows
     path = write(tmp_path_factory.getbasetemp() / "any.csv", f"id,text\n{rows}")
     reader = csv.reader(re.findall(r"[^\n]*\n|[^\n]+", rows), strict=True)
     expected: list[tuple[int, list[str] | None]] = []
