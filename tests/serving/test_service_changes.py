@@ -64,6 +64,27 @@ def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client:
         until(lambda: ids(service) == ["two"], service.log)
 
 
+def test_every_request_is_refused_while_another_client_has_replaced_the_index(
+    tmp_path: Path, client: Client, index_name: str
+) -> None:
+    run = make_run(tmp_path / "run", {"one": {"catch": 1.0}}, model=str(write_table(tmp_path)), vocabulary=TOKENS)
+    into(client, index_name, run)
+    with served("--index", index_name, "--url", client.address) as service:
+        assert ids(service) == ["one"]
+        client.call("DELETE", f"/{index_name}")
+        client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
+        client.call("PUT", f"/{index_name}/_doc/two", {"sparse": {"catch": 1.0}}, params={"refresh": "true"})
+        until(lambda: service.ask("GET", "/search", q="catch").status == 502, service.log)
+        # The index is looked up once a second; the requests between must not search it with the weights of a model.
+        answers = [service.ask("GET", path, q="catch", id="two") for path in ("/explain", "/document")]
+        answers += [service.ask("GET", "/search", q="catch", engine=engine) for engine in ("", "exact", "bm25")]
+        assert {answer.status for answer in answers} == {502}
+        assert all("does not name its model" in answer.message for answer in answers)
+        client.call("DELETE", f"/{index_name}")
+        into(client, index_name, run)
+        until(lambda: ids(service) == ["one"], service.log)
+
+
 def test_a_run_is_compared_with_an_index_of_another_model(tmp_path: Path, client: Client, index_name: str) -> None:
     here, there = (str(write_table(tmp_path / name)) for name in ("here", "there"))
     (tmp_path / "there" / "idf.json").write_text('{"catch": 7.0}')
