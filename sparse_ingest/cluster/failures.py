@@ -52,18 +52,20 @@ class UnreachableError(ClusterError):
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
-    """Return type and reason of an error that a cluster reports, including the deepest cause."""
+    """Return type and reason of an error that a cluster reports, including the deepest cause.
+
+    Of each reason only the first line: after it, parsers quote the request, and the proxy of AWS its session token.
+    """
     error = answer.get("error", answer)
     if not isinstance(error, dict):
         return "error", str(error or fallback)
     if isinstance(error.get("message"), str):
-        # The proxy of AWS sends back the request with its session token.
         return "error", error["message"].partition("\n")[0]
-    kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
+    kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback).partition("\n")[0]
     cause = error.get("caused_by") or _of_shard(error)
     while isinstance(cause, dict):
-        if cause.get("reason") and str(cause["reason"]) not in reason:
-            reason = f"{reason}: {cause['reason']}"
+        deeper = str(cause.get("reason") or "").partition("\n")[0]
+        reason = reason if deeper in reason else f"{reason}: {deeper}"
         cause = cause.get("caused_by")
     return kind, reason
 

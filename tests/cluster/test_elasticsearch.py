@@ -124,6 +124,17 @@ def test_what_elasticsearch_lacks_is_refused_with_one_message(client: Client, in
         search_hybrid(client, index_name, "river", QUERY, size=5)
 
 
+def test_the_refusal_of_a_filter_names_its_cause_in_one_line(client: Client, index_name: str, run: Run) -> None:
+    load(run, index=index_name, url=client.address)
+    of_opensearch = {"neural_sparse": {"sparse": {"query_tokens": QUERY}}}
+    with pytest.raises(ClusterError, match=r"unknown query \[neural_sparse\]"):
+        search_index(client, index_name, QUERY, size=5, filter=of_opensearch)
+    # The parser of the server quotes the request in a second line.
+    with pytest.raises(ClusterError, match="Infinity.*$") as caught:
+        search_index(client, index_name, QUERY, size=5, filter={"boosting": {"negative_boost": float("inf")}})
+    assert "\n" not in str(caught.value)
+
+
 def test_an_index_body_of_the_other_product_is_refused(
     client: Client, index_name: str, run: Run, tmp_path: Path
 ) -> None:
