@@ -153,12 +153,7 @@ def _examples(service: Service) -> dict[str, Any]:
     doc_id = None
     with suppress(ClusterError):  # the description does not need a cluster
         doc_id = service.targets[0].any_id()
-    return {
-        "q": judged or "how does it work",
-        "id": doc_id or "1",
-        "texts": ["a text"],
-        "text": "a text",
-    }
+    return {"q": judged or "how does it work", "id": doc_id or "1", "texts": ["a text"], "text": "a text"}
 
 
 def _described(operation: Operation, method: str, examples: dict[str, Any]) -> dict[str, Any]:
