@@ -49,7 +49,8 @@ def check_weights(weights: object) -> None:
     if not isinstance(weights, Mapping):
         raise UsageError(f"The query is {short_repr(weights)}; expected a text, or a mapping from tokens to weights.")
     for token, weight in weights.items():
-        if not isinstance(weight, int | float | np.floating | np.integer) or not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
+        is_number = isinstance(weight, int | float | np.floating | np.integer)
+        if not is_number or not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
             raise UsageError(f"The query weight of {token!r} is {weight!r}; expected a float32 number above zero.")
 
 
