@@ -14,6 +14,7 @@ from support.runs import make_run
 from support.secure_proxy import secure_proxy
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.diagnosis import check_cluster
 from sparse_ingest.cluster.dialects import ElasticsearchDialect
 from sparse_ingest.cluster.index_admin import create_index, show_index
 from sparse_ingest.cluster.index_list import list_indexes
@@ -120,6 +121,10 @@ def test_what_elasticsearch_lacks_is_refused_with_one_message(client: Client, in
     with pytest.raises(UsageError, match="Elasticsearch has no search pipelines"):
         create_index(index_name, url=client.address, search=("two-phase",))
     assert client.find(f"/{index_name}") is None
+    rights = [check for check in check_cluster(Connection(client.address), index_name) if check.name == "rights"]
+    assert [(check.found, check.advice) for check in rights] == [
+        ("not checked on Elasticsearch", "The guide `Elasticsearch` lists them.")
+    ]
     with pytest.raises(UsageError, match="need a paid license. Omit --hybrid"):
         search_hybrid(client, index_name, "river", QUERY, size=5)
 
