@@ -258,7 +258,7 @@ class Client:
         if error.status_code in REDIRECTS:
             message = redirect_message(error.status_code, self.address, path, getattr(error, "location", None))
         elif is_block(error.status_code, kind):
-            message = blocked_message(self.address, reason)
+            message = blocked_message(self.address, path, reason)
         elif refused := _refused(error.status_code, self.address, self._connection):
             message = f"{refused} Its reason: {without_headers(reason)[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))

@@ -68,6 +68,7 @@ def _is_of_access(error: SparseIngestError) -> bool:
 
 def _status_of(error: SparseIngestError) -> int:
     from sparse_ingest.cluster.client import PartialAnswerError, ResponseError, TimedOutError, UnreachableError
+    from sparse_ingest.cluster.failures import CLOSED
 
     if isinstance(error, RefusedError):
         return error.status
@@ -83,7 +84,7 @@ def _status_of(error: SparseIngestError) -> int:
         return 503
     if isinstance(error, ClusterError):
         response = error if isinstance(error, ResponseError) else error.__cause__
-        if isinstance(response, ResponseError) and response.status == 400:
+        if isinstance(response, ResponseError) and response.status == 400 and response.kind != CLOSED:
             return 400  # such as a filter with an unknown clause
         return 503 if isinstance(response, ResponseError) and response.may_pass else 502
     return 500

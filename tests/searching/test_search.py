@@ -60,6 +60,15 @@ def test_index_and_run_refuse_the_same_weights(client: Client, searched: tuple[R
             search({"stone": 1, "river": weight}, size=1)
 
 
+def test_a_closed_or_blocked_index_is_named_with_the_request_that_opens_it(client: Client, index_name: str) -> None:
+    client.call("PUT", f"/{index_name}", {"settings": {"index.blocks.read": True}})
+    with pytest.raises(ClusterError, match=f"answers no search of '{index_name}': .*PUT /{index_name}/_settings"):
+        search_index(client, index_name, {"river": 1.0}, size=1)
+    client.call("POST", f"/{index_name}/_close")
+    with pytest.raises(ClusterError, match=f"Open the index: POST /{index_name}/_open"):
+        search_index(client, index_name, {"river": 1.0}, size=1)
+
+
 def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
     tmp_path: Path, client: Client, index_name: str
 ) -> None:

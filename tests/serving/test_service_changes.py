@@ -55,6 +55,8 @@ def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client:
     into(client, index_name, run)
     with served("--index", index_name, "--url", client.address) as service:
         assert ids(service) == ["one"]
+        client.call("POST", f"/{index_name}/_close")
+        assert service.ask("GET", "/search", q="catch").status == 502
         client.call("DELETE", f"/{index_name}")
         answer = service.ask("GET", "/search", q="catch")
         assert answer.status == 502
