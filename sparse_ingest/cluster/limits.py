@@ -66,10 +66,13 @@ def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: in
 def check_clauses(tokens: int, others: int, *, max_clauses: int = MAX_CLAUSES) -> None:
     """Raise `UsageError` if a query has more clauses, of tokens and others, than the cluster allows."""
     if tokens + others > max_clauses:
-        more, top_k = f" and {others} other clauses" if others else "", max(1, max_clauses - others)
+        more = f" and {others} other clauses" if others else ""
+        advice = f"Prune it, for example with --set query.top_k={max_clauses - others}."
+        if others >= max_clauses:
+            advice = "Shorten the filter: one terms query may have many values."
         raise UsageError(
-            f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses "
-            f"{CLAUSE_SETTING}. Prune it, for example with --set query.top_k={top_k}."
+            f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses {CLAUSE_SETTING}. "
+            f"{advice}"
         )
 
 
