@@ -12,7 +12,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparse_ingest.errors import SparseIngestError, UsageError
+from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 from sparse_ingest.pipeline import QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.shards import read_doc_ids
@@ -186,6 +186,8 @@ class LiveIndex:
             self._refused = None
         except (ResponseError, UnreachableError):
             raise  # the cluster may answer the next request
+        except UsageError as error:  # such as an alias of several indexes; the request is not wrong
+            self._refused = ClusterError(str(error))
         except SparseIngestError as error:
             self._refused = error
 

@@ -46,6 +46,9 @@ def test_an_alias_is_followed_to_an_index_with_another_model_and_another_kind_of
         assert ids(service) == ["two"]
         [target] = service.get("/targets")["targets"]
         assert (target["model"], target["engine"], target["engines"]) == (new, "seismic", ["seismic", "bm25"])
+        client.call("POST", "/_aliases", {"actions": [{"add": {"index": f"{index_name}-1", "alias": index_name}}]})
+        answer = until(lambda: (one := service.ask("GET", "/search", q="catch")).status != 200 and one, service.log)
+        assert (answer.status, "is an alias of" in answer.message) == (502, True)
 
 
 def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client: Client, index_name: str) -> None:
