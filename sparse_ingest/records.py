@@ -6,13 +6,15 @@ Corpora yield `SourceRow`s (each with a `Document`, or the reason why it has non
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+
+from sparse_ingest.errors import UsageError, short_repr
 
 PARENT = "parent"  # the field of a passage with the id of its document
 MAX_ID_BYTES = 512  # the limit of OpenSearch for `_id`
@@ -23,6 +25,7 @@ METADATA = frozenset(
     "_data_stream_timestamp _feature _field_names _id _ignored _index _nested_path _routing _seq_no _source "
     "_version".split()
 )
+_LEAST_WEIGHT, _MOST_WEIGHT = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # of float32
 S = TypeVar("S", bound=Sized)
 T = TypeVar("T")
 
@@ -40,6 +43,16 @@ class Query(NamedTuple):
 
     id: str
     text: str
+
+
+def check_weights(weights: object) -> None:
+    """Raise `UsageError` unless the weights of a query are a mapping from tokens to float32 values above zero."""
+    if not isinstance(weights, Mapping):
+        raise UsageError(f"The query is {short_repr(weights)}; expected a text, or a mapping from tokens to weights.")
+    for token, weight in weights.items():
+        is_number = isinstance(weight, int | float | np.floating | np.integer)
+        if not is_number or not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
+            raise UsageError(f"The query weight of {token!r} is {weight!r}; expected a float32 number above zero.")
 
 
 class SourceRow(Struct, frozen=True, gc=False):

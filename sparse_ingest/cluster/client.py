@@ -42,7 +42,7 @@ from sparse_ingest.cluster.failures import (
 from sparse_ingest.cluster.failures import UnreachableError as UnreachableError
 from sparse_ingest.cluster.versions import dialect_of
 from sparse_ingest.cluster.waiting import Waiting
-from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
+from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError, first_line
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.storage.addresses import without_headers
 from sparse_ingest.storage.foreign_json import checked
@@ -142,8 +142,9 @@ class Client:
         except TransportError as error:
             # AWS sends back the refused request, with its session token, which must not reach a traceback.
             raise self._translated(error, path, timeout_s) from (None if self._connection.aws_service else error)
-        except (SerializationError, AttributeError, RecursionError) as error:
-            # AttributeError: opensearch-py expects the JSON of an error to be an object.
+        except (SerializationError, AttributeError, RecursionError) as error:  # AttributeError: no JSON object
+            if isinstance(error, SerializationError) and error.args[0] is body:
+                raise UsageError(f"The request is no JSON: {first_line(error.args[1])}. Correct the filter.") from None
             raise UnreachableError(GARBAGE.format(self.address)) from error
         try:
             checked(answer, list if path.startswith("/_cat/") else expected or dict)
@@ -257,7 +258,7 @@ class Client:
         if error.status_code in REDIRECTS:
             message = redirect_message(error.status_code, self.address, path, getattr(error, "location", None))
         elif is_block(error.status_code, kind):
-            message = blocked_message(self.address, reason)
+            message = blocked_message(self.address, path, reason)
         elif refused := _refused(error.status_code, self.address, self._connection):
             message = f"{refused} Its reason: {without_headers(reason)[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))

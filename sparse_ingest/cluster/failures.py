@@ -15,6 +15,7 @@ from sparse_ingest.storage.places import without_secrets
 
 BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with Retry-After
 BLOCKED = "cluster_block_exception"
+CLOSED = "index_closed_exception"
 GARBAGE = "{} did not answer with the JSON of OpenSearch or Elasticsearch. Check that --url names the cluster itself."
 # Patterns of OpenSSL's messages, and ours; {0} is OpenSSL's message, {1} advice about an unknown CA.
 _TLS_FAILURES = (
@@ -52,18 +53,20 @@ class UnreachableError(ClusterError):
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
-    """Return type and reason of an error that a cluster reports, including the deepest cause."""
+    """Return type and reason of an error that a cluster reports, including the deepest cause.
+
+    Of each reason only the first line: after it, parsers quote the request, and the proxy of AWS its session token.
+    """
     error = answer.get("error", answer)
     if not isinstance(error, dict):
         return "error", str(error or fallback)
     if isinstance(error.get("message"), str):
-        # The proxy of AWS sends back the request with its session token.
         return "error", error["message"].partition("\n")[0]
-    kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
+    kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback).partition("\n")[0]
     cause = error.get("caused_by") or _of_shard(error)
     while isinstance(cause, dict):
-        if cause.get("reason") and str(cause["reason"]) not in reason:
-            reason = f"{reason}: {cause['reason']}"
+        deeper = str(cause.get("reason") or "").partition("\n")[0]
+        reason = reason if deeper in reason else f"{reason}: {deeper}"
         cause = cause.get("caused_by")
     return kind, reason
 
@@ -105,9 +108,9 @@ def missing_part(path: str, answer: Mapping[str, Any]) -> str | None:
 def is_block(status: int, kind: str) -> bool:
     """Return whether an error is a block that stays until its cause is removed: 403, or 429 where a disk is full.
 
-    A block with 503 ends when the cluster has started.
+    A block with 503 ends when the cluster has started. A closed index is a block, with 400.
     """
-    return kind in (BLOCKED, "index_create_block_exception") and status != 503
+    return kind in (BLOCKED, "index_create_block_exception", CLOSED) and status != 503
 
 
 def unreachable_message(
@@ -126,8 +129,16 @@ def unreachable_message(
     return next(text for pattern, text in _NO_ANSWER if re.search(pattern, cause)).format(address, system, hint)
 
 
-def blocked_message(address: str, reason: str) -> str:
+def blocked_message(address: str, path: str, reason: str) -> str:
     """Return the message for a block. Clusters answer some with 403, as for a missing right."""
+    name = path.split("/")[1]
+    if reason == "closed":
+        return f"{address} cannot use {unquote(name)!r} ({CLOSED}). Open the index: POST /{name}/_open."
+    if "/7/" in reason:
+        return (
+            f"{address} answers no search of {unquote(name)!r}: {reason} Remove the block: PUT /{name}/_settings "
+            '{"index.blocks.read": null}.'
+        )
     if "/10/" in reason:
         return (
             f"{address} creates no indexes now: {reason} This is not a permission problem: the cluster sets this block "

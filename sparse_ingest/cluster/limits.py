@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.pipeline import HybridSettings, changed
+from sparse_ingest.records import check_weights
 
 CLAUSE_SETTING = "(on OpenSearch indices.query.bool.max_clause_count; on Elasticsearch its heap decides)"
 MAX_WEIGHT = 64.0  # Lucene's FeatureField takes weights in (0, 64]
@@ -50,14 +51,12 @@ def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: in
         max_clauses: The maximum of query tokens that the server accepts.
 
     Raises:
-        UsageError: a weight is not above zero or not finite, or there are more tokens than `max_clauses`.
+        UsageError: a weight is not a float32 number above zero, or there are more tokens than `max_clauses`.
     """
     if isinstance(weights, FittedWeights):
         return weights
     check_clauses(len(weights), 0, max_clauses=max_clauses)
-    for token, weight in weights.items():
-        if not 0 < weight < math.inf:
-            raise UsageError(f"The query weight of {token!r} is {weight}; expected a finite number above zero.")
+    check_weights(weights)
     scale = 1.0
     while max(weights.values(), default=0.0) > MAX_WEIGHT * scale:
         scale *= 2
@@ -67,10 +66,13 @@ def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: in
 def check_clauses(tokens: int, others: int, *, max_clauses: int = MAX_CLAUSES) -> None:
     """Raise `UsageError` if a query has more clauses, of tokens and others, than the cluster allows."""
     if tokens + others > max_clauses:
-        more, top_k = f" and {others} other clauses" if others else "", max(1, max_clauses - others)
+        more = f" and {others} other clauses" if others else ""
+        advice = f"Prune it, for example with --set query.top_k={max_clauses - others}."
+        if others >= max_clauses:
+            advice = "Shorten the filter: one terms query may have many values."
         raise UsageError(
-            f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses "
-            f"{CLAUSE_SETTING}. Prune it, for example with --set query.top_k={top_k}."
+            f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses {CLAUSE_SETTING}. "
+            f"{advice}"
         )
 
 

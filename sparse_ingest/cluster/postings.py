@@ -26,6 +26,10 @@ _KEEP_ALIVE = "10m"
 _SEARCHES = 500  # maximum in one _msearch
 _IDS = 1000  # in one count
 _HITS = 100_000  # of one _msearch, about 4 MB
+_FILTERS = 1000  # of one aggregation
+# OpenSearch checks every document for every filter: with 10,000 documents it takes 0.6 of the time of searches, with
+# 1,400 documents 0.15. Elasticsearch counts each filter alone: 0.15 and 0.15.
+_FEW = 10_000
 # Some of the hits of a query: the number of the query, places, and weights.
 Page = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
@@ -130,10 +134,23 @@ def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     return known
 
 
-def document_frequencies(client: Client, index: str, field: str, tokens: Sequence[str]) -> dict[str, int]:
-    """Return how many documents have each token. OpenSearch needs the neural-search plugin for that."""
+def document_frequencies(
+    client: Client, index: str, field: str, tokens: Sequence[str], documents: int | None = None
+) -> dict[str, int]:
+    """Return how many documents have each token. OpenSearch needs the neural-search plugin for that.
+
+    `documents` is the number of documents of the index; if it is known, the counts of many tokens may be aggregated.
+    """
+    clauses = [client.dialect.tokens_clause(field, {token: 1.0}) for token in tokens]
+    if documents is not None and (documents <= _FEW or client.dialect.product == "elasticsearch"):
+        counts: list[int] = []
+        for some in batched(clauses, _FILTERS):
+            body = {"size": 0, "aggs": {"tokens": {"filters": {"filters": some}}}}
+            # Without terminated_early: OpenSearch 3.6.0 may count a filter in a way that it reports as such.
+            answer = client.search(path_of(index), body, filter_path="_shards,timed_out,aggregations")
+            counts += (int(bucket["doc_count"]) for bucket in answer["aggregations"]["tokens"]["buckets"])
+        return dict(zip(tokens, counts, strict=True))
     path, wanted = f"{path_of(index)}/_msearch", "responses.hits.total.value"
-    clauses = (client.dialect.tokens_clause(field, {token: 1.0}) for token in tokens)
     bodies = ({"size": 0, "track_total_hits": True, "query": clause} for clause in clauses)
     answers = search_many(client, path, bodies, index, at_once=_SEARCHES, filter_path=wanted)
     return {token: int(answer["hits"]["total"]["value"]) for token, answer in zip(tokens, answers, strict=True)}

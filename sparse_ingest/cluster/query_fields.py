@@ -24,7 +24,10 @@ _BY_FIELD = frozenset(
 )
 _NO_FIELDS = ("boost", "_name", "value_type")
 # Clauses with a key that names a field; exists and nested may name an object.
-_BY_NAME = {"exists": "field", "nested": "path", "distance_feature": "field", "rank_feature": "field"}
+_BY_NAME = {
+    "exists": "field", "nested": "path", "distance_feature": "field", "rank_feature": "field",
+    "sparse_vector": "field", "knn": "field",  # of Elasticsearch; a knn of OpenSearch is in _BY_FIELD
+}  # fmt: skip
 _WITH_FIELDS = ("multi_match", "query_string", "simple_query_string", "combined_fields", "more_like_this")
 # Clauses with queries, and their keys that are queries.
 _COMPOUND = frozenset(
@@ -83,10 +86,10 @@ def _fields_of(query: Any) -> Iterator[_Use]:
         if not isinstance(content, Mapping):
             continue
         names: list[Any] = []
-        if clause in _BY_FIELD:
+        if isinstance(name := content.get(_BY_NAME.get(clause, "")), str):
+            names = [name]
+        elif clause in _BY_FIELD:
             names = [name for name in content if name not in _NO_FIELDS]
-        elif clause in _BY_NAME:
-            names = [content.get(_BY_NAME[clause])]
         elif clause in _WITH_FIELDS and isinstance(content.get("fields"), list):
             names = [str(name).partition("^")[0] for name in content["fields"]]
         for name in names:

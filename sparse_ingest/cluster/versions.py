@@ -46,7 +46,7 @@ def _elasticsearch(number: str | None, version: dict[str, Any], address: str, wh
         )
     if number is None:
         raise ClusterError(
-            f"{address} is Elasticsearch and does not report its version to {who}. Grant cluster:monitor/main."
+            f"{address} is Elasticsearch and does not report its version to {who}. Grant the cluster privilege monitor."
         )
     return ElasticsearchDialect(_new_enough(number, ElasticsearchDialect, address, "accepts tokens with a dot"))
 

@@ -337,14 +337,16 @@ def _count_index_terms(client: Client, index: str, field: str, vocabulary: Seque
     from sparse_ingest.cluster.postings import document_frequencies
 
     try:
-        frequencies = document_frequencies(client, index, field, [token for token in vocabulary if token is not None])
+        count = count_matching(client, path_of(index))
+        tokens = [token for token in vocabulary if token is not None]
+        frequencies = document_frequencies(client, index, field, tokens, count)
     except ClusterError as error:
         if isinstance(error, PartialAnswerError):
             raise
         # Quality without sparsity is better than no result.
         logger.warning("The terms of the documents are not counted. %s", error)
         return None
-    return TermCounts(count_matching(client, path_of(index)), Counter(frequencies))
+    return TermCounts(count, Counter(frequencies))
 
 
 def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: int) -> Iterator[Ranked]:

@@ -37,7 +37,7 @@ class EvaluateOptions(QueriesOptions):
         flags="--bm25/--no-bm25",
     )  # fmt: skip
     cost: bool = option(
-        True, "Count the documents of every token, for the cost of a query; in an index that takes about 20 s",
+        True, "Count the documents of every token, for the cost of a query; in a large index that takes about 20 s",
         flags="--cost/--no-cost",
     )  # fmt: skip
     concurrency: int | None = option(None, "With --index: number of requests in flight  [default: 1]")

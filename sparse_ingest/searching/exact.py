@@ -6,7 +6,6 @@ pass weights of cluster/scores.py.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.errors import UsageError, shown
 from sparse_ingest.models.dot_products import Postings, query_token_mask
-from sparse_ingest.records import SparseRows
+from sparse_ingest.records import SparseRows, check_weights
 from sparse_ingest.searching.best_rows import BestRows
 
 
@@ -33,11 +31,10 @@ class QueryVector(NamedTuple):
         """Return the vector of weights by token string; tokens without an id are omitted.
 
         Raises:
-            UsageError: a weight is not finite.
+            UsageError: a weight is not a float32 number above zero.
         """
+        check_weights(weights)
         known = {token_ids[token]: weight for token, weight in weights.items() if token in token_ids}
-        if wrong := [token for token, weight in weights.items() if not math.isfinite(weight)]:
-            raise UsageError(f"The weight of {shown(wrong[0])} is {weights[wrong[0]]}; expected a finite number.")
         return cls(np.fromiter(known, np.uint32, len(known)), np.fromiter(known.values(), np.float32, len(known)))
 
 

@@ -24,6 +24,7 @@ from sparse_ingest.pipeline import (
     refuse_options,
 )
 from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.records import check_weights
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
@@ -99,6 +100,13 @@ class SearchableIndex:
         """Return the weights of a query by token string, heaviest first."""
         return self.model.weights(text)
 
+    def _weights(self, query: str | QueryWeights) -> QueryWeights:
+        """Return the weights of a text, or the given ones if they are valid."""
+        if isinstance(query, str):
+            return self.query_weights(query)
+        check_weights(query)
+        return query
+
     def vocabulary(self) -> list[str | None]:
         """Return the token string of each id of the document side."""
         return document_vocabulary(self.pipeline.model)
@@ -116,8 +124,8 @@ class SearchableIndex:
             ClusterError: the server cannot answer.
         """
         chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
-        text, weights = (query, self.query_weights(query)) if isinstance(query, str) else (None, query)
-        hits = self.search_weighted(text, weights, chosen)
+        text = query if isinstance(query, str) else None
+        hits = self.search_weighted(text, self._weights(query), chosen)
         if not hits and self._given.reporter is not SILENT:
             _note(self._given.reporter, self.why_empty(query, chosen))
         return hits
@@ -189,7 +197,7 @@ class SearchableIndex:
 
         chosen = options or SearchOptions()
         engine, text = self.engine_for(chosen), query if isinstance(query, str) else ""
-        weights = self.query_weights(query) if isinstance(query, str) else query
+        weights = self._weights(query)
         unweighted = [] if weights else [self.model.why_unweighted(text) if text else NO_WEIGHTS]
         if unweighted and not engine.hybrid:
             return unweighted
@@ -222,7 +230,7 @@ class SearchableIndex:
         from sparse_ingest.searching.explaining import explain_in_index
 
         chosen = for_one_document(_for_index(options_from(SearchOptions, options, settings, "explain")))
-        weights = self.query_weights(query) if isinstance(query, str) else query
+        weights = self._weights(query)
         client, window = self.client.allowing(chosen.allow_partial), self.index.setting("max_result_window")
         how: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
         return explain_in_index(client, self.name, weights, doc_id, window=int(window or PAGE), **how)
@@ -237,7 +245,7 @@ class SearchableIndex:
         Raises:
             ClusterError: the index lacks a document, or the server cannot return weights.
         """
-        weights = self.query_weights(query) if isinstance(query, str) else query
+        weights = None if query is None else self._weights(query)
         vocabulary = self.vocabulary()
         reader = TermReader(vocabulary, self.pipeline.model, weights)
         return terms_in_index(self.client, self.index, self.engine, doc_ids, vocabulary, reader)

@@ -19,6 +19,8 @@ from sparse_ingest.serving.inputs import RefusedError
 
 logger = logging.getLogger(__name__)
 _BUSY = (429, 503)  # come with Retry-After
+# Instead of reasons that have hosts, users and roles.
+_NO_ACCESS = "The cluster cannot be reached, or refuses the service. The log of the service has the reason."
 
 
 class Failure(NamedTuple):
@@ -48,12 +50,25 @@ def failure_of(error: Exception, shown: Callable[[str], str]) -> Failure:
     if not isinstance(error, SparseIngestError):
         logger.error("Internal error", exc_info=error)
         return Failure(500, "InternalError", "Internal error. The log of the service has its traceback.")
-    kind = type(error).__name__
-    return Failure(_status_of(error), kind, shown(str(error)))
+    message = shown(str(error))
+    if _is_of_access(error):
+        logger.warning("%s", error)
+        message = _NO_ACCESS
+    return Failure(_status_of(error), type(error).__name__, message)
+
+
+def _is_of_access(error: SparseIngestError) -> bool:
+    from sparse_ingest.cluster.client import ResponseError, TimedOutError, UnreachableError
+
+    response = error if isinstance(error, ResponseError) else error.__cause__
+    if isinstance(response, ResponseError):
+        return response.status in (401, 403) or response.status < 400
+    return isinstance(error, UnreachableError) and not isinstance(error, TimedOutError)
 
 
 def _status_of(error: SparseIngestError) -> int:
     from sparse_ingest.cluster.client import PartialAnswerError, ResponseError, TimedOutError, UnreachableError
+    from sparse_ingest.cluster.failures import CLOSED
 
     if isinstance(error, RefusedError):
         return error.status
@@ -69,7 +84,7 @@ def _status_of(error: SparseIngestError) -> int:
         return 503
     if isinstance(error, ClusterError):
         response = error if isinstance(error, ResponseError) else error.__cause__
-        if isinstance(response, ResponseError) and response.status == 400:
+        if isinstance(response, ResponseError) and response.status == 400 and response.kind != CLOSED:
             return 400  # such as a filter with an unknown clause
         return 503 if isinstance(response, ResponseError) and response.may_pass else 502
     return 500

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from sparse_ingest.errors import ClusterError
 from sparse_ingest.serving.inputs import KEYS, MAX_BYTES
 from sparse_ingest.serving.service import Service, Values
 
@@ -148,12 +150,10 @@ def openapi(service: Service, operations: Sequence[Operation]) -> dict[str, Any]
 def _examples(service: Service) -> dict[str, Any]:
     """Return a value for each required key."""
     judged = next(iter(service.judgments.texts.values())) if service.judgments else None
-    return {
-        "q": judged or "how does it work",
-        "id": service.targets[0].any_id() or "1",
-        "texts": ["a text"],
-        "text": "a text",
-    }
+    doc_id = None
+    with suppress(ClusterError):  # the description does not need a cluster
+        doc_id = service.targets[0].any_id()
+    return {"q": judged or "how does it work", "id": doc_id or "1", "texts": ["a text"], "text": "a text"}
 
 
 def _described(operation: Operation, method: str, examples: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 from sparse_ingest.pipeline import QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.shards import read_doc_ids
@@ -142,6 +142,7 @@ class LiveIndex:
     def __init__(self, index: SearchableIndex) -> None:
         self._opened: dict[str | None, SearchableIndex] = {None: index}  # by engine; None: its own
         self._looking, self._looked_at = Lock(), time.monotonic()
+        self._refused: SparseIngestError | None = None  # why the index of the last look cannot be searched
 
     @property
     def last(self) -> SearchableIndex:
@@ -159,11 +160,11 @@ class LiveIndex:
         due = look or time.monotonic() - self._looked_at > _LOOK_S
         if due and self._looking.acquire(blocking=look):
             try:
-                self._looked_at = time.monotonic()
-                if (index := self.last.current()) is not self.last:
-                    self._opened = {None: index}
+                self._look()
             finally:
                 self._looking.release()
+        if self._refused:
+            raise self._refused
         opened = self._opened
         index = opened[None]
         if engine in (None, BM25, index.engine.name):
@@ -174,6 +175,21 @@ class LiveIndex:
         if engine not in opened:
             opened[engine] = index.with_engine(engine)
         return opened[engine]
+
+    def _look(self) -> None:
+        from sparse_ingest.cluster.client import ResponseError, UnreachableError
+
+        self._looked_at = time.monotonic()
+        try:
+            if (index := self.last.current()) is not self.last:
+                self._opened = {None: index}
+            self._refused = None
+        except (ResponseError, UnreachableError):
+            raise  # the cluster may answer the next request
+        except UsageError as error:  # such as an alias of several indexes; the request is not wrong
+            self._refused = ClusterError(str(error))
+        except SparseIngestError as error:
+            self._refused = error
 
 
 class IndexTarget:

@@ -216,6 +216,16 @@ def test_run_and_index_give_the_same_scores(run: si.SearchableRun, loaded: si.Se
     assert {hit.id: hit.score for hit in loaded.search(QUESTION, k=20)} == run_scores
 
 
+def test_what_is_no_query_and_no_filter_is_named(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:
+    searches = [call for one in (run, loaded) for call in (one.search, partial(one.explain, doc_id="d1"))]
+    for given in (["bread"], None, si.SparseEncoder(MODEL).encode_query(["bread"])):
+        for search in searches:
+            with pytest.raises(si.UsageError, match="expected a text, or a mapping from tokens to weights"):
+                search(given)
+    with pytest.raises(si.UsageError, match="The request is no JSON: .*Correct the filter"):
+        loaded.search(QUESTION, filter={"terms": {"lang": {"en"}}})
+
+
 def test_sixteen_threads_get_the_hits_of_one(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:
     questions = [f"{word} and {other}" for word in ("bread", "river", "sugar") for other in ("yeast", "stone", "catch")]
     for target in (si.open_run(run.path), loaded):

@@ -14,6 +14,7 @@ from support.runs import make_run
 from support.secure_proxy import secure_proxy
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.diagnosis import check_cluster
 from sparse_ingest.cluster.dialects import ElasticsearchDialect
 from sparse_ingest.cluster.index_admin import create_index, show_index
 from sparse_ingest.cluster.index_list import list_indexes
@@ -120,8 +121,23 @@ def test_what_elasticsearch_lacks_is_refused_with_one_message(client: Client, in
     with pytest.raises(UsageError, match="Elasticsearch has no search pipelines"):
         create_index(index_name, url=client.address, search=("two-phase",))
     assert client.find(f"/{index_name}") is None
+    rights = [check for check in check_cluster(Connection(client.address), index_name) if check.name == "rights"]
+    assert [(check.found, check.advice) for check in rights] == [
+        ("not checked on Elasticsearch", "The guide `Elasticsearch` lists them.")
+    ]
     with pytest.raises(UsageError, match="need a paid license. Omit --hybrid"):
         search_hybrid(client, index_name, "river", QUERY, size=5)
+
+
+def test_the_refusal_of_a_filter_names_its_cause_in_one_line(client: Client, index_name: str, run: Run) -> None:
+    load(run, index=index_name, url=client.address)
+    of_opensearch = {"neural_sparse": {"sparse": {"query_tokens": QUERY}}}
+    with pytest.raises(ClusterError, match=r"unknown query \[neural_sparse\]"):
+        search_index(client, index_name, QUERY, size=5, filter=of_opensearch)
+    # The parser of the server quotes the request in a second line.
+    with pytest.raises(ClusterError, match="Infinity.*$") as caught:
+        search_index(client, index_name, QUERY, size=5, filter={"boosting": {"negative_boost": float("inf")}})
+    assert "\n" not in str(caught.value)
 
 
 def test_an_index_body_of_the_other_product_is_refused(

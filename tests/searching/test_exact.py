@@ -172,9 +172,9 @@ def test_ids_of_replaced_rows_are_forgotten() -> None:
     assert ids[3] == "3"
 
 
-@pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
-def test_a_weight_that_is_not_finite_is_refused(weight: float) -> None:
-    with pytest.raises(UsageError, match='The weight of "x" is .*; expected a finite number'):
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf, 0.0])
+def test_a_weight_that_is_no_number_above_zero_is_refused(weight: float) -> None:
+    with pytest.raises(UsageError, match="The query weight of 'x' is .*; expected a float32 number above zero"):
         QueryVector.of({"x": weight, "y": 1.0}, {"x": 0, "y": 1})
 
 

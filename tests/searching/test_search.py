@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,23 @@ def test_queries_score_the_same_in_index_and_run_bit_for_bit(
         exact = [(hit.doc_id, hit.score) for hit in search_run(run, weights, size=size, stored=True)]
         asked = search_index(client, index_name, weights, size=size)
         assert_same_hits([(hit.doc_id, hit.score) for hit in asked], exact, size)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), 1e39, 1e-50, "1", None])
+def test_index_and_run_refuse_the_same_weights(client: Client, searched: tuple[Run, str], weight: Any) -> None:
+    run, index = searched
+    for search in (partial(search_run, run), partial(search_index, client, index)):
+        with pytest.raises(UsageError, match="The query weight of 'river' is .*; expected a float32 number above zero"):
+            search({"stone": 1, "river": weight}, size=1)
+
+
+def test_a_closed_or_blocked_index_is_named_with_the_request_that_opens_it(client: Client, index_name: str) -> None:
+    client.call("PUT", f"/{index_name}", {"settings": {"index.blocks.read": True}})
+    with pytest.raises(ClusterError, match=f"answers no search of '{index_name}': .*PUT /{index_name}/_settings"):
+        search_index(client, index_name, {"river": 1.0}, size=1)
+    client.call("POST", f"/{index_name}/_close")
+    with pytest.raises(ClusterError, match=f"Open the index: POST /{index_name}/_open"):
+        search_index(client, index_name, {"river": 1.0}, size=1)
 
 
 def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(

@@ -17,6 +17,7 @@ from support.forked import command
 from support.gate import Gate, gate
 from support.indexes import filled
 from support.runs import make_run
+from support.secure_proxy import secure_proxy
 from support.services import Served, served
 from support.tables import TOKENS, write_table
 
@@ -164,10 +165,27 @@ def test_a_cluster_that_is_down_is_503_until_it_is_back(behind_gate: tuple[Serve
     cluster.is_down = True
     answer = service.ask("GET", "/search", q="catch")
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert "closed the connection" in answer.message
-    assert answer.message.startswith("The cluster closed")  # without its address
+    assert "The log of the service has the reason" in answer.message
+    assert f"{cluster.url} closed the connection" in service.log()
+    assert service.get("/openapi.json")["paths"]["/search"]
     cluster.is_down = False
     assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
+
+
+@pytest.mark.parametrize("status", [302, 401, 403])
+def test_a_cluster_that_refuses_the_service_is_502_without_its_reason(run: Run, client: Client, status: int) -> None:
+    reason = "action [search] is unauthorized for user [secret-user] at secret-host:9300"
+    answer_of_cluster: list[tuple[int, object]] = []
+    with filled(client, run) as index, secure_proxy(client.address) as proxy:
+        proxy.check = lambda _: answer_of_cluster[0] if answer_of_cluster else None
+        with served("--index", index, "--url", proxy.url, "--model", run.manifest.model["document"]) as service:
+            assert service.get("/search", q="catch")["hits"]
+            answer_of_cluster.append((status, {"error": {"type": "security_exception", "reason": reason}}))
+            for path in ("/search?q=catch", "/document?id=4", "/explain?q=catch&id=4", "/targets"):
+                answer = service.ask("GET", path)
+                assert (answer.status, "The log of the service has the reason" in answer.message) == (502, True)
+                assert not any(word in answer.message for word in ("secret", "127.0.0.1"))
+            assert f"{proxy.url} " in service.log()
 
 
 def test_sigterm_waits_for_a_search_that_the_cluster_is_answering(run: Run, client: Client) -> None:

@@ -46,6 +46,9 @@ def test_an_alias_is_followed_to_an_index_with_another_model_and_another_kind_of
         assert ids(service) == ["two"]
         [target] = service.get("/targets")["targets"]
         assert (target["model"], target["engine"], target["engines"]) == (new, "seismic", ["seismic", "bm25"])
+        client.call("POST", "/_aliases", {"actions": [{"add": {"index": f"{index_name}-1", "alias": index_name}}]})
+        answer = until(lambda: (one := service.ask("GET", "/search", q="catch")).status != 200 and one, service.log)
+        assert (answer.status, "is an alias of" in answer.message) == (502, True)
 
 
 def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client: Client, index_name: str) -> None:
@@ -55,6 +58,8 @@ def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client:
     into(client, index_name, run)
     with served("--index", index_name, "--url", client.address) as service:
         assert ids(service) == ["one"]
+        client.call("POST", f"/{index_name}/_close")
+        assert service.ask("GET", "/search", q="catch").status == 502
         client.call("DELETE", f"/{index_name}")
         answer = service.ask("GET", "/search", q="catch")
         assert answer.status == 502
@@ -62,6 +67,27 @@ def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client:
         assert "sparse-ingest load" in answer.message
         into(client, index_name, again)
         until(lambda: ids(service) == ["two"], service.log)
+
+
+def test_every_request_is_refused_while_another_client_has_replaced_the_index(
+    tmp_path: Path, client: Client, index_name: str
+) -> None:
+    run = make_run(tmp_path / "run", {"one": {"catch": 1.0}}, model=str(write_table(tmp_path)), vocabulary=TOKENS)
+    into(client, index_name, run)
+    with served("--index", index_name, "--url", client.address) as service:
+        assert ids(service) == ["one"]
+        client.call("DELETE", f"/{index_name}")
+        client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
+        client.call("PUT", f"/{index_name}/_doc/two", {"sparse": {"catch": 1.0}}, params={"refresh": "true"})
+        until(lambda: service.ask("GET", "/search", q="catch").status == 502, service.log)
+        # The index is looked up once a second; the requests between must not search it with the weights of a model.
+        answers = [service.ask("GET", path, q="catch", id="two") for path in ("/explain", "/document")]
+        answers += [service.ask("GET", "/search", q="catch", engine=engine) for engine in ("", "exact", "bm25")]
+        assert {answer.status for answer in answers} == {502}
+        assert all("does not name its model" in answer.message for answer in answers)
+        client.call("DELETE", f"/{index_name}")
+        into(client, index_name, run)
+        until(lambda: ids(service) == ["one"], service.log)
 
 
 def test_a_run_is_compared_with_an_index_of_another_model(tmp_path: Path, client: Client, index_name: str) -> None:
