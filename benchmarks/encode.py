@@ -33,7 +33,6 @@ import json
 import math
 import os
 import platform
-import re
 import signal
 import statistics
 import subprocess
@@ -41,7 +40,6 @@ import sys
 import tempfile
 import time
 import venv
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -50,16 +48,8 @@ from pathlib import Path
 from typing import Any
 
 from contenders import Failed, agreement
+from shapes import SHAPES, make_shape, read_texts
 
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "tiny": ("Bert", {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}),
-    "mini": ("Bert", {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}),
-    "distilbert": ("DistilBert", {}),
-    "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
-    "xlm-r": ("XLMRoberta", {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1}),
-}
-# In place of gte-base, if transformers is too old for it.
-MODERN_BERT = {"vocab_size": 30522, "pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102}
 # Arguments of `pip install`. light-splade pins torch and transformers of 2025; it runs with the releases of this
 # environment. optimum-intel needs an older transformers, and that an older datasets.
 PEERS = {
@@ -288,66 +278,6 @@ def environment(peer: str, folder: Path) -> str:
             needed = subprocess.check_output([python, "-c", NEEDED_BY_VLLM], text=True).splitlines()
             subprocess.run([*install, *VLLM_TORCH, *needed], check=True)
     return str(python)
-
-
-def make_shape(shape: str, folder: Path) -> Path:
-    """Write random weights of a shape with the tokenizer of the demo's model, which has BERT's vocabulary.
-
-    If that model is not installed, or the shape has another vocabulary, the tokenizer has as many words as the shape,
-    those of Python's documentation and invented ones.
-    """
-    import shutil
-
-    import torch
-    import transformers
-
-    family, sizes = SHAPES[shape]
-    if shape == "gte-base" and not hasattr(transformers, "GteForMaskedLM"):
-        family, sizes = "ModernBert", MODERN_BERT
-        print("This transformers has no Gte: measuring ModernBERT-base in place of gte-base.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{family}ForMaskedLM")(getattr(transformers, f"{family}Config")(**sizes))
-        # About as many non-zero terms as a trained model.
-        model.get_output_embeddings().bias.data.normal_(-1.5, 0.4)
-    model.save_pretrained(folder)
-    if find_spec("cognition") and model.config.vocab_size == 30522:
-        from sparse_ingest.checkpoints.layouts import read_checkpoint
-
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(read_checkpoint("package:cognition/model").folder / name, folder)
-    else:
-        (folder / "vocab.txt").write_text("\n".join(vocabulary(model.config.vocab_size)))
-        transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
-    return folder
-
-
-def vocabulary(size: int) -> list[str]:
-    """Return special tokens, letters, the most frequent words of Python's documentation, and invented words."""
-    from pydoc_data.topics import topics
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(code) for code in range(33, 127)]
-    words = Counter(re.findall(r"[a-z]{2,}", " ".join(topics.values()).lower()))
-    known = [*special, *letters, *(f"##{letter}" for letter in letters), *(word for word, _ in words.most_common())]
-    return [*known, *(f"##invented{number}" for number in range(size))][:size]
-
-
-def read_texts(corpus: str | None, count: int, join: int = 1) -> list[str]:
-    """Return the texts to encode, each of `join` texts of the corpus, repeated if there are too few."""
-    if corpus is None:
-        from pydoc_data.topics import topics
-
-        from sparse_ingest.cli.demo import passages
-
-        texts = [f"{passage.title} {passage.text}" for passage in passages(topics)]
-    else:
-        from sparse_ingest.corpora.documents import FieldNames
-        from sparse_ingest.corpora.files import open_corpus
-
-        rows = open_corpus([corpus], fields=FieldNames()).rows()
-        texts = [row.document.text for row, _ in rows if row.document]
-    return [" ".join(texts[(place * join + more) % len(texts)] for more in range(join)) for place in range(count)]
 
 
 def show(contenders: dict[str, Contender], bounds: Bounds, documents: int, tokens: float, call: int) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py equal --device cuda:0      two processes at the same time, and one alone
     python benchmarks/gpu.py profile --device cuda:0    a table of torch's profiler
 
-The models have random weights in a shape of benchmarks/encode.py. Only torch, transformers and msgspec are needed.
+The models have random weights in a shape of benchmarks/shapes.py. Only torch, transformers and msgspec are needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from encode import make_shape, read_texts
+from shapes import make_shape, read_texts
 
 
 def main() -> None:
