@@ -15,6 +15,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
     "xlm-r": ("XLMRoberta", {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1}),
 }
+TERMS = 200  # of a document, about as many as those of a trained model
 # In place of gte-base, if transformers is too old for it.
 MODERN_BERT = {"vocab_size": 30522, "pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102}
 
@@ -37,8 +38,10 @@ def make_shape(shape: str, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, f"{family}ForMaskedLM")(getattr(transformers, f"{family}Config")(**sizes))
-        # About as many non-zero terms as a trained model.
-        model.get_output_embeddings().bias.data.normal_(-1.5, 0.4)
+        with torch.inference_mode():
+            largest = model.eval()(torch.randint(model.config.vocab_size, (4, 100))).logits.amax(1).mean(0)
+        bias = model.get_output_embeddings().bias.data.normal_(0, 0.4)
+        bias -= (largest + bias).topk(TERMS).values.min()
     model.save_pretrained(folder)
     if find_spec("cognition") and model.config.vocab_size == 30522:
         from sparse_ingest.checkpoints.layouts import read_checkpoint
