@@ -65,9 +65,10 @@ tests() {
 }
 
 part "Machine" 60 "$PYTHON" -c '
-import importlib.util, platform, torch, transformers
-print("Python", platform.python_version(), "torch", torch.__version__, "transformers", transformers.__version__)
-print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")
+import importlib.util, os, platform, numpy, torch, transformers
+print("Python", platform.python_version(), "torch", torch.__version__, "transformers", transformers.__version__,
+      "numpy", numpy.__version__, "-", os.cpu_count(), "CPUs", platform.machine())
+print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else "no GPU")
 names = """triton msgspec lazy_loader orjson pyarrow pytest cognition sentence_transformers flash_attn""".split()
 print("Missing:", ", ".join(name for name in names if not importlib.util.find_spec(name)) or "nothing")'
 if ! "$PYTHON" -c 'import lazy_loader, msgspec' 2>&1; then
