@@ -22,6 +22,7 @@ from typing import Any
 
 from contenders import HEAVY, Contender, Job, Took, heavy_terms, in_calls, mean_cost, peak_bytes, timed
 
+WARM = 2048  # documents that fill a batch of a GPU, so that its memory is allocated
 COMPARED = 16  # number of documents whose terms are compared
 REPEATED = 20  # most repetitions of the texts in the corpus of the command, and the seconds that they should take
 REPEATED_S = 8
@@ -37,6 +38,8 @@ def main() -> None:
     texts = json.loads(Path(job["texts"]).read_text())
     contender = ENCODERS[job["encoder"]](job, texts)
     contender.encode(texts[:COMPARED])
+    if job["device"].startswith("cuda") and job["encoder"] != "end to end":
+        contender.encode(texts[:WARM])
     terms = contender.terms(texts[:COMPARED])
     send({"settings": contender.settings, "terms": terms, **contender.facts})
     for _ in sys.stdin:
