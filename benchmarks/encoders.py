@@ -205,7 +205,9 @@ def trial(job: Job, texts: Sequence[str]) -> Contender:
         if warm < (fastest := max(fastest, warm)) / 4:  # bfloat16 on a CPU without instructions for it
             print(f"{dtype}, {attention}: {warm:.2f} documents/s at first, not tried further", file=sys.stderr)
             continue
-        rates |= {(dtype, attention, batch): rate(dtype, attention, batch, some) for batch in batches}
+        for batch in batches:
+            if not rates or time.monotonic() < ends:
+                rates[dtype, attention, batch] = rate(dtype, attention, batch, some)
     finalists = sorted(rates, key=lambda setting: rates[setting])[-FINALISTS:]
     # Alternating, so that other load on the machine affects all of them.
     again = [

@@ -17,7 +17,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TERMS = 200  # of a document, about as many as those of a trained model
 # In place of gte-base, if transformers is too old for it.
-MODERN_BERT = {"vocab_size": 30522, "pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102}
+MODERN_BERT = {
+    "vocab_size": 30522, "pad_token_id": 0, "bos_token_id": 101, "cls_token_id": 101, "eos_token_id": 102,
+    "sep_token_id": 102,
+}  # fmt: skip
 
 
 def make_shape(shape: str, folder: Path) -> Path:
