@@ -1,13 +1,20 @@
-"""What the encoders of benchmarks/encoders.py have in common: their type, timing, and calls of few documents."""
+"""What the encoders of benchmarks/encoders.py have in common: their type, time and memory, calls of few documents."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 Job = dict[str, Any]
 HEAVY = 0.1  # only terms above this weight are compared
+LEAST_S = 0.5  # of a measurement; a GPU encodes all texts in less
+
+
+class Failed(Exception):
+    """A process ended without a result; it printed why."""
 
 
 class Took(NamedTuple):
@@ -41,6 +48,36 @@ def timed(work: Callable[[], object]) -> Took:
     return result if isinstance(result, Took) else took
 
 
+def mean_cost(work: Callable[[], object]) -> Took:
+    """Return the mean cost of a piece of work, which is repeated if it takes less than LEAST_S."""
+    ends, took = time.perf_counter() + LEAST_S, [timed(work)]
+    while time.perf_counter() < ends:
+        took.append(timed(work))
+    return Took(fmean(one.seconds for one in took), fmean(one.cpu_seconds for one in took))
+
+
+def peak_bytes(device: str) -> int:
+    """Return the peak memory of this process, or on a GPU of torch."""
+    import resource
+
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage would include the memory of the parent process.
+        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def heavy_terms(rows: Iterable[Any]) -> list[list[int]]:
     """Return the token ids of dense rows that are compared; rows are tensors."""
     return [(row > HEAVY).nonzero().flatten().tolist() for row in rows]
+
+
+def agreement(expected: list[list[int]], found: list[list[int]]) -> str:
+    """Return the share of terms of either result that both have."""
+    pairs = [(set(one), set(other)) for one, other in zip(expected, found, strict=True)]
+    either = sum(len(one | other) for one, other in pairs)
+    return f"{sum(len(one & other) for one, other in pairs) / either:.4f}" if either else ""

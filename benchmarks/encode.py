@@ -20,38 +20,36 @@ The best setting is found by trying dtypes, batch sizes and attention functions;
 documents. The bound is the time of the products of body and head at the rate of one large product in their dtype; with
 int8 the head uses int8 and the body floating point.
 
-On a GPU there are additional rows for the device alone, from token ids in memory, and for the command `encode` up to
-Parquet, with one process and with three on the same GPU; peak MB is then torch's GPU memory.
+On a GPU, or with --all-rows, there are additional rows for the device alone, from token ids in memory, and for the
+command `encode` up to Parquet, with one process and with three on the same device; on a GPU peak MB is torch's memory.
+--seconds bounds the search of the best setting and the number of rounds. After SIGTERM, or if a contender fails, the
+table has what was measured until then; stderr has every measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
-import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import venv
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "tiny": ("Bert", {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}),
-    "mini": ("Bert", {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}),
-    "distilbert": ("DistilBert", {}),
-    "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
-    "xlm-r": ("XLMRoberta", {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1}),
-}
+from contenders import Failed, agreement
+from shapes import SHAPES, make_shape, read_texts
+
 # Arguments of `pip install`. light-splade pins torch and transformers of 2025; it runs with the releases of this
 # environment. optimum-intel needs an older transformers, and that an older datasets.
 PEERS = {
@@ -70,6 +68,7 @@ HEADINGS = (
     "| encoder | setting | docs/s | min | max | tokens/s | to best | to float32, batch 32 | of the bound "
     "| CPU ms a document | peak MB | terms |"
 )
+TRIAL_SHARE = 0.2  # of --seconds, for the search of the best setting
 BEST, BASE = "sentence-transformers, best", "sentence-transformers, batch 32"
 
 
@@ -84,30 +83,38 @@ class Contender:
     cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
+    @property
+    def dtype(self) -> str:
+        """What it computes in."""
+        return str(self.facts["settings"]).partition(",")[0]
+
     def signal(self, number: int) -> None:
         """Send a signal to it and the processes that it started."""
         os.killpg(self.process.pid, number)
 
     def answer(self) -> dict[str, Any]:
-        """Return the next JSON line; print other output."""
+        """Return the next JSON line; other output is dropped."""
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith('{"') and line.rstrip().endswith("}") and ("seconds" in line or "settings" in line):
                 found: dict[str, Any] = json.loads(line)
                 return found
-        raise SystemExit(f"{self.job['encoder']} exited without a result; its errors are above.")
+        raise Failed
 
     def wait(self) -> None:
         """Wait until it is warm, and stop it."""
-        self.facts = self.facts or self.answer()
+        self.facts = self.answer()
         self.signal(signal.SIGSTOP)
 
     def go(self) -> None:
         """Run one round."""
         assert self.process.stdin
         self.signal(signal.SIGCONT)
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise Failed from None
         found = self.answer()
         self.signal(signal.SIGSTOP)  # threads that wait would use a core
         self.seconds.append(found["seconds"])
@@ -118,6 +125,8 @@ class Contender:
 def main() -> None:
     """Measure and print."""
     given = arguments()
+    ends, failed = time.monotonic() + given.seconds, list[str]()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("Stopped: no time is left."))
     with tempfile.TemporaryDirectory(prefix="sparse-ingest-bench-") as scratch:
         texts = read_texts(given.corpus, given.documents, given.join)
         (Path(scratch) / "texts.json").write_text(json.dumps(texts))
@@ -129,19 +138,48 @@ def main() -> None:
             shared = {"model": folder, "texts": str(Path(scratch) / "texts.json"), "device": given.device,
                       "max_length": given.max_length}  # fmt: skip
             work = untimed({**shared, "encoder": "work"})
-            bounds = Bounds(shared, work["body_flops"] / len(texts), work["head_flops"] / len(texts))
+            bounds = Bounds(shared, work["body_flops"] / len(texts), work["head_flops"] / len(texts), work["rates"])
             tokens = work["tokens"] / len(texts)
             print(f"\n{shape}: {tokens:.0f} tokens per document, GFLOP per document: {bounds.body / 1e9:.2f} in the "
-                  f"body, {bounds.head / 1e9:.2f} in the head\n")  # fmt: skip
-            headings = HEADINGS if given.calls == [0] else f"| documents per call {HEADINGS}"
-            print(f"{headings}\n{'|---' * (headings.count('|') - 1)}|")
+                  f"body, {bounds.head / 1e9:.2f} in the head", flush=True)  # fmt: skip
             for call in given.calls:
-                with ExitStack() as stack:
-                    contenders = start_all(stack, given, {**shared, "call": call}, Path(scratch))
-                    for _ in range(given.rounds):
-                        for contender in contenders.values():
-                            contender.go()
-                show(contenders, bounds, len(texts), tokens, f"| {call} " if call else "")
+                failed += measure(given, {**shared, "call": call}, bounds, len(texts), tokens, ends)
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}. The errors are above.")
+
+
+def measure(
+    given: argparse.Namespace, shared: dict[str, Any], bounds: Bounds, documents: int, tokens: float, ends: float
+) -> list[str]:
+    """Run the rounds of one table, and print it, also if they are interrupted. Return the contenders that failed."""
+    failed: list[str] = []
+    with ExitStack() as stack:
+        contenders = start_all(stack, given, shared, failed)
+        for one in contenders.values():  # before the rounds, because it may start a process
+            bounds.seconds(one.dtype)
+        try:
+            for number in range(given.rounds):
+                began = time.monotonic()
+                for name, contender in contenders.items():
+                    if name not in failed and attempted(name, contender.go, failed):
+                        print(f"- {name}: {documents / contender.seconds[-1]:,.1f} docs/s", file=sys.stderr, flush=True)
+                if (now := time.monotonic()) + now - began > ends:
+                    print(f"- {number + 1} of {given.rounds} rounds: no time is left", file=sys.stderr)
+                    break
+        finally:
+            show(contenders, bounds, documents, tokens, shared["call"])
+    return failed
+
+
+def attempted(name: str, work: Callable[[], object], failed: list[str]) -> bool:
+    """Return whether the work of a contender succeeds, so that the others go on if it does not."""
+    try:
+        work()
+        return True
+    except Failed:
+        print(f"- {name} failed; its errors are above", file=sys.stderr, flush=True)
+        failed.append(name)
+        return False
 
 
 def arguments() -> argparse.Namespace:
@@ -156,44 +194,52 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--join", type=int, default=1, help="join this many texts to one document")
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no round that would end later")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", default="float32,auto", help="dtypes of sparse-ingest, one row each")
+    parser.add_argument("--all-rows", action="store_true", help="the rows of a GPU on a CPU too")
+    parser.add_argument("--processes", default="1,3", help="processes of the rows up to Parquet")
     parser.add_argument("--peers", default="", help=f"other encoders to measure: {', '.join(PEERS)}")
     parser.add_argument("--environments", type=Path, help="folder for the environments of peers")
     return parser.parse_args()
 
 
 def start_all(
-    stack: ExitStack, given: argparse.Namespace, shared: dict[str, Any], scratch: Path
+    stack: ExitStack, given: argparse.Namespace, shared: dict[str, Any], failed: list[str]
 ) -> dict[str, Contender]:
-    """Start every contender of the table, in order."""
+    """Start every contender of the table, in order. Add those that cannot start to `failed`."""
     on_gpu = given.device.startswith("cuda")
     # In its own process; otherwise the memory of the other settings would count for the best one.
-    best = untimed({**shared, "encoder": "trial", "dtypes": ["float32", "bfloat16", *(["float16"] if on_gpu else [])],
-                  "batches": [8, 16, 32, 64, 128, 256] if on_gpu else [1, 2, 4, 8, 16, 32, 64],
-                  "trial": 1024 if on_gpu else 32})  # fmt: skip
-    jobs = {
-        BASE: {"encoder": "sentence-transformers", "dtype": "float32", "batch": 32},
-        BEST: {"encoder": "sentence-transformers", **best["best"]},
-    }
+    tried = {"dtypes": ["float32", "bfloat16"], "batches": [1, 2, 4, 8, 16, 32, 64], "trial": 32}
+    if on_gpu:
+        tried = {"dtypes": ["float16", "bfloat16"], "batches": [32, 64, 128, 256], "trial": 1024}
+    if given.seconds < math.inf:
+        tried["seconds"] = given.seconds * TRIAL_SHARE
+    jobs = {BASE: {"encoder": "sentence-transformers", "dtype": "float32", "batch": 32}}
+    best: dict[str, Any] = {}
+    if attempted(BEST, lambda: best.update(untimed({**shared, "encoder": "trial", **tried})), failed):
+        jobs[BEST] = {"encoder": "sentence-transformers", **best["best"]}
     for dtype in given.dtypes.split(","):
-        jobs[f"sparse-ingest, {dtype}"] = {"encoder": "ours", "dtype": dtype}
-        if on_gpu:
-            jobs[f"sparse-ingest, {dtype}, device only"] = {"encoder": "ours", "dtype": dtype, "device_only": True}
-        if on_gpu and find_spec("pyarrow"):
-            jobs[f"sparse-ingest, {dtype}, to Parquet"] = {"encoder": "end to end", "dtype": dtype}
-            several = {"encoder": "end to end", "dtype": dtype, "processes": 3}
-            jobs[f"sparse-ingest, {dtype}, to Parquet, 3 processes"] = several
-    pythons = {name: environment(name, given.environments or scratch) for name in given.peers.split(",") if name}
+        ours = f"sparse-ingest, {dtype}"
+        jobs[ours] = {"encoder": "ours", "dtype": dtype}
+        if on_gpu or given.all_rows:
+            jobs[f"{ours}, device only"] = {"encoder": "ours", "dtype": dtype, "device_only": True}
+        for processes in map(int, given.processes.split(",") if on_gpu or given.all_rows else ()):
+            if find_spec("pyarrow"):
+                name = f"{ours}, to Parquet" + (f", {processes} processes" if processes > 1 else "")
+                jobs[name] = {"encoder": "end to end", "dtype": dtype, "processes": processes}
+    folder = given.environments or Path(shared["texts"]).parent
+    pythons = {name: environment(name, folder) for name in given.peers.split(",") if name}
     jobs |= {name: {"encoder": name} for name in pythons}
     contenders = {}
     for name, job in jobs.items():
         contenders[name] = stack.enter_context(started({**shared, **job}, pythons.get(name, sys.executable)))
         if not on_gpu:  # there all start at the same time
-            contenders[name].wait()
-    for contender in contenders.values():
-        contender.wait()
-    return contenders
+            attempted(name, contenders[name].wait, failed)
+    return {
+        name: one for name, one in contenders.items()
+        if name not in failed and (not on_gpu or attempted(name, one.wait, failed))
+    }  # fmt: skip
 
 
 def untimed(job: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +259,8 @@ def started(job: dict[str, Any], python: str) -> Iterator[Contender]:
         try:
             yield contender
         finally:
-            contender.signal(signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it failed
+                contender.signal(signal.SIGKILL)
 
 
 def environment(peer: str, folder: Path) -> str:
@@ -233,78 +280,23 @@ def environment(peer: str, folder: Path) -> str:
     return str(python)
 
 
-def make_shape(shape: str, folder: Path) -> Path:
-    """Write random weights of a shape with the tokenizer of the demo's model, which has BERT's vocabulary.
-
-    If that model is not installed, or the shape has another vocabulary, the tokenizer has as many words as the shape,
-    those of Python's documentation and invented ones.
-    """
-    import shutil
-
-    import torch
-    import transformers
-
-    family, sizes = SHAPES[shape]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{family}ForMaskedLM")(getattr(transformers, f"{family}Config")(**sizes))
-        # About as many non-zero terms as a trained model.
-        model.get_output_embeddings().bias.data.normal_(-1.5, 0.4)
-    model.save_pretrained(folder)
-    if find_spec("cognition") and model.config.vocab_size == 30522:
-        from sparse_ingest.checkpoints.layouts import read_checkpoint
-
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(read_checkpoint("package:cognition/model").folder / name, folder)
-    else:
-        (folder / "vocab.txt").write_text("\n".join(vocabulary(model.config.vocab_size)))
-        transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
-    return folder
-
-
-def vocabulary(size: int) -> list[str]:
-    """Return special tokens, letters, the most frequent words of Python's documentation, and invented words."""
-    from pydoc_data.topics import topics
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(code) for code in range(33, 127)]
-    words = Counter(re.findall(r"[a-z]{2,}", " ".join(topics.values()).lower()))
-    known = [*special, *letters, *(f"##{letter}" for letter in letters), *(word for word, _ in words.most_common())]
-    return [*known, *(f"##invented{number}" for number in range(size))][:size]
-
-
-def read_texts(corpus: str | None, count: int, join: int = 1) -> list[str]:
-    """Return the texts to encode, each of `join` texts of the corpus, repeated if there are too few."""
-    if corpus is None:
-        from pydoc_data.topics import topics
-
-        from sparse_ingest.cli.demo import passages
-
-        texts = [f"{passage.title} {passage.text}" for passage in passages(topics)]
-    else:
-        from sparse_ingest.corpora.documents import FieldNames
-        from sparse_ingest.corpora.files import open_corpus
-
-        rows = open_corpus([corpus], fields=FieldNames()).rows()
-        texts = [row.document.text for row, _ in rows if row.document]
-    return [" ".join(texts[(place * join + more) % len(texts)] for more in range(join)) for place in range(count)]
-
-
-def show(contenders: dict[str, Contender], bounds: Bounds, documents: int, tokens: float, before: str) -> None:
-    """Print the rows of all contenders, each after `before`."""
-    rates = {name: [documents / seconds for seconds in one.seconds] for name, one in contenders.items()}
+def show(contenders: dict[str, Contender], bounds: Bounds, documents: int, tokens: float, call: int) -> None:
+    """Print the rows of all contenders that were measured."""
+    rates = {name: [documents / seconds for seconds in one.seconds] for name, one in contenders.items() if one.seconds}
     median = {name: statistics.median(found) for name, found in rates.items()}
-    expected = contenders[BASE].facts["terms"]
-    for name, one in contenders.items():
-        dtype = one.facts["settings"].partition(",")[0]
+    headings, before = (f"| documents per call {HEADINGS}", f"| {call} ") if call else (HEADINGS, "")
+    print(f"\n{headings}\n{'|---' * (headings.count('|') - 1)}|")
+    for name, found in rates.items():
+        one = contenders[name]
         terms = one.facts["terms"]
         alone = not one.facts.get("other_processes")  # whose memory and CPU time are not known here
         cpu = f"{cpu_ms:.2f}" if alone and (cpu_ms := statistics.median(one.cpu_seconds) / documents * 1e3) else ""
+        ratios = (f"{median[name] / median[other]:.2f}" if other in median else "" for other in (BEST, BASE))
         row = (
-            name, one.facts["settings"], f"{median[name]:,.1f}", f"{min(rates[name]):,.1f}", f"{max(rates[name]):,.1f}",
-            f"{median[name] * tokens:,.0f}", f"{median[name] / median[BEST]:.2f}", f"{median[name] / median[BASE]:.2f}",
-            f"{median[name] * bounds.seconds(dtype):.0%}",
-            cpu, f"{one.peak_bytes / 1e6:,.0f}" if alone else "", agreement(expected, terms) if terms else "",
+            name, one.facts["settings"], f"{median[name]:,.1f}", f"{min(found):,.1f}", f"{max(found):,.1f}",
+            f"{median[name] * tokens:,.0f}", *ratios, f"{median[name] * bounds.seconds(one.dtype):.0%}",
+            cpu, f"{one.peak_bytes / 1e6:,.0f}" if alone else "",
+            agreement(contenders[BASE].facts["terms"], terms) if terms and BASE in contenders else "",
         )  # fmt: skip
         print(f"{before}| {' | '.join(row)} |", flush=True)
 
@@ -316,7 +308,7 @@ class Bounds:
     shared: dict[str, Any]
     body: float
     head: float
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, float]
 
     def seconds(self, dtype: str) -> float:
         """Return the least time of a document in a dtype."""
@@ -327,15 +319,10 @@ class Bounds:
     def _rate(self, dtype: str) -> float:
         """Return operations/s of large products on the device."""
         if dtype not in self.rates:
-            self.rates[dtype] = untimed({**self.shared, "encoder": "peak", "dtype": dtype})["flops_per_s"]
+            self.rates[dtype] = math.nan
+            with suppress(Failed):
+                self.rates[dtype] = untimed({**self.shared, "encoder": "peak", "dtype": dtype})["flops_per_s"]
         return self.rates[dtype]
-
-
-def agreement(expected: list[list[int]], found: list[list[int]]) -> str:
-    """Return the share of terms of either result that both have."""
-    pairs = [(set(one), set(other)) for one, other in zip(expected, found, strict=True)]
-    either = sum(len(one | other) for one, other in pairs)
-    return f"{sum(len(one & other) for one, other in pairs) / either:.4f}" if either else ""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ not count. Other packages are imported only by the encoder that needs them.
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -18,10 +20,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from contenders import HEAVY, Contender, Job, Took, heavy_terms, in_calls, timed
+from contenders import HEAVY, Contender, Job, Took, heavy_terms, in_calls, mean_cost, peak_bytes, timed
 
+WARM = 2048  # documents that fill a batch of a GPU, so that its memory is allocated
 COMPARED = 16  # number of documents whose terms are compared
-REPEATED = 20  # repetitions of the texts in the corpus of the command
+REPEATED = 20  # most repetitions of the texts in the corpus of the command, and the seconds that they should take
+REPEATED_S = 8
+LEAST_REPEATED = 512  # documents of such a run, so that its time is more than the noise of startup
+GPU_DTYPES = ("float32", "float16", "bfloat16")
+PEAK_S = 5  # for measuring the rate of a product
 FINALISTS = 4  # settings that are tried again after the first trial
 
 
@@ -31,31 +38,18 @@ def main() -> None:
     texts = json.loads(Path(job["texts"]).read_text())
     contender = ENCODERS[job["encoder"]](job, texts)
     contender.encode(texts[:COMPARED])
+    if job["device"].startswith("cuda") and job["encoder"] != "end to end":
+        contender.encode(texts[:WARM])
     terms = contender.terms(texts[:COMPARED])
     send({"settings": contender.settings, "terms": terms, **contender.facts})
     for _ in sys.stdin:
-        took = timed(lambda: in_calls(contender.encode, texts, job.get("call")))
+        took = mean_cost(lambda: in_calls(contender.encode, texts, job.get("call")))
         send({**took._asdict(), "peak_bytes": peak_bytes(job["device"])})
 
 
 def send(answer: Job) -> None:
     """Print one JSON line for the driver."""
     print(json.dumps(answer), flush=True)
-
-
-def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process, or on a GPU of torch."""
-    import resource
-
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.exists():
-        # getrusage would include the memory of the parent process.
-        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def ours(job: Job, texts: Sequence[str]) -> Contender:
@@ -117,7 +111,10 @@ def work(job: Job, texts: Sequence[str]) -> Contender:
         "tokens": sum(lengths),
         "body_flops": sum(2 * weights * length + 4 * depth * width * length**2 for length in lengths),
         "head_flops": 2 * projection.in_features * projection.out_features * sum(lengths),
-    }
+        # On a CPU a dtype without instructions would take long.
+        "rates": {dtype: peak({**job, "dtype": dtype}, []).facts["flops_per_s"] for dtype in GPU_DTYPES}
+        if job["device"].startswith("cuda") else {},
+    }  # fmt: skip
     return Contender(lambda some: None, lambda some: [], "", facts)
 
 
@@ -125,7 +122,7 @@ def end_to_end(job: Job, texts: Sequence[str]) -> Contender:
     """Build the command `encode`: from a file of texts to a run of Parquet files, with several processes if requested.
 
     The file repeats the texts, and the time of a run of a few documents is subtracted: that is startup, which a large
-    corpus pays once. The CPU time of several processes is not known here.
+    corpus pays once. The CPU time and memory of several processes are not known here.
     """
     import shutil
     import tempfile
@@ -134,30 +131,37 @@ def end_to_end(job: Job, texts: Sequence[str]) -> Contender:
 
     from sparse_ingest.cli.main import cli
 
-    folder, processes = Path(tempfile.mkdtemp(prefix="sparse-ingest-bench-")), job.get("processes", 1)
+    folder, processes = Path(tempfile.mkdtemp(prefix="end-to-end-", dir=Path(job["texts"]).parent)), job["processes"]
     corpus = folder / "corpus.jsonl"
     with corpus.open("w") as file:
         for number in range(REPEATED * len(texts)):
             file.write(json.dumps({"id": str(number), "text": texts[number % len(texts)]}) + "\n")
-    settings = ["--device", ",".join([job["device"]] * processes), "--dtype", job["dtype"]]
-    settings += ["--max-length", str(job["max_length"]), "--json"]
-    if processes > 1:
-        # Several shards per process, so that none waits long for the last one.
-        settings += ["--shard-rows", str(max(1024, REPEATED * len(texts) // (4 * processes)))]
+    settings = ["--device", ",".join([job["device"]] * processes), "--dtype", job["dtype"], "--quiet"]
+    settings += ["--max-length", str(job["max_length"])]
+    startup = Took(0, 0)
+    times = 0  # repetitions
 
     def run(documents: int) -> Took:
         shutil.rmtree(folder / "run", ignore_errors=True)
         arguments = ["encode", "--model", job["model"], "--corpus", str(corpus), "--out", str(folder / "run")]
-        return timed(lambda: cli.main([*arguments, *settings, "--limit", str(documents)], standalone_mode=False))
+        arguments += ["--limit", str(documents)]
+        if processes > 1:
+            # Several shards per process, so that none waits long for the last one.
+            arguments += ["--shard-rows", str(max(1024, documents // (4 * processes)))]
+        return timed(lambda: cli.main([*arguments, *settings], standalone_mode=False))
 
     def encode(some: Sequence[str]) -> Took:
-        start = run(COMPARED)
+        nonlocal startup, times
         if len(some) <= COMPARED:
-            return start
-        seconds, cpu_seconds = np.subtract(run(REPEATED * len(some)), start) / REPEATED
+            return run(COMPARED)
+        if not times:
+            startup = run(COMPARED)
+            once = max(0.1, run(len(some)).seconds - startup.seconds)
+            times = min(REPEATED, max(1, round(REPEATED_S / once), LEAST_REPEATED // len(some)))
+        seconds, cpu_seconds = np.subtract(run(times * len(some)), startup) / times
         return Took(float(seconds), float(cpu_seconds) if processes == 1 else 0.0)
 
-    return Contender(encode, lambda some: [], job["dtype"])
+    return Contender(encode, lambda some: [], job["dtype"], {"other_processes": processes > 1})
 
 
 def sentence_transformers(job: Job, texts: Sequence[str]) -> Contender:
@@ -177,7 +181,7 @@ def sentence_transformers(job: Job, texts: Sequence[str]) -> Contender:
 
 def trial(job: Job, texts: Sequence[str]) -> Contender:
     """Find the fastest setting of sentence-transformers: all on some texts, the best few on all. Not an encoder."""
-    some = list(texts[: job["trial"]])
+    some, ends = list(texts[: job["trial"]]), time.monotonic() + job.get("seconds", math.inf)
     batches = _up_to(job.get("call") or len(texts), job["batches"])
     attentions = ["sdpa", "eager", *(["flash_attention_2"] if find_spec("flash_attn") else [])]
     encoders: dict[tuple[str, str], Any] = {}
@@ -189,6 +193,9 @@ def trial(job: Job, texts: Sequence[str]) -> Contender:
         return len(on) / timed(lambda: in_calls(encode, on, job.get("call"))).seconds
 
     for dtype, attention in product(job["dtypes"], attentions):
+        if rates and time.monotonic() > ends:
+            print(f"{dtype}, {attention}: not tried, no time was left", file=sys.stderr)
+            continue
         try:
             encoders[dtype, attention] = _sparse_encoder(job, dtype, attention)
             warm = max(rate(dtype, attention, 1, some[:2]) for _ in range(2))
@@ -198,11 +205,15 @@ def trial(job: Job, texts: Sequence[str]) -> Contender:
         if warm < (fastest := max(fastest, warm)) / 4:  # bfloat16 on a CPU without instructions for it
             print(f"{dtype}, {attention}: {warm:.2f} documents/s at first, not tried further", file=sys.stderr)
             continue
-        rates |= {(dtype, attention, batch): rate(dtype, attention, batch, some) for batch in batches}
+        for batch in batches:
+            if not rates or time.monotonic() < ends:
+                rates[dtype, attention, batch] = rate(dtype, attention, batch, some)
     finalists = sorted(rates, key=lambda setting: rates[setting])[-FINALISTS:]
     # Alternating, so that other load on the machine affects all of them.
-    again = [(max(rate(*setting, list(texts)) for _ in range(2)), setting) for setting in finalists]
-    dtype, attention, batch = max(again)[1]
+    again = [
+        (rate(*setting, list(texts)), setting) for _ in range(2) for setting in finalists if time.monotonic() < ends
+    ]
+    dtype, attention, batch = max(again)[1] if again else finalists[-1]
     best = {"dtype": dtype, "attention": attention, "batch": batch}
     return Contender(lambda some: None, lambda some: [], "", {"best": best})
 
@@ -362,7 +373,10 @@ def peak(job: Job, texts: Sequence[str]) -> Contender:
             torch.cuda.synchronize()
 
     multiplied(None)
-    rate = 8 * size**3 / min(timed(lambda: multiplied(None)).seconds for _ in range(20))
+    ends, seconds = time.monotonic() + PEAK_S, [timed(lambda: multiplied(None)).seconds]
+    while len(seconds) < 20 and time.monotonic() < ends:
+        seconds.append(timed(lambda: multiplied(None)).seconds)
+    rate = 8 * size**3 / min(seconds)
     return Contender(multiplied, lambda some: [], job["dtype"], {"flops_per_s": rate})
 
 

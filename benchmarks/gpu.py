@@ -3,7 +3,7 @@
     python benchmarks/gpu.py equal --device cuda:0      two processes at the same time, and one alone
     python benchmarks/gpu.py profile --device cuda:0    a table of torch's profiler
 
-The models have random weights in a shape of benchmarks/encode.py. Only torch, transformers and msgspec are needed.
+The models have random weights in a shape of benchmarks/shapes.py. Only torch, transformers and msgspec are needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from encode import make_shape, read_texts
+from shapes import make_shape, read_texts
 
 
 def main() -> None:
@@ -59,17 +59,16 @@ def compare(given: argparse.Namespace) -> None:
     """Print the hashes of two processes that run at the same time, and of one alone; exit with 1 if they differ."""
     command = [sys.executable, __file__, "hash", "--model", given.model, "--device", given.device]
     command += ["--dtype", given.dtype, "--documents", str(given.documents)]
-    print("| processes at the same time | SHA-256 of the vectors |\n|---|---|")
-    found = set()
+    found = {}
     for processes in (2, 1):
         started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
-        for process in started:
-            hashed = process.communicate()[0].strip()
-            if process.returncode:
-                sys.exit("a process failed; its errors are above")
-            found.add(hashed)
-            print(f"| {processes} | {hashed} |")
-    if len(found) > 1:
+        found[processes] = {process.communicate()[0].strip() for process in started}
+        if any(process.returncode for process in started):
+            sys.exit("a process failed; its errors are above")
+    print("\n| processes at the same time | SHA-256 of the vectors |\n|---|---|")
+    for processes, hashes in found.items():
+        print(f"| {processes} | {' and '.join(sorted(hashes))} |")
+    if len(set().union(*found.values())) > 1:
         sys.exit("the bytes differ; expected the same ones")
 
 
@@ -89,7 +88,7 @@ def show_profile(given: argparse.Namespace) -> None:
     of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(recorded.key_averages(), key=lambda event: getattr(event, of), reverse=True)
     total = sum(getattr(event, of) for event in events) or 1
-    print("| operation | calls | ms | share |\n|---|---|---|---|")
+    print("\n| operation | calls | ms | share |\n|---|---|---|---|")
     for event in events[:20]:
         spent = getattr(event, of)
         name = event.key.replace("|", "/")[:80]

@@ -3,8 +3,9 @@
     python benchmarks/heads.py [--device cpu] [--widths 128,256,768] [--documents 16] [--tokens 127] [--rounds 5]
 
 Each head computes the same random hidden states of one batch over BERT's vocabulary in one thread; the best round
-counts. Prints 10^9 operations/s (a product and its sum are two), the ratio to the plain head of the dtype, and the
-share of the rate of a large square product of that dtype in torch. Needs the extras `encode` and `fast`.
+counts. Prints a table of 10^9 operations/s (a product and its sum are two), the ratio to the plain head of the dtype,
+and the share of the rate of a large square product of that dtype in torch. Needs the extra `encode`, and `fast` for
+compiled heads on a CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from encoders import peak
@@ -38,7 +40,7 @@ def main() -> None:
     documents = given.documents or (512 if device.type == "cuda" else 16)
     torch.set_num_threads(1)
     packing = Packing((given.tokens,) * documents, device)
-    print(f"{'width':>5}  {'head':<22}{'GOP/s':>9}{'to plain':>10}{'of a product':>14}")
+    print("| width | head | GOP/s | to plain | of a product |\n|---|---|---|---|---|")
     for width in map(int, given.widths.split(",")):
         generator = torch.Generator().manual_seed(0)
         rows = torch.randn(given.tokens * documents, width, generator=generator).to(device)
@@ -50,7 +52,7 @@ def main() -> None:
             rate = 2 * rows.shape[0] * width * VOCABULARY / seconds[name] / 1e9
             plain = seconds[f"{name.partition(',')[0]}, plain"]
             share = rate * 1e9 / peak_of(device, factors)
-            print(f"{width:>5}  {name:<22}{rate:>9,.0f}{plain / seconds[name]:>10.2f}{share:>14.0%}")
+            print(f"| {width} | {name} | {rate:,.0f} | {plain / seconds[name]:.2f} | {share:.0%} |", flush=True)
 
 
 def heads_of(
@@ -60,6 +62,7 @@ def heads_of(
     halves: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
     if device.type == "cpu":
         halves = (torch.bfloat16,) if has_avx512_bfloat16() or has_amx() else ()
+    compiles = device.type == "cpu" and find_spec("llvmlite")
     heads: dict[str, tuple[Head, torch.dtype, torch.dtype]] = {}
     for dtype in (torch.float32, *halves):
         name = str(dtype).removeprefix("torch.")
@@ -68,12 +71,12 @@ def heads_of(
             from sparse_ingest.models.heads.triton_max import TritonHead
 
             heads[f"{name}, Triton"] = TritonHead(weight, bias, device=device, dtype=dtype), dtype, dtype
-        elif device.type == "cpu" and (instructions := instructions_for(dtype, weight.shape[1])):
+        elif compiles and (instructions := instructions_for(dtype, weight.shape[1])):
             kernel = Kernel(weight.to(dtype), bias, instructions=instructions)
             heads[f"{name}, {instructions}"] = kernel, dtype, dtype
     if device.type == "cpu" and has_vnni():
         heads["int8, plain"] = Int8Head(weight, bias), torch.float32, torch.int8
-        if instructions := instructions_for(torch.int8, weight.shape[1]):
+        if compiles and (instructions := instructions_for(torch.int8, weight.shape[1])):
             compiled = Int8Head(weight, bias, instructions=instructions)
             heads[f"int8, {instructions}"] = compiled, torch.float32, torch.int8
     return heads

@@ -55,7 +55,7 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
 
 def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
     """Return the function from rows to `rows @ weight.T + bias`."""
-    if has_fast_linear(weight.dtype):
+    if _is_fast(weight):
         return _onednn_product(weight, bias)
     return lambda rows: torch.nn.functional.linear(rows, weight, bias)
 
@@ -71,7 +71,7 @@ def gelu_of(product: Product) -> Product:
 
 def sum_of(weight: torch.Tensor, bias: torch.Tensor) -> Sum:
     """Return the function from rows and others to `rows @ weight.T + bias + others`."""
-    if has_fast_linear(weight.dtype):
+    if _is_fast(weight):
         return _onednn_sum(weight, bias)
     return lambda rows, others: torch.nn.functional.linear(rows, weight, bias) + others
 
@@ -94,6 +94,10 @@ def _onednn_sum(weight: torch.Tensor, bias: torch.Tensor) -> Sum:
         return found
 
     return product_and_sum
+
+
+def _is_fast(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and has_fast_linear(weight.dtype)
 
 
 @cache

@@ -13,8 +13,11 @@ from typing import TypeVar
 from sparse_ingest.errors import SparseIngestError
 
 T = TypeVar("T")
-# In messages of torch's CPU allocator, of oneDNN and of the system; a GPU has an exception class.
-SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "could not create a memory")
+# In messages of torch's CPU allocator, of oneDNN, of the system, and of cuBLAS and cuDNN; for its memory of a GPU torch
+# has an exception class.
+SIGNS = (
+    "can't allocate memory", "cannot allocate memory", "out of memory", "could not create a memory", "alloc_failed",
+)  # fmt: skip
 
 
 class DidNotFit(Exception):

@@ -1,18 +1,17 @@
 """Documents packed one after another without padding: their rows, their positions, and attention within each.
 
 In: lengths and token ids of a batch. Out: rows and positions of the tokens, and an attention function for transformers
-in which a token sees its own document only. On a GPU in half precision all documents are one call of torch's
-variable-length attention, with AMX in bfloat16 one of amx_attention.py; otherwise each run of documents of one length
-is one call of the usual attention. Models with attention of their own are padded (body.py).
+in which a token sees its own document only. On a GPU in half precision all documents are one call of torch's flash
+attention, with AMX in bfloat16 one of amx_attention.py; otherwise each run of documents of one length is one call of
+the usual attention. Models with attention of their own are padded (body.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from inspect import signature
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -163,20 +162,17 @@ def packed_attention(
     `sliding_window` is, as in transformers, the number of tokens seen on each side, plus one.
     """
     reach = None if sliding_window is None else sliding_window - 1
-    # Several heads of a language model share a head of keys and values.
-    shared = {"enable_gqa": True} if key.shape[1] != query.shape[1] else {}
     if query.is_cuda and query.dtype != torch.float32:
-        from torch.nn.attention.varlen import varlen_attn
-
+        # The operator of torch.nn.attention.varlen, whose import takes 2 s, for torch's compiler. It shares heads.
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         starts, longest = packing.starts, max(packing.lengths)
-        options = {"scale": scaling, "window_size": (-1, -1) if reach is None else (reach, reach)}
-        # Splits make sums depend on the batch. torch 2.11 has neither option; it shares heads by default.
-        newer = {"num_splits": 1, **shared}
-        options |= {name: value for name, value in newer.items() if name in _parameters(varlen_attn)}
-        attend: Callable[..., Any] = varlen_attn
-        seen = attend(*rows, starts, starts, longest, longest, **options)
-        return torch.as_tensor(seen).unsqueeze(0), None
+        left = right = -1 if reach is None else reach
+        options = {"scale": scaling, "window_size_left": left, "window_size_right": right, **_one_split()}
+        attend = torch.ops.aten._flash_attention_forward
+        seen = attend(*rows, starts, starts, longest, longest, 0.0, False, False, **options)
+        return torch.as_tensor(seen[0]).unsqueeze(0), None
+    # Several heads of a language model share a head of keys and values.
+    shared = {"enable_gqa": True} if key.shape[1] != query.shape[1] else {}
     found = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     found[:, sum(packing.lengths) :] = 0
     runs = packing.runs
@@ -223,8 +219,10 @@ def _pieces(length: int, reach: int | None, device: torch.device) -> Iterator[tu
 
 
 @cache
-def _parameters(attention: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(signature(attention).parameters)
+def _one_split() -> dict[str, int]:
+    """Return the option without which sums could depend on the batch; torch 2.11 has none, and never splits."""
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    return {"num_splits": 1} if any(argument.name == "num_splits" for argument in schema.arguments) else {}
 
 
 def _repeated(lengths: Sequence[int], longer: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -5,6 +5,7 @@ On these torch raises where a value is needed on the host, so the tests prove th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from support.checkpoints import TEXTS, build_encoder, make_masked_lm
 from support.language_models import make_language_model
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_ingest.models import packing
 from sparse_ingest.models.heads import compaction
 from sparse_ingest.models.heads.compaction import ROOM, Transfer
 from sparse_ingest.models.heads.tiles import TiledHead, logarithm
+from sparse_ingest.models.linear import product_of, sum_of
 from sparse_ingest.models.vectors import VectorMaker
 from sparse_ingest.pipeline import Pruning
 
@@ -34,7 +37,6 @@ make_modern_bert = partial(make_masked_lm, architecture="modernbert")
 @pytest.fixture
 def maker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMaker]:
     """Return a model in half precision on a GPU that does not exist: ModernBERT, or what the parameter makes."""
-    pytest.importorskip("torch.nn.attention.varlen")
     make = getattr(request, "param", make_modern_bert)
     maker = build_encoder(make(tmp_path / "model"), dtype="float16").maker
     assert maker.body.packs
@@ -64,21 +66,31 @@ def test_packed_documents_go_through_body_and_head_without_waiting(maker: Vector
     assert weights.device == dropped.device == GPU and weights.shape == (4, len(maker.vocabulary))
 
 
-def test_attention_is_one_call_with_the_signature_of_torch_2_11(
-    maker: VectorMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torch.nn.attention import varlen
+class Called(TorchDispatchMode):
+    """Counts the operators that run."""
 
-    calls, latest = [], varlen.varlen_attn
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[object] = Counter()
 
-    def as_in_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
-                         window_size=(-1, -1)):  # fmt: skip
-        calls.append(max_q)
-        return latest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.counts[operator] += 1
+        return operator(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(varlen, "varlen_attn", as_in_torch_2_11)
-    maker.body.hidden([np.arange(1, 1 + length, dtype=np.int32) for length in (9, 5, 3)], 0)
-    assert calls == [9] * maker.body._model.config.num_hidden_layers
+
+def test_attention_is_one_call_for_each_layer(maker: VectorMaker) -> None:
+    with Called() as called:
+        maker.body.hidden([np.arange(1, 1 + length, dtype=np.int32) for length in (9, 5, 3)], 0)
+    attend = torch.ops.aten._flash_attention_forward.default
+    assert called.counts[attend] == maker.body._model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_linear_layers_of_other_devices_are_not_those_of_onednn(dtype: torch.dtype) -> None:
+    weight, bias = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((8, 8), (8,)))
+    for gelu in (False, True):
+        assert product_of(weight, bias, gelu=gelu)(weight).device == weight.device
+    assert sum_of(weight, bias)(weight, weight).device == weight.device
 
 
 @pytest.mark.parametrize("rules", [Pruning(), Pruning(top_k=5, max_ratio=0.1, min_weight=0.05)])

@@ -43,6 +43,7 @@ def torch_memory_error(size: int) -> RuntimeError:
 
 ERRORS = {
     "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "cpu": torch_memory_error(1 << 55),
     "python": MemoryError(),
 }

@@ -17,6 +17,7 @@ from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_settings
 from sparse_ingest.cli.demo import passages
 from sparse_ingest.cluster.scores import weight_codes
+from sparse_ingest.models.bert import PackedBert
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.heads.compaction import Transfer
 from sparse_ingest.models.heads.selection import build_head
@@ -56,9 +57,9 @@ def test_the_kernel_passes_its_trial(width: int, dtype: str) -> None:
     assert isinstance(head, TritonHead)
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_documents_are_packed(dtype: str) -> None:
-    assert encoder(DEVICE, dtype).maker.body.packs
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+def test_bert_is_packed_and_computed_without_transformers(dtype: str) -> None:
+    assert isinstance(encoder(DEVICE, dtype).maker.body, PackedBert)
 
 
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
