@@ -53,19 +53,17 @@ class UnreachableError(ClusterError):
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
-    """Return type and reason of an error that a cluster reports, including the deepest cause.
-
-    Of each reason only the first line: after it, parsers quote the request, and the proxy of AWS its session token.
-    """
+    """Return type and reason of an error that a cluster reports, including the deepest cause."""
     error = answer.get("error", answer)
     if not isinstance(error, dict):
         return "error", str(error or fallback)
     if isinstance(error.get("message"), str):
+        # The proxy of AWS sends back the request with its session token.
         return "error", error["message"].partition("\n")[0]
-    kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback).partition("\n")[0]
+    kind, reason = str(error.get("type", "error")), _one_line(error.get("reason") or fallback)
     cause = error.get("caused_by") or _of_shard(error)
     while isinstance(cause, dict):
-        deeper = str(cause.get("reason") or "").partition("\n")[0]
+        deeper = _one_line(cause.get("reason") or "")
         reason = reason if deeper in reason else f"{reason}: {deeper}"
         cause = cause.get("caused_by")
     return kind, reason
@@ -77,6 +75,11 @@ def _of_shard(error: Mapping[str, Any]) -> Any:
         case [{"reason": dict(reason)}, *_]:
             return reason
     return None
+
+
+def _one_line(reason: object) -> str:
+    """Return the lines of a reason as one, without the request, which the JSON parser quotes behind its message."""
+    return " ".join(line.strip() for line in str(reason).partition("\n at [Source")[0].splitlines())
 
 
 def missing_part(path: str, answer: Mapping[str, Any]) -> str | None:
