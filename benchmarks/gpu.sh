@@ -86,7 +86,7 @@ shares=$((${#SHAPES[@]} + 1)) # of the time that is left: two for the first shap
 for shape in "${SHAPES[@]}"; do
     limit=$(((END - SECONDS) * (shares > ${#SHAPES[@]} ? 2 : 1) / shares - STOP_S))
     part "$shape" $limit "$PYTHON" benchmarks/encode.py --device "$DEVICE" --shapes "$shape" --max-length 128 \
-        --documents "${COUNT[$shape]}" --dtypes "$DTYPE" --processes "$PROCESSES" --seconds $((limit - STOP_S)) \
+        --documents "${COUNT[$shape]:-4000}" --dtypes "$DTYPE" --processes "$PROCESSES" --seconds $((limit - STOP_S)) \
         "${ENCODE[@]}"
     shares=$((shares > ${#SHAPES[@]} ? shares - 2 : shares - 1)) PROCESSES=1
 done

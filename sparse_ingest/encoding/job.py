@@ -161,7 +161,7 @@ class Job:
         if missing := encoder.missing_packages():
             self.reporter.note(
                 f"Encoding is slower without {' and '.join(missing)}: pip install 'sparse-ingest[fast]' adds a "
-                "compiled head for CPUs and a fast WordPiece tokenizer."
+                "compiled kernels for CPUs and a fast WordPiece tokenizer."
             )
         old = None
         if self.old is not None:

@@ -1,19 +1,18 @@
-"""Attention in bfloat16 for CPUs with AMX: one compiled function for all heads and documents of a batch.
+"""Attention in bfloat16 for CPUs with AMX: one compiled call for all heads and documents of a batch.
 
-In: query, key and value of packed documents. Out: attention within each document. Products are tiles of AMX, and the
-scores of 16 queries stay in the cache. It takes a fifth to a half of the time of torch's attention, which also compiles
-its products anew for every length. Documents of fewer than 16 tokens and sliding windows are left to torch
-(packing.py).
+In: query, key and value of packed documents. Out: attention within each document. Products run on AMX tiles; the
+scores of 16 queries stay in the cache. A batch of documents of 128 tokens takes a quarter of the time of torch's
+attention, of 512 tokens half, of 2,000 tokens two thirds. Sliding windows use torch (packing.py).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -22,16 +21,16 @@ from sparse_ingest.models.amx_attention_text import BLOCK, KEYS, attention_text
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, REAL, compile_function
 from sparse_ingest.models.heads.cpu_kernel_text import TILE_BYTES
 from sparse_ingest.models.linear import has_amx, may_use_tiles
+from sparse_ingest.models.memory import is_out_of_memory
 
-SHORTEST = BLOCK  # tokens of a document
-WIDTHS = (32, 64)  # of a head: the sums of a block are at most four tiles
-CLOSE = 2e-2  # largest difference to torch's attention in the trial, as a share of the largest number
+WIDTHS = (32, 64)  # supported widths of a head: the sums of a block are at most four tiles
+CLOSE = 2e-2  # largest difference from torch's attention in the trial, relative to the largest value
 TRIAL = (16, 33, 64, 3, 47, 100, 17, 32)  # lengths of documents
 logger = logging.getLogger(__name__)
 
 
 class Attention:
-    """Attention within documents of at least `BLOCK` tokens, for heads of `width` numbers."""
+    """Attention within documents for heads of `width` values. Linux must have granted the tiles (`may_use_tiles`)."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -39,55 +38,64 @@ class Attention:
         self._attend = compile_function("\n".join(attention_text(width)), "attend", *kinds, feature="amx-bf16")
 
     def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: Sequence[tuple[int, int]],
-        scale: float, found: torch.Tensor,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: npt.NDArray[np.int64],
+        scale: float, output: torch.Tensor,
     ) -> None:  # fmt: skip
-        """Write the attention of documents to `found`, `[rows, heads, width]`.
+        """Write the attention of each document to `output`, `[rows, heads, width]`.
 
-        The others are `[heads, rows, width]`. `places` has the first row of each document and the one behind its last.
+        `query`, `key` and `value` are `[heads, rows, width]`. `places` has the first row of each document, ascending,
+        and the one behind its last; `BLOCK` rows from the first one on must exist. Other rows may be overwritten.
         """
         if query.stride(2) != 1 or not query.stride() == key.stride() == value.stride():
             query, key, value = (tensor.contiguous() for tensor in (query, key, value))
-        ends = np.array(places, dtype=np.int64)
-        keys = int((ends[:, 1] - ends[:, 0]).max()) + KEYS
-        # Per key: its part of all values, the scores and the shares of a block; then sums, queries and totals.
-        scratch = torch.empty(
-            keys * (self._width * 2 + BLOCK * 6) + (self._width * 2 + 2) * TILE_BYTES, dtype=torch.uint8
-        )
+        keys = int((places[:, 1] - places[:, 0]).max()) + KEYS
+        # Bytes per key: its transposed value, and scores and weights of a block. Then sums, queries and denominators.
+        size = keys * (self._width * 2 + BLOCK * 6) + (self._width * 2 + 2) * TILE_BYTES
+        scratch = torch.empty(size, dtype=torch.uint8)
         self._attend(
-            query.data_ptr(), key.data_ptr(), value.data_ptr(), ends.ctypes.data, len(ends), len(query),
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), places.ctypes.data, len(places), len(query),
             query.stride(1) * 2, query.stride(0) * 2, scale * math.log2(math.e),
-            -(-scratch.data_ptr() // TILE_BYTES) * TILE_BYTES, found.data_ptr(),
+            -(-scratch.data_ptr() // TILE_BYTES) * TILE_BYTES, output.data_ptr(),
         )  # fmt: skip
 
 
 @cache
 def attention_of(width: int) -> Attention | None:
-    """Return the attention for heads of this width; None if this CPU has no AMX, or it does not agree with torch's."""
+    """Return the attention for heads of this width; None if this CPU has no AMX, or its results are wrong."""
     if width not in WIDTHS or not has_amx() or not may_use_tiles():
         return None
     try:
-        attention = Attention(width)
-        if _agrees(attention, width):
+        if attention := tried_attention(width):
             return attention
-        logger.warning("Compiled attention is not used: its numbers differ. Continuing with torch's, which is slower.")
-    except (ImportError, RuntimeError) as error:
-        logger.info("Compiled attention is not used, which is faster: %s.", first_line(error))
+        reason = f"its results differ from torch's by more than {CLOSE:.0%}"
+    except ImportError as error:
+        logger.info("Attention is torch's, which is slower than the compiled one: %s.", first_line(error))
+        return None
+    except Exception as error:  # a broken llvmlite may raise any type
+        if is_out_of_memory(error):  # it may have fit in another process of this run, and the last bits would differ
+            raise
+        reason = first_line(error)
+    logger.warning("The compiled attention is not used: %s. Continuing with torch's, which is slower.", reason)
     return None
 
 
-def _agrees(attention: Attention, width: int) -> bool:
+def tried_attention(width: int) -> Attention | None:
+    """Compile the attention for heads of this width. Return None if its results differ from torch's.
+
+    llvmlite may be missing, or raise any exception.
+    """
+    attention = Attention(width)
     generator = torch.Generator().manual_seed(0)
-    ends = np.cumsum(TRIAL).tolist()
-    # As models give them: rows of three tensors side by side.
-    rows = torch.randn(ends[-1], 3, 2, width, generator=generator).mul_(2).to(torch.bfloat16)
+    ends = np.cumsum(TRIAL)
+    # As models give them: query, key and value side by side in each row.
+    rows = torch.randn(int(ends[-1]), 3, 2, width, generator=generator).mul_(2).to(torch.bfloat16)
     query, key, value = rows.permute(1, 2, 0, 3)
-    found = torch.zeros(ends[-1], 2, width, dtype=torch.bfloat16)
-    places = [(end - length, end) for length, end in zip(TRIAL, ends, strict=True) if length >= BLOCK]
-    attention(query, key, value, places, width**-0.5, found)
-    for start, end in places:
-        own = (tensor[:, start:end].float() for tensor in (query, key, value))
-        expected = scaled_dot_product_attention(*own).transpose(0, 1)
-        if not (found[start:end].float() - expected).abs().amax() <= CLOSE * expected.abs().amax():
-            return False
-    return True
+    output = torch.zeros(len(rows), 2, width, dtype=torch.bfloat16)
+    places = np.stack([ends - TRIAL, ends], axis=1)
+    attention(query, key, value, places, width**-0.5, output)
+    for start, end in places.tolist():
+        q, k, v = (tensor[:, start:end].float() for tensor in (query, key, value))
+        expected = scaled_dot_product_attention(q, k, v).transpose(0, 1)
+        if not (output[start:end].float() - expected).abs().amax() <= CLOSE * expected.abs().amax():
+            return None
+    return attention

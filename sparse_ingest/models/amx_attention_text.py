@@ -1,11 +1,11 @@
 """Attention for AMX as LLVM IR; amx_attention.py compiles it, and heads/cpu_kernel_text.py explains how to read it.
 
-    found[query] = sum over the document's keys of share[key] * value[key] / sum of the shares
-    share[key] = 2 ** (scale * (query . key - largest of the document))
+    output[query] = sum over the document's keys of weight[key] * value[key] / sum of the weights
+    weight[key] = 2 ** (scale * (query . key - maximum of the document))
 
-A vector has a number of each of 16 queries: scores, their largest, shares, and sums of values. So a column of a tile is
-a query, and a row a key, or a number of the values. Rows behind a document are not read: the last block of queries and
-the last tile of keys end with it.
+Each vector holds one value for each of 16 queries: a score, maximum, weight or sum. In a tile, columns are queries, and
+rows are keys or dimensions of values. The last block of queries and the last tile of keys end with the document. One of
+fewer than 16 tokens is read with rows of the next ones; what is written to those is overwritten by their own attention.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from collections.abc import Generator, Iterator, Sequence
 
 from sparse_ingest.models.heads.cpu_kernel_text import LANES, TILE_BYTES, TILES
 
-BLOCK = LANES  # queries at a time
-KEYS = 2 * LANES  # at a time, as a row of a tile has 32 numbers of bfloat16
-TERMS = 6  # of the series of 2**x for |x| <= 1/2: the error is below 3e-6
+BLOCK = LANES  # queries per block
+KEYS = 2 * LANES  # per step: a row of a tile has 32 values of bfloat16
+TERMS = 6  # of the Taylor series of 2**x for |x| <= 1/2: the error is below 3e-6
 
 
 def _float(number: float) -> str:
-    """Return a float32 as LLVM writes it."""
+    """Return a float32 as a constant of LLVM."""
     (rounded,) = struct.unpack("f", struct.pack("f", number))
     return f"0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X}"
 
 
 FLOATS, SHORTS = f"<{LANES} x float>", f"<{LANES} x bfloat>"
-NOTHING = f"splat (float {_float(-1e30)})"  # a score of which the power is zero
-# Lanes of two vectors: one from each, one after another.
+# The score of a key behind the document: its weight is zero, and its difference from the maximum is finite.
+NOTHING = f"splat (float {_float(-(2.0**127))})"
+# Interleaves the lanes of two vectors.
 BOTH = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
 
 
@@ -43,6 +44,7 @@ def attention_text(width: int) -> Iterator[str]:
     declare void @llvm.x86.tileloadd64(i8, ptr, i64)
     declare void @llvm.x86.tilestored64(i8, ptr, i64)
     declare i64 @llvm.smin.i64(i64, i64)
+    declare i64 @llvm.smax.i64(i64, i64)
     declare {FLOATS} @llvm.maxnum.v16f32({FLOATS}, {FLOATS})
     declare {FLOATS} @llvm.fma.v16f32({FLOATS}, {FLOATS}, {FLOATS})
     declare {FLOATS} @llvm.roundeven.v16f32({FLOATS})
@@ -51,9 +53,9 @@ def attention_text(width: int) -> Iterator[str]:
     attributes #0 = {{ nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }}
     """
     yield _attend(width)
-    yield from _turn_values(width)
+    yield from _transpose_values(width)
     yield from _scores(width)
-    yield from _shares()
+    yield from _weights()
     yield from _sums(width)
     yield from _write(width)
 
@@ -62,10 +64,10 @@ def _attend(width: int) -> str:
     """Return the loops over documents, heads and blocks of queries."""
     return f"""
     define void @attend(ptr %query, ptr %key, ptr %value, ptr %places, i64 %documents, i64 %heads, i64 %row_bytes,
-                        i64 %head_bytes, float %scale, ptr %scratch, ptr %found) #0 {{
+                        i64 %head_bytes, float %scale, ptr %scratch, ptr %output) #0 {{
     entry:
       call void @llvm.x86.ldtilecfg(ptr @tiles)
-      %found_bytes = mul i64 %heads, {width * 2}
+      %output_bytes = mul i64 %heads, {width * 2}
       %queries = getelementptr i8, ptr %scratch, i64 {TILE_BYTES}
       %sums = getelementptr i8, ptr %queries, i64 {width * BLOCK * 2}
       %values = getelementptr i8, ptr %sums, i64 {width * BLOCK * 4}
@@ -83,11 +85,12 @@ def _attend(width: int) -> str:
       %values_bytes = mul i64 %keys, {width * 2}
       %scores = getelementptr i8, ptr %values, i64 %values_bytes
       %scores_bytes = mul i64 %keys, {BLOCK * 4}
-      %shares = getelementptr i8, ptr %scores, i64 %scores_bytes
+      %weights = getelementptr i8, ptr %scores, i64 %scores_bytes
       %document_skip = mul i64 %start, %row_bytes
-      %found_skip = mul i64 %start, %found_bytes
-      %document_found = getelementptr i8, ptr %found, i64 %found_skip
-      %last_block = sub i64 %length, {BLOCK}
+      %output_skip = mul i64 %start, %output_bytes
+      %document_output = getelementptr i8, ptr %output, i64 %output_skip
+      %without_block = sub i64 %length, {BLOCK}
+      %last_block = call i64 @llvm.smax.i64(i64 %without_block, i64 0)
       br label %head
     head:
       %at_head = phi i64 [ 0, %document ], [ %next_head, %head_end ]
@@ -96,9 +99,9 @@ def _attend(width: int) -> str:
       %head_query = getelementptr i8, ptr %query, i64 %head_skip
       %head_key = getelementptr i8, ptr %key, i64 %head_skip
       %head_value = getelementptr i8, ptr %value, i64 %head_skip
-      %head_found_skip = mul i64 %at_head, {width * 2}
-      %head_found = getelementptr i8, ptr %document_found, i64 %head_found_skip
-      call void @turn_values(ptr %head_value, i64 %row_bytes, i64 %length, i64 %keys, ptr %values)
+      %head_output_skip = mul i64 %at_head, {width * 2}
+      %head_output = getelementptr i8, ptr %document_output, i64 %head_output_skip
+      call void @transpose_values(ptr %head_value, i64 %row_bytes, i64 %length, i64 %keys, ptr %values)
       br label %block
     block:
       %wanted = phi i64 [ 0, %head ], [ %behind, %block ]
@@ -106,11 +109,11 @@ def _attend(width: int) -> str:
       %row_skip = mul i64 %row, %row_bytes
       %block_query = getelementptr i8, ptr %head_query, i64 %row_skip
       call void @scores(ptr %block_query, i64 %row_bytes, ptr %head_key, i64 %last_block, ptr %scores, ptr %queries)
-      call void @shares(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %shares, ptr %scratch)
-      call void @sums(ptr %values, ptr %shares, i64 %keys, ptr %sums)
-      %block_skip = mul i64 %row, %found_bytes
-      %block_found = getelementptr i8, ptr %head_found, i64 %block_skip
-      call void @write(ptr %sums, ptr %scratch, ptr %block_found, i64 %found_bytes)
+      call void @weights(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %weights, ptr %scratch)
+      call void @sums(ptr %values, ptr %weights, i64 %keys, ptr %sums)
+      %block_skip = mul i64 %row, %output_bytes
+      %block_output = getelementptr i8, ptr %head_output, i64 %block_skip
+      call void @write(ptr %sums, ptr %scratch, ptr %block_output, i64 %output_bytes)
       %behind = add i64 %row, {BLOCK}
       %more_blocks = icmp slt i64 %behind, %length
       br i1 %more_blocks, label %block, label %head_end
@@ -129,21 +132,21 @@ def _attend(width: int) -> str:
     """
 
 
-def _turn_values(width: int) -> Iterator[str]:
-    """Yield the function that writes the values of a document with one row for each number, `[width, keys]`.
+def _transpose_values(width: int) -> Iterator[str]:
+    """Yield the function that transposes the values of a document to `[width, keys]`.
 
-    Keys behind the document get its last values; their shares are zero.
+    Keys behind the document repeat its last value; their weights are zero.
     """
     yield """
-    define internal void @turn_values(ptr %value, i64 %row_bytes, i64 %length, i64 %keys, ptr %turned) #0 {
+    define internal void @transpose_values(ptr %value, i64 %row_bytes, i64 %length, i64 %keys, ptr %transposed) #0 {
     entry:
       %last = sub i64 %length, 1
-      %turned_bytes = mul i64 %keys, 2
+      %transposed_bytes = mul i64 %keys, 2
       br label %next
     next:
       %at = phi i64 [ 0, %entry ], [ %behind, %next ]
-      %turned_skip = mul i64 %at, 2
-      %turned0 = getelementptr i8, ptr %turned, i64 %turned_skip
+      %transposed_skip = mul i64 %at, 2
+      %transposed0 = getelementptr i8, ptr %transposed, i64 %transposed_skip
     """
     for row in range(KEYS):
         yield f"""
@@ -162,17 +165,16 @@ def _turn_values(width: int) -> Iterator[str]:
             pairs.append(f"%pair{part}.{row}")
             yield f"  {pairs[-1]} = bitcast <{KEYS} x bfloat> %both{part}.{row} to <{LANES} x i32>"
         for row, name in enumerate((yield from _transposed(f"t{part}", "i32", pairs)), part * LANES):
-            yield f"  store <{LANES} x i32> {name}, ptr %turned{row}, align 64"
-            yield f"  %turned{row + 1} = getelementptr i8, ptr %turned{row}, i64 %turned_bytes"
+            yield f"  store <{LANES} x i32> {name}, ptr %transposed{row}, align 64"
+            yield f"  %transposed{row + 1} = getelementptr i8, ptr %transposed{row}, i64 %transposed_bytes"
     yield _repeat("keys", KEYS)
 
 
 def _scores(width: int) -> Iterator[str]:
     """Yield the function that writes the products of a document's keys and a block of queries, `[keys, queries]`."""
     yield """
-    define internal void @scores(ptr %query, i64 %row_bytes, ptr %key, i64 %last, ptr %scores, ptr %queries) #0 {
+    define internal void @scores(ptr %query0, i64 %row_bytes, ptr %key, i64 %last, ptr %scores, ptr %queries) #0 {
     entry:
-      %query0 = getelementptr i8, ptr %query, i64 0
     """
     steps = range(width // KEYS)
     for row in range(BLOCK):
@@ -184,8 +186,8 @@ def _scores(width: int) -> Iterator[str]:
         names = yield from _transposed(f"t{step}", "i32", [f"%own{step}.{row}" for row in range(BLOCK)])
         yield f"  %queries{step} = getelementptr i8, ptr %queries, i64 {step * LANES * TILE_BYTES}"
         for row, name in enumerate(names):
-            yield f"  %turned{step}.{row} = getelementptr i8, ptr %queries{step}, i64 {row * TILE_BYTES}"
-            yield f"  store <{LANES} x i32> {name}, ptr %turned{step}.{row}, align 64"
+            yield f"  %transposed{step}.{row} = getelementptr i8, ptr %queries{step}, i64 {row * TILE_BYTES}"
+            yield f"  store <{LANES} x i32> {name}, ptr %transposed{step}.{row}, align 64"
         yield f"  call void @llvm.x86.tileloadd64(i8 {4 + step}, ptr %queries{step}, i64 {TILE_BYTES})"
     yield f"""
       %length = add i64 %last, {LANES}
@@ -209,18 +211,18 @@ def _scores(width: int) -> Iterator[str]:
     yield _repeat("length", LANES)
 
 
-def _shares() -> Iterator[str]:
-    """Yield the function for the scores of a block: it writes `2 ** (scale * (score - largest))` and 1 / their sum.
+def _weights() -> Iterator[str]:
+    """Yield the function for the scores of a block: it writes `2 ** (scale * (score - maximum))` and 1 / their sum.
 
-    Shares of two adjacent keys are side by side, as a product of tiles needs them.
+    The weights of two adjacent keys are interleaved, as TDPBF16PS needs them.
     """
     yield f"""
-    define internal void @shares(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %shares, ptr %inverse) #0 {{
+    define internal void @weights(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %weights, ptr %inverse) #0 {{
     entry:
       %scale_lane = insertelement {FLOATS} poison, float %scale, i32 0
       {_shuffle("%scales", "float", "%scale_lane", "poison", [0] * LANES)}
       br label %fill
-    fill: ; the scores behind the document
+    fill: ; the scores of keys behind the document
       %filled = phi i64 [ %length, %entry ], [ %next_filled, %filling ]
       %is_left = icmp slt i64 %filled, %keys
       br i1 %is_left, label %filling, label %compare
@@ -240,18 +242,16 @@ def _shares() -> Iterator[str]:
       %number{way} = add i64 %from, {way}
       %scored{way} = getelementptr {FLOATS}, ptr %scores, i64 %number{way}
       %score{way} = load {FLOATS}, ptr %scored{way}, align 64
-      %higher{way} = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top{way}, {FLOATS} %score{way})
+      %higher{way} = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top{way}, {FLOATS} %score{way})
         """
     yield f"""
       %next_from = add i64 %from, {len(ways)}
       %again = icmp slt i64 %next_from, %keys
       br i1 %again, label %compare, label %compared
     compared:
-      %top01 = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher0, {FLOATS} %higher1)
-      %top23 = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher2, {FLOATS} %higher3)
-      %top = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top01, {FLOATS} %top23)
-      %scaled = fmul {FLOATS} %top, %scales
-      %shift = fneg {FLOATS} %scaled
+      %top01 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher0, {FLOATS} %higher1)
+      %top23 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher2, {FLOATS} %higher3)
+      %top = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top01, {FLOATS} %top23)
       br label %next
     next:
       %at = phi i64 [ 0, %compared ], [ %behind, %next ]
@@ -266,13 +266,13 @@ def _shares() -> Iterator[str]:
         """
         yield from _power(str(key), f"%own{key}")
         yield f"""
-      %added{key} = fadd {FLOATS} %sum{key}, %share{key}
-      %short{key} = fptrunc {FLOATS} %share{key} to {SHORTS}
+      %added{key} = fadd {FLOATS} %sum{key}, %weight{key}
+      %short{key} = fptrunc {FLOATS} %weight{key} to {SHORTS}
         """
     yield f"""
       {_shuffle("%both", "bfloat", "%short0", "%short1", BOTH)}
       %bytes = mul i64 %at, {BLOCK * 2}
-      %written = getelementptr i8, ptr %shares, i64 %bytes
+      %written = getelementptr i8, ptr %weights, i64 %bytes
       store <{KEYS} x bfloat> %both, ptr %written, align 64
       %behind = add i64 %at, 2
       %more = icmp slt i64 %behind, %keys
@@ -287,10 +287,11 @@ def _shares() -> Iterator[str]:
 
 
 def _power(name: str, score: str) -> Iterator[str]:
-    """Yield the code of `%share<name>`: a series for the fraction of the exponent, times a power of two."""
+    """Yield the code of `%weight<name>`: a series for the fraction of the exponent, times a power of two."""
     factors = [f"splat (float {_float(math.log(2) ** term / math.factorial(term))})" for term in range(TERMS)]
     yield f"""
-      %exponent{name} = call {FLOATS} @llvm.fma.v16f32({FLOATS} {score}, {FLOATS} %scales, {FLOATS} %shift)
+      %below{name} = fsub {FLOATS} {score}, %top
+      %exponent{name} = fmul {FLOATS} %below{name}, %scales
       %whole{name} = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} %exponent{name})
       %x{name} = fsub {FLOATS} %exponent{name}, %whole{name}
     """
@@ -301,14 +302,14 @@ def _power(name: str, score: str) -> Iterator[str]:
         yield f"  {result} = call {FLOATS} @llvm.fma.v16f32({given})"
         series = result
     given = f"{FLOATS} {series}, {FLOATS} %whole{name}, {FLOATS} zeroinitializer, i16 -1, i32 4"  # all lanes, rounded
-    yield f"  %share{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
+    yield f"  %weight{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
 
 
 def _sums(width: int) -> Iterator[str]:
-    """Yield the function that writes the products of the values of a document and a block of shares."""
+    """Yield the function that writes the products of the values of a document and a block of weights."""
     parts = range(width // LANES)
     yield """
-    define internal void @sums(ptr %values, ptr %shares, i64 %keys, ptr %sums) #0 {
+    define internal void @sums(ptr %values, ptr %weights, i64 %keys, ptr %sums) #0 {
     entry:
       %value_bytes = mul i64 %keys, 2
       %part_bytes = mul i64 %keys, 32
@@ -319,9 +320,9 @@ def _sums(width: int) -> Iterator[str]:
       br label %next
     next:
       %at = phi i64 [ 0, %entry ], [ %behind, %next ]
-      %share_skip = mul i64 %at, {BLOCK * 2}
-      %share = getelementptr i8, ptr %shares, i64 %share_skip
-      call void @llvm.x86.tileloadd64(i8 4, ptr %share, i64 {TILE_BYTES})
+      %weight_skip = mul i64 %at, {BLOCK * 2}
+      %weight = getelementptr i8, ptr %weights, i64 %weight_skip
+      call void @llvm.x86.tileloadd64(i8 4, ptr %weight, i64 {TILE_BYTES})
       %value_skip = mul i64 %at, 2
       %value0 = getelementptr i8, ptr %values, i64 %value_skip
     """
@@ -340,14 +341,14 @@ def _sums(width: int) -> Iterator[str]:
 
 
 def _write(width: int) -> Iterator[str]:
-    """Yield the function that divides the sums of a block by those of the shares, and writes one row for each query."""
+    """Yield the function that divides the sums of a block by those of the weights, and writes one row per query."""
     yield f"""
-    define internal void @write(ptr %sums, ptr %inverse, ptr %found, i64 %row_bytes) #0 {{
+    define internal void @write(ptr %sums, ptr %inverse, ptr %output, i64 %row_bytes) #0 {{
       %divided = load {FLOATS}, ptr %inverse, align 64
     """
     for row in range(BLOCK):
         yield f"  %skip{row} = mul i64 %row_bytes, {row}"
-        yield f"  %row{row} = getelementptr i8, ptr %found, i64 %skip{row}"
+        yield f"  %row{row} = getelementptr i8, ptr %output, i64 %skip{row}"
     for part in range(width // LANES):
         for number in range(part * LANES, part * LANES + LANES):
             yield f"""
@@ -368,7 +369,7 @@ def _write(width: int) -> Iterator[str]:
 def _transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None, list[str]]:
     """Yield the code that transposes 16 vectors of 16 lanes, and return their names: row r, lane l to row l, lane r.
 
-    One round moves the highest bit of the row behind the lowest one of the lane; four of them swap all bits.
+    Each round moves the top bit of the row's index below the lowest bit of the lane's; four rounds swap the indices.
     """
     for turn in range(4):
         names = []
@@ -381,13 +382,13 @@ def _transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None,
 
 
 def _shuffle(name: str, kind: str, first: str, second: str, lanes: Sequence[int]) -> str:
-    """Return the code of a vector with these lanes of two vectors one behind another."""
+    """Return the code of a vector with these lanes of two concatenated vectors."""
     vector, chosen = f"<{LANES} x {kind}>", ", ".join(f"i32 {lane}" for lane in lanes)
     return f"  {name} = shufflevector {vector} {first}, {vector} {second}, <{len(lanes)} x i32> <{chosen}>"
 
 
 def _repeat(limit: str, step: int, *then: str) -> str:
-    """Return the end of a function: repeat `next` with `at` below a limit, and return after it."""
+    """Return the end of a function: repeat `next` while `at` is below a limit, then return."""
     return f"""
       %behind = add i64 %at, {step}
       %more = icmp slt i64 %behind, %{limit}

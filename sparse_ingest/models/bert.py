@@ -24,7 +24,6 @@ from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
 from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.checkpoints.tensors import weight_files
-from sparse_ingest.models.amx_attention import SHORTEST
 from sparse_ingest.models.body import CLOSE
 from sparse_ingest.models.linear import gelu_of, product_of, sum_of
 from sparse_ingest.models.masked_lms import read_slices
@@ -123,7 +122,7 @@ def packed_bert(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dt
     """Build the body of a checkpoint, or return None if it has to be built by transformers."""
     try:
         found = PackedBert(checkpoint, device=device, dtype=dtype)
-        sample = [np.arange(length, dtype=np.int32) % found.ids for length in (SHORTEST, 5, 5, 3)]
+        sample = [np.arange(length, dtype=np.int32) % found.ids for length in (16, 5, 5, 3)]
         with torch.inference_mode():
             states = found.hidden(sample, 0)[0].to("cpu", torch.float32)
             if device.type != "cpu":

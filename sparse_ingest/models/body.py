@@ -103,8 +103,8 @@ class Body:
         if self._positions is None:
             return self._padded(token_ids, packing, padding_id), packing
         positions = packing.of_rows(self._positions(token_ids)).unsqueeze(0)
-        rows = self._forward(packing.ids.unsqueeze(0), position_ids=positions, packing=packing)[0]
-        return packing.without_padding(rows), packing
+        padded = self._forward(packing.ids.unsqueeze(0), position_ids=positions, packing=packing)[0]
+        return packing.without_padding(padded), packing
 
     def _padded(self, token_ids: Sequence[TokenIds], packing: Packing, padding_id: int) -> torch.Tensor:
         if len(packing.runs) > 1 and not self._masks:
@@ -163,4 +163,6 @@ def _samples(config: Any, vocabulary: int) -> list[TokenIds]:
     # No padding: some models give it no position.
     ids = np.arange(vocabulary, dtype=np.int32)
     ids = ids[ids != (getattr(config, "pad_token_id", None) or 0)]
-    return [np.resize(np.roll(ids, 3 * place), length) for place, length in enumerate((4, 4, 1, longest))]
+    # An odd number of rows, so that rows are padded.
+    lengths = (4, 4, 1 + longest % 2, longest)
+    return [np.resize(np.roll(ids, 3 * place), length) for place, length in enumerate(lengths)]

@@ -18,9 +18,9 @@ import torch
 
 from sparse_ingest.errors import first_line
 
-# torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py makes few of
-# them: 8 in batches of documents of 256 tokens, for 5 products of a BERT. The default of 1,024 takes gigabytes where
-# documents are padded. Both read these variables at the first product of the process.
+# torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py keeps these few:
+# 8 for documents of 256 tokens, times 5 products of a BERT. The default of 1,024 takes gigabytes where documents are
+# padded. Both read these variables at the first product of the process.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "128")
 
@@ -34,7 +34,7 @@ WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10")
 WITH_VNNI = ("CORE_VNNI", *WITH_BFLOAT16)
 WITH_AVX512 = ("AVX512", "AVX10")
 
-# Linux's numbers for the tiles of AMX, and for the request to use them.
+# Linux's numbers for a request to use the tiles of AMX.
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
 SYS_ARCH_PRCTL = 158
 
@@ -61,10 +61,10 @@ def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Produc
 
 
 def gelu_of(product: Product) -> Product:
-    """Return the function from rows to GELU of a product.
+    """Return a function that applies GELU to a product.
 
-    oneDNN computes both in one call, which is 2 to 10% faster with AVX512 and up to 13% slower with AVX2. But with AMX
-    it then compiles for 5 to 10 ms more for each number of rows.
+    One call of oneDNN for both is 2 to 10% faster with AVX512 and up to 13% slower with AVX2. But with AMX it adds 5 to
+    10 ms of compilation for each number of rows.
     """
     return lambda rows: torch.ops.aten.gelu_(product(rows))
 
@@ -161,6 +161,6 @@ def _may_use(supported: str, *names: str) -> bool:
 
 @cache
 def may_use_tiles() -> bool:
-    """Request the tiles of AMX from Linux. Return whether they may be used."""
+    """Request the tiles of AMX from Linux. Return whether it grants them."""
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)

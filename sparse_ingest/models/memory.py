@@ -13,7 +13,7 @@ from typing import TypeVar
 from sparse_ingest.errors import SparseIngestError
 
 T = TypeVar("T")
-# In messages of torch's CPU allocator, of oneDNN, of the system, and of cuBLAS and cuDNN; for its memory of a GPU torch
+# In messages of torch's CPU allocator, of oneDNN, of the system, and of cuBLAS and cuDNN; for GPU memory torch
 # has an exception class.
 SIGNS = (
     "can't allocate memory", "cannot allocate memory", "out of memory", "could not create a memory", "alloc_failed",

@@ -2,8 +2,8 @@
 
 In: lengths and token ids of a batch. Out: rows and positions of the tokens, and an attention function for transformers
 in which a token sees its own document only. On a GPU in half precision all documents are one call of torch's flash
-attention, with AMX in bfloat16 one of amx_attention.py; otherwise each run of documents of one length is one call of
-the usual attention. Models with attention of their own are padded (body.py).
+attention, on a CPU with AMX in bfloat16 one of amx_attention.py; otherwise each run of documents of one length is one
+call of the usual attention. Models with attention of their own are padded (body.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparse_ingest.models.amx_attention import SHORTEST, attention_of
+from sparse_ingest.models.amx_attention import attention_of
+from sparse_ingest.models.amx_attention_text import BLOCK
 from sparse_ingest.models.tokenizer import TokenIds
 
 # The name of the attention function in transformers' registry.
@@ -28,9 +29,9 @@ PACKED = "sparse_ingest_packed"
 # Documents are padded to one length for a maximum if that adds at most this share of rows. One call per document would
 # cost 4 microseconds each, 3% of a small model's time.
 PADDING = 1 / 16
-# Steps of the number of rows on a CPU, each up to a limit: oneDNN compiles a product anew for each number of rows,
-# which takes up to 10 times as long as computing it. With AMX the layers of a BERT-tiny take 3 ms a batch instead of
-# 32, in float32 8 instead of 14; padding adds 1% of the rows.
+# Numbers of rows on a CPU are rounded up to these steps, each up to a limit: oneDNN compiles a product for each number
+# of rows, which takes up to 10 times as long as computing it. The layers of a BERT-tiny take 3 ms a batch instead of 32
+# with AMX, 8 instead of 14 in float32; padding adds 1% of the rows.
 STEPS = {64: 8, 256: 16, math.inf: 32}
 # Tokens of a sliding window's attention at a time, with those in reach. A layer of ModernBERT-base takes 80 ms for
 # 4,096 tokens, and 1,250 ms if all pairs are computed; 256 at a time take 114 ms.
@@ -58,6 +59,9 @@ class Packing:
     lengths: tuple[int, ...]
     device: torch.device
     token_ids: Sequence[TokenIds] = field(default=(), compare=False, repr=False)
+    _splits: dict[tuple[int | None, int], tuple[npt.NDArray[np.int64], list[LengthRun]]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @cached_property
     def ids(self) -> torch.Tensor:
@@ -65,11 +69,13 @@ class Packing:
         return self.of_rows(np.concatenate(self.token_ids).astype(np.int64))
 
     def of_rows(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Copy a number for each token to the device, and zeros for the padding."""
+        """Copy one number per token to the device, padded with zeros; on a CPU from each document on `BLOCK` rows."""
+        if self.device.type == "cpu":  # the compiled attention reads them
+            numbers = np.pad(numbers, (0, max(0, BLOCK - self.lengths[-1])))
         return to_device(np.pad(numbers, (0, row_padding(len(numbers), self.device))), self.device)
 
     def without_padding(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows of the documents."""
+        """Return the rows without the padding at the end."""
         return rows[: sum(self.lengths)]
 
     @cached_property
@@ -106,6 +112,24 @@ class Packing:
         longest = np.repeat([block.length for block in blocks], [block.documents for block in blocks])
         return to_device(_repeated(self.lengths, longest), self.device), blocks
 
+    def split(self, reach: int | None, rows: int) -> tuple[npt.NDArray[np.int64], list[LengthRun]]:
+        """Return the first and the end row of each document that a compiled attention computes, and the other runs.
+
+        It reads at least `BLOCK` of the `rows` from the first one on, and computes no sliding windows.
+        """
+        if (reach, rows) not in self._splits:
+            places: list[tuple[int, int]] = []
+            others: list[LengthRun] = []
+            for run in self.runs:
+                is_seen = reach is None or run.length <= reach + 1
+                fitting = min(run.documents, max(0, (rows - BLOCK - run.row) // run.length + 1)) if is_seen else 0
+                border = run.row + fitting * run.length
+                places += [(row, row + run.length) for row in range(run.row, border, run.length)]
+                if fitting < run.documents:
+                    others.append(LengthRun(border, run.document + fitting, run.documents - fitting, run.length))
+            self._splits[reach, rows] = np.array(places, dtype=np.int64).reshape(-1, 2), others
+        return self._splits[reach, rows]
+
     def at_least(self, rows: int) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Pad documents to `rows` rows. Return the index of each row, None if all are long enough, and the `starts`."""
         if min(self.lengths) >= rows:
@@ -127,7 +151,7 @@ def positions_behind(padding_id: int, token_ids: Sequence[TokenIds]) -> npt.NDAr
 
 
 def row_padding(rows: int, device: torch.device) -> int:
-    """Return how many rows to add, so that few numbers of rows occur on a CPU."""
+    """Return the number of padding rows, so that a CPU sees few numbers of rows."""
     return -rows % next(step for limit, step in STEPS.items() if rows <= limit) if device.type == "cpu" else 0
 
 
@@ -163,7 +187,7 @@ def packed_attention(
     """
     reach = None if sliding_window is None else sliding_window - 1
     if query.is_cuda and query.dtype != torch.float32:
-        # The operator of torch.nn.attention.varlen, whose import takes 2 s, for torch's compiler. It shares heads.
+        # The operator of torch.nn.attention.varlen, whose import takes 2 s for torch's compiler. It shares heads.
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         starts, longest = packing.starts, max(packing.lengths)
         left = right = -1 if reach is None else reach
@@ -175,10 +199,7 @@ def packed_attention(
     shared = {"enable_gqa": True} if key.shape[1] != query.shape[1] else {}
     found = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     found[:, sum(packing.lengths) :] = 0
-    runs = packing.runs
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not shared:
-        runs = _attend_compiled(query, key, value, scaling, reach, runs=runs, found=found)
-    for run in runs:
+    for run in _attend_compiled(query, key, value, scaling, reach, packing=packing, output=found):
         shape = (run.documents, run.length)
         # `[heads, rows, width]` as `[documents, heads, length, width]`.
         q, k, v = (tensor[0, :, run.rows].unflatten(1, shape).transpose(0, 1) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
@@ -193,17 +214,21 @@ def packed_attention(
 
 def _attend_compiled(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, reach: int | None, *,
-    runs: list[LengthRun], found: torch.Tensor,
+    packing: Packing, output: torch.Tensor,
 ) -> list[LengthRun]:  # fmt: skip
-    """Write the attention of most documents with a compiled function. Return those that are left."""
-    width = query.shape[-1]
-    done = [run for run in runs if run.length >= SHORTEST and (reach is None or run.length <= reach + 1)]
-    compiled = attention_of(width) if done else None
-    if compiled is None:
-        return runs
-    places = [(row, row + run.length) for run in done for row in range(run.row, run.rows.stop, run.length)]
-    compiled(query[0], key[0], value[0], places, width**-0.5 if scaling is None else scaling, found[0])
-    return [run for run in runs if run not in done]
+    """Write the attention of most documents with a compiled function, if there is one. Return the remaining runs."""
+    rows, width = query.shape[2:]
+    scale = width**-0.5 if scaling is None else scaling
+    # The function gets addresses, and cannot check shapes.
+    alike = all(other.shape == query.shape and other.dtype == torch.bfloat16 for other in (query, key, value))
+    if not alike or query.device.type != "cpu" or scale <= 0 or sum(packing.lengths) > rows:
+        return packing.runs
+    compiled = attention_of(width)
+    places, left = packing.split(reach, rows)
+    if compiled is None or not len(places):
+        return packing.runs
+    compiled(query[0], key[0], value[0], places, scale, output[0])
+    return left
 
 
 def _pieces(length: int, reach: int | None, device: torch.device) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:

@@ -47,10 +47,10 @@ def _torch() -> Iterator[Check]:
 def _cpu() -> Iterator[Check]:
     import torch
 
-    from sparse_ingest.models.amx_attention import attention_of
+    from sparse_ingest.models.amx_attention import tried_attention
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
-    from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
+    from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni, may_use_tiles
     from sparse_ingest.models.precision import faster_dtypes
 
     has = {"AMX": has_amx(), "AVX512 BF16": has_avx512_bfloat16(), "AVX512 VNNI": has_vnni()}
@@ -64,7 +64,8 @@ def _cpu() -> Iterator[Check]:
     if kind := instructions_for(torch.float32, 128):  # None where the plain one is as fast
         yield _kernel("float32 kernel", kind, partial(fast_head_works, torch.device("cpu"), torch.float32))
     if has["AMX"]:
-        yield _kernel("attention kernel", "amx", lambda: attention_of(64) is not None)
+        kind = "amx" if may_use_tiles() else None
+        yield _kernel("attention kernel", kind, lambda: tried_attention(64) is not None)
 
 
 def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Check:
@@ -74,8 +75,8 @@ def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Ch
         return Check(name, "missing", f"none for this CPU; {slower}")
     try:
         if works():
-            return Check(name, "ok", f"compiled for {kind}; its weights are right")
-        return Check(name, "problem", f"compiled for {kind}, but its weights are wrong; {slower}", "Please report it.")
+            return Check(name, "ok", f"compiled for {kind}; its results are right")
+        return Check(name, "problem", f"compiled for {kind}, but its results are wrong; {slower}", "Please report it.")
     except ImportError as error:
         return Check(name, "missing", f"{first_line(error)}; {slower}", _FAST)
     except Exception as error:  # a compiler that cannot compile for this device may raise any type

@@ -38,9 +38,9 @@ DTYPES = {
 }  # fmt: skip
 NO_RULES = Pruning()
 CPU_TOKENS = 2048  # of a batch: larger batches do not fit into the cache
-# On a CPU a batch has at most an eighth of the tokens that are left, so that the last batches end at about the same
-# time on any number of cores, in few sizes, because products are compiled for each number of rows (packing.py). But it
-# has at least 256: then a token costs 1.18 times as much as in a batch of 2,048 in BERT-tiny, 1.03 times in DistilBERT
+# On a CPU a batch has at most an eighth of the tokens that are left, so that all cores finish at about the same time;
+# rounded down to two significant bits, as oneDNN compiles products for each number of rows (packing.py). But it has at
+# least 256: then a token costs 1.18 times as much as in a batch of 2,048 in BERT-tiny, 1.03 times in DistilBERT
 # (128: 1.37 and 1.10 times, 64: 1.95 and 1.32 times). For inputs of less than 1,024 tokens the minimum is 8 times the
 # root of their number: 8 documents of 93 tokens are 4 batches, 2 documents are 2.
 SHARES = 8
@@ -280,7 +280,7 @@ def plan_batches(
     start = 0
     while start < len(order):
         share = left // SHARES
-        share -= share % (1 << max(0, share.bit_length() - 2))  # two significant bits
+        share -= share % (1 << max(0, share.bit_length() - 2))
         budget = min(batch_tokens, max(least, share)) if for_cores else batch_tokens
         longest = max(1, int(lengths[order[start]]))
         count = min(batch_documents, max(1, budget // longest))

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.tiles import Head, Int8Head, TiledHead
+from sparse_ingest.models.linear import has_amx
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing
 
@@ -68,9 +69,10 @@ def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = Fa
 
 
 def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool:
-    """Return whether a head of this width would be faster on this CPU if llvmlite were installed."""
-    usable = device.type == "cpu" and instructions_for(torch.int8 if int8 else dtype, width) is not None
-    return usable and find_spec("llvmlite") is None
+    """Return whether a model of this width would be faster on this CPU if llvmlite were installed."""
+    in_body = dtype == torch.bfloat16 and has_amx()  # attention
+    usable = in_body or instructions_for(torch.int8 if int8 else dtype, width) is not None
+    return device.type == "cpu" and usable and find_spec("llvmlite") is None
 
 
 def _works(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool | None:

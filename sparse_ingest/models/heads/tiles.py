@@ -64,7 +64,7 @@ class TiledHead:
         """Return weights before the logarithm."""
         index, blocks = packing.blocks
         rows = rows if index is None else rows[index]
-        if self._bias is None:  # in float32 it costs more than it saves
+        if self._bias is None:  # in float32 padding costs more than it saves
             rows = pad(rows, (0, 0, 0, row_padding(len(rows), rows.device)))
         weights = torch.cat([tile(rows, blocks) for tile in self._tiles], dim=1)
         if self._bias is not None:
