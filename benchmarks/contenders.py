@@ -1,4 +1,4 @@
-"""What the encoders of benchmarks/encoders.py have in common: their type, time and memory, calls of few documents."""
+"""Shared code of the encoders in benchmarks/encoders.py: types, timing, memory, calls of few documents."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 Job = dict[str, Any]
 HEAVY = 0.1  # only terms above this weight are compared
-LEAST_S = 0.5  # of a measurement; a GPU encodes all texts in less
+LEAST_S = 0.5  # minimum duration of a measurement
 
 
 class Failed(Exception):
-    """A process ended without a result; it printed why."""
+    """A process exited without a result; its errors are on stderr."""
 
 
 class Took(NamedTuple):
@@ -49,7 +49,7 @@ def timed(work: Callable[[], object]) -> Took:
 
 
 def mean_cost(work: Callable[[], object]) -> Took:
-    """Return the mean cost of a piece of work, which is repeated if it takes less than LEAST_S."""
+    """Return the mean time of `work`, repeated for at least LEAST_S."""
     ends, took = time.perf_counter() + LEAST_S, [timed(work)]
     while time.perf_counter() < ends:
         took.append(timed(work))
@@ -57,7 +57,7 @@ def mean_cost(work: Callable[[], object]) -> Took:
 
 
 def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process, or on a GPU of torch."""
+    """Return the peak memory of this process, on a GPU, of torch's allocator."""
     import resource
 
     if device.startswith("cuda"):

@@ -23,7 +23,7 @@ int8 the head uses int8 and the body floating point.
 On a GPU, or with --all-rows, there are additional rows for the device alone, from token ids in memory, and for the
 command `encode` up to Parquet, with one process and with three on the same device; on a GPU peak MB is torch's memory.
 --seconds bounds the search of the best setting and the number of rounds. After SIGTERM, or if a contender fails, the
-table has what was measured until then; stderr has every measurement.
+table has the results so far; every measurement is on stderr.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main() -> None:
     """Measure and print."""
     given = arguments()
     ends, failed = time.monotonic() + given.seconds, list[str]()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("Stopped: no time is left."))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("Stopped by SIGTERM."))
     with tempfile.TemporaryDirectory(prefix="sparse-ingest-bench-") as scratch:
         texts = read_texts(given.corpus, given.documents, given.join)
         (Path(scratch) / "texts.json").write_text(json.dumps(texts))
@@ -151,7 +151,7 @@ def main() -> None:
 def measure(
     given: argparse.Namespace, shared: dict[str, Any], bounds: Bounds, documents: int, tokens: float, ends: float
 ) -> list[str]:
-    """Run the rounds of one table, and print it, also if they are interrupted. Return the contenders that failed."""
+    """Run the rounds of one table, and print it, even after an interrupt. Return the contenders that failed."""
     failed: list[str] = []
     with ExitStack() as stack:
         contenders = start_all(stack, given, shared, failed)
@@ -164,7 +164,7 @@ def measure(
                     if name not in failed and attempted(name, contender.go, failed):
                         print(f"- {name}: {documents / contender.seconds[-1]:,.1f} docs/s", file=sys.stderr, flush=True)
                 if (now := time.monotonic()) + now - began > ends:
-                    print(f"- {number + 1} of {given.rounds} rounds: no time is left", file=sys.stderr)
+                    print(f"- {number + 1} of {given.rounds} rounds finished within --seconds", file=sys.stderr)
                     break
         finally:
             show(contenders, bounds, documents, tokens, shared["call"])
@@ -172,7 +172,7 @@ def measure(
 
 
 def attempted(name: str, work: Callable[[], object], failed: list[str]) -> bool:
-    """Return whether the work of a contender succeeds, so that the others go on if it does not."""
+    """Return whether the work of a contender succeeds, so that a failure does not stop the others."""
     try:
         work()
         return True
@@ -194,11 +194,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--join", type=int, default=1, help="join this many texts to one document")
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no round that would end later")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time limit: skip rounds that would exceed it")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", default="float32,auto", help="dtypes of sparse-ingest, one row each")
-    parser.add_argument("--all-rows", action="store_true", help="the rows of a GPU on a CPU too")
-    parser.add_argument("--processes", default="1,3", help="processes of the rows up to Parquet")
+    parser.add_argument("--all-rows", action="store_true", help="also print the rows of a GPU on a CPU")
+    parser.add_argument("--processes", default="1,3", help="numbers of processes for the rows up to Parquet")
     parser.add_argument("--peers", default="", help=f"other encoders to measure: {', '.join(PEERS)}")
     parser.add_argument("--environments", type=Path, help="folder for the environments of peers")
     return parser.parse_args()

@@ -24,9 +24,9 @@ from contenders import HEAVY, Contender, Job, Took, heavy_terms, in_calls, mean_
 
 WARM = 2048  # documents that fill a batch of a GPU, so that its memory is allocated
 COMPARED = 16  # number of documents whose terms are compared
-REPEATED = 20  # most repetitions of the texts in the corpus of the command, and the seconds that they should take
+REPEATED = 20  # maximum repetitions of the texts, and the target duration in seconds
 REPEATED_S = 8
-LEAST_REPEATED = 512  # documents of such a run, so that its time is more than the noise of startup
+LEAST_REPEATED = 512  # documents of such a run, so that encoding outweighs startup noise
 GPU_DTYPES = ("float32", "float16", "bfloat16")
 PEAK_S = 5  # for measuring the rate of a product
 FINALISTS = 4  # settings that are tried again after the first trial
@@ -111,7 +111,7 @@ def work(job: Job, texts: Sequence[str]) -> Contender:
         "tokens": sum(lengths),
         "body_flops": sum(2 * weights * length + 4 * depth * width * length**2 for length in lengths),
         "head_flops": 2 * projection.in_features * projection.out_features * sum(lengths),
-        # On a CPU a dtype without instructions would take long.
+        # Skipped on a CPU: dtypes without instructions of their own are slow.
         "rates": {dtype: peak({**job, "dtype": dtype}, []).facts["flops_per_s"] for dtype in GPU_DTYPES}
         if job["device"].startswith("cuda") else {},
     }  # fmt: skip
@@ -194,7 +194,7 @@ def trial(job: Job, texts: Sequence[str]) -> Contender:
 
     for dtype, attention in product(job["dtypes"], attentions):
         if rates and time.monotonic() > ends:
-            print(f"{dtype}, {attention}: not tried, no time was left", file=sys.stderr)
+            print(f"{dtype}, {attention}: not tried: time limit reached", file=sys.stderr)
             continue
         try:
             encoders[dtype, attention] = _sparse_encoder(job, dtype, attention)

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Everything that a GPU must show, in at most nine minutes: tests, equal bytes, heads, a profile, speeds, as Markdown.
+# All checks of a GPU in at most nine minutes: tests, equal bytes, heads, a profile and speeds, as Markdown.
 #
 #     benchmarks/gpu.sh pack 3.12     on a machine with a package registry: fill build/gpu-packages/3.12 for that Python
 #     benchmarks/gpu.sh               on the machine with the GPU: torch, transformers, Triton, a checkout with that folder
 #     DEVICE=cpu SMALL=1 SHAPES=tiny benchmarks/gpu.sh       try the script without a GPU
 #
-# The package itself need not be installed. Without pyarrow there are no rows up to Parquet; without
-# sentence-transformers its rows are transformers alone.
+# The package itself need not be installed. Without pyarrow the rows up to Parquet are skipped; without
+# sentence-transformers its rows use transformers alone.
 # A part that fails, or takes longer than its limit, does not stop the others; the exit status is then 1.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -27,7 +27,7 @@ fi
 END=$((SECONDS + ${LIMIT_S:-530})) FAILED=()
 read -ra SHAPES <<< "${SHAPES:-tiny distilbert gte-base mini}"
 if [ -n "${SMALL:-}" ]; then
-    declare -A COUNT=([tiny]=24 [mini]=24 [distilbert]=17 [gte-base]=17) # more than the 16 that warm up
+    declare -A COUNT=([tiny]=24 [mini]=24 [distilbert]=17 [gte-base]=17) # more than the 16 warm-up documents
     HASHED=64 DTYPE=${DTYPE:-float32} HEADS=(--widths 128 --documents 4 --rounds 1)
     ENCODE=(--rounds 1 --all-rows) PROCESSES=1,2
 else
@@ -35,7 +35,7 @@ else
     HASHED=4096 DTYPE=${DTYPE:-float16} HEADS=()
     ENCODE=(--rounds 3) PROCESSES=1,3
 fi
-STOP_S=15 # after a part's limit, for printing what it has
+STOP_S=15 # grace period after a part's limit, to print partial results
 
 # part TITLE SECONDS COMMAND...: run a part within its seconds and the time that is left.
 part() {
@@ -82,7 +82,7 @@ part "Two processes write the same bytes" 60 "$PYTHON" benchmarks/gpu.py equal -
     --documents "$HASHED"
 part "Heads alone" 60 "$PYTHON" benchmarks/heads.py --device "$DEVICE" "${HEADS[@]}"
 part "Profile of tiny" 60 "$PYTHON" benchmarks/gpu.py profile --device "$DEVICE" --dtype "$DTYPE" --documents "$HASHED"
-shares=$((${#SHAPES[@]} + 1)) # of the time that is left: two for the first shape, which several processes encode too
+shares=$((${#SHAPES[@]} + 1)) # of the remaining time: the first shape gets two, as it also runs with several processes
 for shape in "${SHAPES[@]}"; do
     limit=$(((END - SECONDS) * (shares > ${#SHAPES[@]} ? 2 : 1) / shares - STOP_S))
     part "$shape" $limit "$PYTHON" benchmarks/encode.py --device "$DEVICE" --shapes "$shape" --max-length 128 \

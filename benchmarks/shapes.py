@@ -1,4 +1,4 @@
-"""Models with random weights in the layout of named ones, and texts for them, made without a network."""
+"""Models with random weights in the layout of named ones, and texts for them, created without network access."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "xlm-r": ("XLMRoberta", {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1}),
 }
 TERMS = 200  # of a document, about as many as those of a trained model
-# In place of gte-base, if transformers is too old for it.
+# Replaces gte-base if transformers does not have Gte.
 MODERN_BERT = {
     "vocab_size": 30522, "pad_token_id": 0, "bos_token_id": 101, "cls_token_id": 101, "eos_token_id": 102,
     "sep_token_id": 102,

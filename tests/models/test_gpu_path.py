@@ -36,7 +36,7 @@ make_modern_bert = partial(make_masked_lm, architecture="modernbert")
 
 @pytest.fixture
 def maker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMaker]:
-    """Return a model in half precision on a GPU that does not exist: ModernBERT, or what the parameter makes."""
+    """Return a model in half precision on a GPU that does not exist: ModernBERT, or the model of the parameter."""
     make = getattr(request, "param", make_modern_bert)
     maker = build_encoder(make(tmp_path / "model"), dtype="float16").maker
     assert maker.body.packs
@@ -67,7 +67,7 @@ def test_packed_documents_go_through_body_and_head_without_waiting(maker: Vector
 
 
 class Called(TorchDispatchMode):
-    """Counts the operators that run."""
+    """Count the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_attention_is_one_call_for_each_layer(maker: VectorMaker) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_linear_layers_of_other_devices_are_not_those_of_onednn(dtype: torch.dtype) -> None:
+def test_linear_layers_of_other_devices_do_not_use_onednn(dtype: torch.dtype) -> None:
     weight, bias = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((8, 8), (8,)))
     assert gelu_of(product_of(weight, bias))(weight).device == weight.device
     assert sum_of(weight, bias)(weight, weight).device == weight.device

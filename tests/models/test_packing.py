@@ -189,7 +189,7 @@ def test_gelu_after_a_product_matches_torch() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_few_numbers_of_rows_occur_on_a_cpu() -> None:
+def test_a_cpu_sees_few_numbers_of_rows() -> None:
     def rows(tokens: int) -> int:
         packing = Packing((tokens,), CPU, [np.ones(tokens, dtype=np.int32)])
         assert packing.ids[:tokens].all() and not packing.ids[tokens:].any()
