@@ -69,7 +69,7 @@ def _replacement(error: SparseIngestError) -> str | None:
     if isinstance(error, PartialAnswerError):
         return "The cluster gave a partial answer, which allow_partial accepts"
     is_silent = isinstance(error, UnreachableError) and not isinstance(error, TimedOutError)
-    return "The cluster is unreachable" if is_silent else None
+    return "The cluster gave no usable answer" if is_silent else None
 
 
 def _is_of_request(error: ResponseError) -> bool:

@@ -165,7 +165,7 @@ def test_a_cluster_that_is_down_is_503_until_it_is_back(behind_gate: tuple[Serve
     cluster.is_down = True
     answer = service.ask("GET", "/search", q="catch")
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert answer.message == "The cluster is unreachable. See the service log."
+    assert answer.message == "The cluster gave no usable answer. See the service log."
     assert f"{cluster.url} closed the connection" in service.log()
     assert service.get("/openapi.json")["paths"]["/search"]
     cluster.is_down = False
@@ -186,6 +186,18 @@ def test_only_the_log_has_the_reason_of_a_cluster_that_refuses(run: Run, client:
                 assert answer.status == (503 if status in (429, 503) else 502)
                 assert answer.message == f"The cluster answered with status {status}. See the service log."
             assert f"{proxy.url} " in service.log()
+
+
+def test_a_partial_answer_is_503_without_its_reason(run: Run, client: Client) -> None:
+    failure = {"reason": {"type": "node_not_connected_exception", "reason": "[secret-host] Node not connected"}}
+    shards = {"total": 2, "successful": 1, "failed": 1, "failures": [failure]}
+    partial = {"took": 1, "_shards": shards, "hits": {"hits": []}}
+    with filled(client, run) as index, secure_proxy(client.address) as proxy:
+        with served("--index", index, "--url", proxy.url, "--model", run.manifest.model["document"]) as service:
+            proxy.check = lambda request: (200, partial) if "/_search" in request.path else None
+            answer = service.ask("GET", "/search", q="catch")
+            assert (answer.status, "partial" in answer.message, "secret" in answer.message) == (503, True, False)
+            assert "[secret-host] Node not connected" in service.log()
 
 
 def test_sigterm_waits_for_a_search_that_the_cluster_is_answering(run: Run, client: Client) -> None:
