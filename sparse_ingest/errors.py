@@ -81,7 +81,10 @@ def listed(names: Sequence[str], most: int) -> str:
 
 def short_repr(value: object) -> str:
     """Return a value for a message, in one line and truncated to 100 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more than 4,300 digits
+        return f"a huge {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 

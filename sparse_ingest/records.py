@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from sparse_ingest.errors import UsageError, short_repr
+from sparse_ingest.errors import UsageError, short_repr, shown
 
 PARENT = "parent"  # the field of a passage with the id of its document
 MAX_ID_BYTES = 512  # the limit of OpenSearch for `_id`
@@ -25,7 +25,7 @@ METADATA = frozenset(
     "_data_stream_timestamp _feature _field_names _id _ignored _index _nested_path _routing _seq_no _source "
     "_version".split()
 )
-_LEAST_WEIGHT, _MOST_WEIGHT = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # of float32
+_ZERO, _INFINITE = 2.0**-150, (2 - 2.0**-24) * 2.0**127  # float32 rounds these to zero and to infinity
 S = TypeVar("S", bound=Sized)
 T = TypeVar("T")
 
@@ -50,9 +50,22 @@ def check_weights(weights: object) -> None:
     if not isinstance(weights, Mapping):
         raise UsageError(f"The query is {short_repr(weights)}; expected a text, or a mapping from tokens to weights.")
     for token, weight in weights.items():
-        is_number = isinstance(weight, int | float | np.floating | np.integer)
-        if not is_number or not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
-            raise UsageError(f"The query weight of {token!r} is {weight!r}; expected a float32 number above zero.")
+        if not isinstance(token, str):
+            raise UsageError(f"The query has the token {short_repr(token)}; expected a string.")
+        if not _is_weight(weight):
+            raise UsageError(
+                f"The query weight of {shown(token)} is {short_repr(weight)}; expected a number above zero within "
+                "float32 range."
+            )
+
+
+def _is_weight(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        return False
+    try:
+        return _ZERO < float(value) < _INFINITE
+    except OverflowError:  # a large int
+        return False
 
 
 class SourceRow(Struct, frozen=True, gc=False):

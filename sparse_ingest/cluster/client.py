@@ -2,8 +2,7 @@
 
 In: a `Connection`. Out: a `Client`. Nothing is retried here (see sending.py), and proxies of the environment are not
 used. A password never reaches a message, a log or a `repr`. Amazon OpenSearch Serverless, which has no version, and
-clusters that do not report theirs are treated as the newest tried release. Serverless was tested only with a
-simulation.
+clusters that do not report theirs are treated as the newest tried release. Tests only simulate Serverless.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from sparse_ingest.cluster.dialects import Dialect, OpenSearchDialect, Version
 from sparse_ingest.cluster.failures import (
     BUSY,
     GARBAGE,
+    NO_JSON,
     blocked_message,
     error_of,
     is_block,
@@ -144,7 +144,7 @@ class Client:
             raise self._translated(error, path, timeout_s) from (None if self._connection.aws_service else error)
         except (SerializationError, AttributeError, RecursionError) as error:  # AttributeError: no JSON object
             if isinstance(error, SerializationError) and error.args[0] is body:
-                raise UsageError(f"The request is no JSON: {first_line(error.args[1])}. Correct the filter.") from None
+                raise UsageError(NO_JSON.format(first_line(error.args[1]))) from None
             raise UnreachableError(GARBAGE.format(self.address)) from error
         try:
             checked(answer, list if path.startswith("/_cat/") else expected or dict)

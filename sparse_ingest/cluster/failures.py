@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote, urljoin
+from urllib.parse import quote, unquote, urljoin
 
 from opensearchpy.exceptions import ConnectionTimeout, SSLError, TransportError
 
@@ -17,6 +17,7 @@ BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with 
 BLOCKED = "cluster_block_exception"
 CLOSED = "index_closed_exception"
 GARBAGE = "{} did not answer with the JSON of OpenSearch or Elasticsearch. Check that --url names the cluster itself."
+NO_JSON = "The request cannot be written as JSON: {}. Use only lists, objects, strings, numbers and booleans."
 # Patterns of OpenSSL's messages, and ours; {0} is OpenSSL's message, {1} advice about an unknown CA.
 _TLS_FAILURES = (
     ("certificate is not valid for", "{0}. Write the name that its certificate is for in --url."),
@@ -78,7 +79,7 @@ def _of_shard(error: Mapping[str, Any]) -> Any:
 
 
 def _one_line(reason: object) -> str:
-    """Return the lines of a reason as one, without the request, which the JSON parser quotes behind its message."""
+    """Return the lines of a reason as one, without the request that the JSON parser quotes after its message."""
     return " ".join(line.strip() for line in str(reason).partition("\n at [Source")[0].splitlines())
 
 
@@ -111,7 +112,7 @@ def missing_part(path: str, answer: Mapping[str, Any]) -> str | None:
 def is_block(status: int, kind: str) -> bool:
     """Return whether an error is a block that stays until its cause is removed: 403, or 429 where a disk is full.
 
-    A block with 503 ends when the cluster has started. A closed index is a block, with 400.
+    A block with 503 ends when the cluster has started. A closed index counts as a block, with status 400.
     """
     return kind in (BLOCKED, "index_create_block_exception", CLOSED) and status != 503
 
@@ -134,12 +135,16 @@ def unreachable_message(
 
 def blocked_message(address: str, path: str, reason: str) -> str:
     """Return the message for a block. Clusters answer some with 403, as for a missing right."""
-    name = path.split("/")[1]
+    named = re.search(r"index \[([^]]+)\] blocked by", reason)  # the path may have an alias or several indexes
+    name = named[1] if named else unquote(path.split("/")[1])
+    at = f"/{quote(name, safe='')}"
+    if reason == "closed" and name.startswith("_"):
+        return f"{address}: an index is closed ({CLOSED}). Open it."
     if reason == "closed":
-        return f"{address} cannot use {unquote(name)!r} ({CLOSED}). Open the index: POST /{name}/_open."
+        return f"{address}: index {name!r} is closed ({CLOSED}). Open it: POST {at}/_open."
     if "/7/" in reason:
         return (
-            f"{address} answers no search of {unquote(name)!r}: {reason} Remove the block: PUT /{name}/_settings "
+            f"{address} refuses to search {name!r}: {reason} Remove the block: PUT {at}/_settings "
             '{"index.blocks.read": null}.'
         )
     if "/10/" in reason:

@@ -20,6 +20,7 @@ from sparse_ingest.records import check_weights
 
 CLAUSE_SETTING = "(on OpenSearch indices.query.bool.max_clause_count; on Elasticsearch its heap decides)"
 MAX_WEIGHT = 64.0  # Lucene's FeatureField takes weights in (0, 64]
+_LEAST_WEIGHT = 2.0**-149  # of float32
 
 # The defaults of neural_sparse_two_phase_processor.
 TWO_PHASE_DEFAULTS = {"prune_type": "max_ratio", "prune_ratio": 0.4, "expansion_rate": 5.0, "max_window_size": 10000}
@@ -51,16 +52,18 @@ def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: in
         max_clauses: The maximum of query tokens that the server accepts.
 
     Raises:
-        UsageError: a weight is not a float32 number above zero, or there are more tokens than `max_clauses`.
+        UsageError: a weight is not above zero within float32 range, or there are more tokens than `max_clauses`.
     """
     if isinstance(weights, FittedWeights):
         return weights
     check_clauses(len(weights), 0, max_clauses=max_clauses)
     check_weights(weights)
-    scale = 1.0
-    while max(weights.values(), default=0.0) > MAX_WEIGHT * scale:
+    scale, heaviest = 1.0, max(map(float, weights.values()), default=0.0)
+    while heaviest > MAX_WEIGHT * scale:
         scale *= 2
-    return FittedWeights({token: weight / scale for token, weight in weights.items()}, scale)
+    # The server refuses a weight that is zero in float32.
+    fitted = {token: max(float(weight) / scale, _LEAST_WEIGHT) for token, weight in weights.items()}
+    return FittedWeights(fitted, scale)
 
 
 def check_clauses(tokens: int, others: int, *, max_clauses: int = MAX_CLAUSES) -> None:
@@ -69,7 +72,7 @@ def check_clauses(tokens: int, others: int, *, max_clauses: int = MAX_CLAUSES) -
         more = f" and {others} other clauses" if others else ""
         advice = f"Prune it, for example with --set query.top_k={max_clauses - others}."
         if others >= max_clauses:
-            advice = "Shorten the filter: one terms query may have many values."
+            advice = "Shorten the filter: a single terms query can hold many values."
         raise UsageError(
             f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses {CLAUSE_SETTING}. "
             f"{advice}"

@@ -86,7 +86,7 @@ def _fields_of(query: Any) -> Iterator[_Use]:
         if not isinstance(content, Mapping):
             continue
         names: list[Any] = []
-        if isinstance(name := content.get(_BY_NAME.get(clause, "")), str):
+        if clause in _BY_NAME and isinstance(name := content.get(_BY_NAME[clause]), str):
             names = [name]
         elif clause in _BY_FIELD:
             names = [name for name in content if name not in _NO_FIELDS]
@@ -97,8 +97,9 @@ def _fields_of(query: Any) -> Iterator[_Use]:
                 bounds = content.get(name) if clause == "range" else None
                 between = isinstance(bounds, Mapping) and any(type(bounds.get(key)) in (int, float) for key in _BOUNDS)
                 yield _Use(name, any_kind=clause in ("exists", "nested"), between=between)
-        for key in _QUERIES if clause in _COMPOUND else ():
-            inner = content.get(key)
+        # The filter of a knn: of Elasticsearch beside the field, of OpenSearch within it.
+        around = [content, *content.values()] if clause == "knn" else [content] if clause in _COMPOUND else []
+        for inner in (one.get(key) for one in around if isinstance(one, Mapping) for key in _QUERIES):
             for each in inner if isinstance(inner, list) else [inner]:
                 yield from _fields_of(each)
 

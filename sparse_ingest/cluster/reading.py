@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.answers import Found, Responses
-from sparse_ingest.cluster.client import Client, PartialAnswerError, path_of
+from sparse_ingest.cluster.client import Client, PartialAnswerError, ResponseError, path_of
 from sparse_ingest.cluster.dialects import kind_of
-from sparse_ingest.cluster.failures import error_of
+from sparse_ingest.cluster.failures import blocked_message, error_of, is_block
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.mappings import field_mapping
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
@@ -163,16 +163,25 @@ def search_many(
         for response in answer["responses"]:
             if "error" in response:
                 kind, reason = error_of(response)
-                if response.get("status", 400) >= 429:
+                status = int(response.get("status", 400))
+                if is_block(status, kind):
+                    message = blocked_message(client.address, path_of(index), reason)
+                    raise ResponseError(message, status=status, kind=kind, reason=reason)
+                if status >= 429:
                     raise PartialAnswerError(
                         f"{client.address} could not search {index!r} ({kind}: {reason}). Wait until the index is "
                         "green or yellow and not overloaded, then start the same command again."
                     )
-                raise UnsearchableFieldError(
-                    f"{client.address} cannot search the sparse field of {index!r} ({kind}: {reason}). Reading weights "
-                    "needs a sparse field, and on OpenSearch the neural-search plugin."
-                )
+                raise unsearchable(client, index, kind, reason)
             yield response
+
+
+def unsearchable(client: Client, index: str, kind: str, reason: str) -> UnsearchableFieldError:
+    """Return the error of a refused query for tokens."""
+    return UnsearchableFieldError(
+        f"{client.address} cannot search the sparse field of {index!r} ({kind}: {reason}). Reading weights needs a "
+        "sparse field, and on OpenSearch the neural-search plugin."
+    )
 
 
 def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[TermShare]:

@@ -117,7 +117,9 @@ class StandardInput:
         if sys.stdin is None:  # closed, as by `<&-`
             raise CorpusError("Standard input is closed. Pipe the corpus into the command, or name a file.")
         self._taken = True
-        return sys.stdin.buffer
+        # A program may have replaced it by one whose bytes cannot be peeked.
+        buffer = sys.stdin.buffer
+        return buffer if hasattr(buffer, "peek") else cast(BinaryIO, io.BufferedReader(cast(Any, buffer)))
 
     def kind(self) -> None:
         """Return None: the first bytes cannot be read twice."""

@@ -40,7 +40,7 @@ _LINE_FEED, _QUOTE = b'\n"'
 _BLANK_LINES = (b"", b"\n", b"\r", b"\r\n")  # without quotes
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
 
-# First line, values, what is wrong, and the offset and line where the next row starts.
+# First line, values, the reason if it is bad, else None, and the offset and line where the next row starts.
 _Row: TypeAlias = tuple[int, list[str], str | None, int, int]
 Quoting = Literal["rfc4180", "none"]
 
@@ -197,7 +197,7 @@ class TextTable(LineSource):
 
 
 class _Rows:
-    """The rows of a table; `offset` and `line` are where the next row starts that was not read."""
+    """The rows of a table; `offset` and `line` are where the next unread row starts."""
 
     def __init__(self, table: TextTable, offset: int, line: int) -> None:
         self._table, self.offset = table, offset
@@ -206,11 +206,11 @@ class _Rows:
         self._has_quotes = table.format != "msmarco" and table.quoting != "none"
         self._reason: str | None = None
         self._blocks_after = 0  # no block starts before this offset
-        self._pause = _BLOCK_BYTES  # after the next unusual block
+        self._pause = _BLOCK_BYTES  # bytes to read line by line after the next block that fails
 
     @property
     def line(self) -> int:
-        """See above."""
+        """Return the line where the next unread row starts."""
         return self._reached[0]
 
     def __iter__(self) -> Iterator[_Row]:
@@ -228,20 +228,20 @@ class _Rows:
                     if row is None:
                         return
                     if not row or row == [""]:
-                        continue  # the header, which may follow, is in no block
+                        continue  # the header may follow, and is read line by line
                     yield line, row, self._reason, self.offset, self.line
                 while rows := self._block(opened.content):
                     yield from rows
 
     def _reader(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """Yield the values of each row, for which no more texts are taken than it has."""
+        """Yield the values of each row. Does not read past its last line."""
         if self._has_quotes:
             csv.field_size_limit(_MAX_VALUE)  # of the process; the default is 128 KB
             return csv.reader(texts, delimiter=self._separator, strict=True)
         return (text.rstrip("\n").removesuffix("\r").split(self._separator) for text in texts)
 
     def _block(self, content: BufferedReader) -> list[_Row]:
-        """Return the next rows without their lines if nothing is unusual about them, otherwise nothing."""
+        """Parse the next block of rows in one call. Return no rows if it must be read line by line."""
         if self.offset < self._blocks_after:
             return []
         block = content.peek()[:_BLOCK_BYTES]
@@ -257,7 +257,7 @@ class _Rows:
             rows = list(self._reader([block[start:end].decode() for start, end in pairwise(cuts)]))
         except (csv.Error, UnicodeDecodeError):
             return []
-        if len(rows) < len(ends):  # a row has more than one of them
+        if len(rows) < len(ends):  # a row spans several pieces
             return []
         content.read(cuts[-1])
         offsets, following = (ends + self.offset).tolist(), (lines + self.line).tolist()
@@ -281,7 +281,7 @@ class _Rows:
             if "\0" in text:
                 self._reason = self._reason or "the row has a NUL byte; expected text in UTF-8, not UTF-16"
             yield text
-        self._table.file.refuse_changed()  # before the csv module misses the end of a row
+        self._table.file.refuse_changed()  # before csv reports an unclosed quote
 
     def _reason_of(self, error: csv.Error, line: int) -> str:
         """Return what is wrong with the row that starts in a line. Raise `CorpusError` for an unclosed quote."""
@@ -307,11 +307,11 @@ class _Rows:
 
 def _row_ends(block: bytes, *, quotes: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return where the rows of a block end if all quotes are regular, and how many lines end up to there."""
-    signs = np.frombuffer(block, np.uint8)
-    is_sign = signs == _LINE_FEED
+    marks = np.frombuffer(block, np.uint8)
+    is_mark = marks == _LINE_FEED
     if quotes:
-        is_sign |= signs == _QUOTE
-    places = np.flatnonzero(is_sign)
-    is_quote = signs[places] == _QUOTE
+        is_mark |= marks == _QUOTE
+    places = np.flatnonzero(is_mark)
+    is_quote = marks[places] == _QUOTE
     ends = np.flatnonzero(~(is_quote | np.logical_xor.accumulate(is_quote)))
     return places[ends] + 1, np.cumsum(~is_quote)[ends]

@@ -31,7 +31,7 @@ class QueryVector(NamedTuple):
         """Return the vector of weights by token string; tokens without an id are omitted.
 
         Raises:
-            UsageError: a weight is not a float32 number above zero.
+            UsageError: a weight is not a number above zero within float32 range.
         """
         check_weights(weights)
         known = {token_ids[token]: weight for token, weight in weights.items() if token in token_ids}

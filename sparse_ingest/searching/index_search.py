@@ -303,7 +303,7 @@ class Asker:
                 body = engine_body(fitted, self._engine, size=size, **options)
                 return self._send(change(body)), fitted.scale
             except ClusterError as error:
-                # Elasticsearch never has this query; a filter of the caller may contain it.
+                # Elasticsearch has no such query, but the caller's filter may contain one.
                 if self._engine.product == "elasticsearch" or "unknown query [neural_sparse]" not in str(error):
                     raise
                 if self._engine.name != "exact":

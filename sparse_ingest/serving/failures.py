@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_ingest.errors import (
     ClusterError,
@@ -17,10 +17,11 @@ from sparse_ingest.errors import (
 )
 from sparse_ingest.serving.inputs import RefusedError
 
+if TYPE_CHECKING:
+    from sparse_ingest.cluster.client import ResponseError
+
 logger = logging.getLogger(__name__)
 _BUSY = (429, 503)  # come with Retry-After
-# Instead of reasons that have hosts, users and roles.
-_NO_ACCESS = "The cluster cannot be reached, or refuses the service. The log of the service has the reason."
 
 
 class Failure(NamedTuple):
@@ -51,24 +52,35 @@ def failure_of(error: Exception, shown: Callable[[str], str]) -> Failure:
         logger.error("Internal error", exc_info=error)
         return Failure(500, "InternalError", "Internal error. The log of the service has its traceback.")
     message = shown(str(error))
-    if _is_of_access(error):
+    if replacement := _replacement(error):
         logger.warning("%s", error)
-        message = _NO_ACCESS
+        message = f"{replacement}. See the service log."
     return Failure(_status_of(error), type(error).__name__, message)
 
 
-def _is_of_access(error: SparseIngestError) -> bool:
-    from sparse_ingest.cluster.client import ResponseError, TimedOutError, UnreachableError
+def _replacement(error: SparseIngestError) -> str | None:
+    """Return the text that replaces a reason that may name hosts, users or roles."""
+    from sparse_ingest.cluster.client import PartialAnswerError, ResponseError, TimedOutError, UnreachableError
+    from sparse_ingest.cluster.failures import is_block
 
-    response = error if isinstance(error, ResponseError) else error.__cause__
-    if isinstance(response, ResponseError):
-        return response.status in (401, 403) or response.status < 400
-    return isinstance(error, UnreachableError) and not isinstance(error, TimedOutError)
+    if isinstance(error, ResponseError):
+        is_shown = _is_of_request(error) or is_block(error.status, error.kind)
+        return None if is_shown else f"The cluster answered with status {error.status}"
+    if isinstance(error, PartialAnswerError):
+        return "The cluster gave a partial answer, which allow_partial accepts"
+    is_silent = isinstance(error, UnreachableError) and not isinstance(error, TimedOutError)
+    return "The cluster gave no usable answer" if is_silent else None
+
+
+def _is_of_request(error: ResponseError) -> bool:
+    """Return whether the client can correct the request, such as a filter with an unknown clause."""
+    from sparse_ingest.cluster.failures import CLOSED
+
+    return error.status == 400 and error.kind not in ("security_exception", CLOSED)
 
 
 def _status_of(error: SparseIngestError) -> int:
     from sparse_ingest.cluster.client import PartialAnswerError, ResponseError, TimedOutError, UnreachableError
-    from sparse_ingest.cluster.failures import CLOSED
 
     if isinstance(error, RefusedError):
         return error.status
@@ -84,7 +96,7 @@ def _status_of(error: SparseIngestError) -> int:
         return 503
     if isinstance(error, ClusterError):
         response = error if isinstance(error, ResponseError) else error.__cause__
-        if isinstance(response, ResponseError) and response.status == 400 and response.kind != CLOSED:
-            return 400  # such as a filter with an unknown clause
+        if isinstance(response, ResponseError) and _is_of_request(response):
+            return 400
         return 503 if isinstance(response, ResponseError) and response.may_pass else 502
     return 500

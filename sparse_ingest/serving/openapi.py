@@ -151,7 +151,7 @@ def _examples(service: Service) -> dict[str, Any]:
     """Return a value for each required key."""
     judged = next(iter(service.judgments.texts.values())) if service.judgments else None
     doc_id = None
-    with suppress(ClusterError):  # the description does not need a cluster
+    with suppress(ClusterError):  # the description works without a cluster
         doc_id = service.targets[0].any_id()
     return {"q": judged or "how does it work", "id": doc_id or "1", "texts": ["a text"], "text": "a text"}
 

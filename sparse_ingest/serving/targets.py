@@ -142,7 +142,7 @@ class LiveIndex:
     def __init__(self, index: SearchableIndex) -> None:
         self._opened: dict[str | None, SearchableIndex] = {None: index}  # by engine; None: its own
         self._looking, self._looked_at = Lock(), time.monotonic()
-        self._refused: SparseIngestError | None = None  # why the index of the last look cannot be searched
+        self._refused: SparseIngestError | None = None  # why the index could not be used at the last lookup
 
     @property
     def last(self) -> SearchableIndex:
@@ -163,8 +163,8 @@ class LiveIndex:
                 self._look()
             finally:
                 self._looking.release()
-        if self._refused:
-            raise self._refused
+        if refused := self._refused:
+            raise refused.with_traceback(None)  # otherwise each request adds its frames
         opened = self._opened
         index = opened[None]
         if engine in (None, BM25, index.engine.name):
@@ -184,9 +184,11 @@ class LiveIndex:
             if (index := self.last.current()) is not self.last:
                 self._opened = {None: index}
             self._refused = None
-        except (ResponseError, UnreachableError):
-            raise  # the cluster may answer the next request
-        except UsageError as error:  # such as an alias of several indexes; the request is not wrong
+        except (ResponseError, UnreachableError) as error:  # the cluster may answer the next request
+            if self._refused:
+                self._refused = error
+            raise
+        except UsageError as error:  # such as an alias of several indexes: not the client's fault
             self._refused = ClusterError(str(error))
         except SparseIngestError as error:
             self._refused = error

@@ -15,7 +15,7 @@ from support.serving import AnsweringHandler, serving
 
 from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect
 from sparse_ingest.cluster.connection import parse_url
-from sparse_ingest.cluster.failures import error_of
+from sparse_ingest.cluster.failures import blocked_message, error_of
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 
 
@@ -229,3 +229,12 @@ def test_error_of_gives_the_deepest_cause() -> None:
     }
     assert error_of(answer) == ("a", "outer: middle: in")
     assert error_of({"error": "plain"}) == ("error", "plain")
+
+
+def test_a_block_is_reported_with_the_index_of_its_reason_and_not_with_a_path_that_has_none() -> None:
+    blocked = "index [b] blocked by: [FORBIDDEN/7/index read (api)];"
+    assert 'PUT /b/_settings {"index.blocks.read": null}' in blocked_message("http://c", "/a,b/_search", blocked)
+    assert (
+        blocked_message("http://c", "/_search", "closed")
+        == "http://c: an index is closed (index_closed_exception). Open it."
+    )

@@ -123,7 +123,7 @@ def test_what_elasticsearch_lacks_is_refused_with_one_message(client: Client, in
     assert client.find(f"/{index_name}") is None
     rights = [check for check in check_cluster(Connection(client.address), index_name) if check.name == "rights"]
     assert [(check.found, check.advice) for check in rights] == [
-        ("not checked on Elasticsearch", "The guide `Elasticsearch` lists them.")
+        ("not checked on Elasticsearch", "See the Elasticsearch guide for the privileges.")
     ]
     with pytest.raises(UsageError, match="need a paid license. Omit --hybrid"):
         search_hybrid(client, index_name, "river", QUERY, size=5)

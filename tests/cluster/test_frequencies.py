@@ -8,8 +8,9 @@ import pytest
 from support.runs import DOCUMENTS, VOCABULARY, make_run
 
 from sparse_ingest.cluster import postings
-from sparse_ingest.cluster.client import Connection, connect
+from sparse_ingest.cluster.client import Connection, ResponseError, connect
 from sparse_ingest.cluster.postings import count_known, document_frequencies
+from sparse_ingest.cluster.reading import UnsearchableFieldError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 
@@ -30,4 +31,19 @@ def test_every_token_and_document_is_counted(tmp_path, cluster_url, index_name, 
         found = document_frequencies(client, index_name, "sparse", tokens, documents)
         assert found == {token: expected[token] for token in tokens}
         assert document_frequencies(client, index_name, "sparse", [], documents) == {}
+        with pytest.raises(UnsearchableFieldError, match="cannot search the sparse field"):
+            document_frequencies(client, index_name, "text", tokens, documents)
     assert count_known(client, index_name, [*DOCUMENTS, "unknown"]) == len(DOCUMENTS)
+
+
+def test_a_block_is_reported_with_the_request_that_removes_it(cluster_url, index_name):
+    client = connect(Connection(url=cluster_url))
+    alias = {f"{index_name}-alias": {}}
+    client.call("PUT", f"/{index_name}", {"aliases": alias, "settings": {"index.blocks.read": True}})
+    for documents in (None, 1):
+        with pytest.raises(ResponseError, match=f"PUT /{index_name}/_settings"):
+            document_frequencies(client, f"{index_name}-alias", "sparse", ["a"], documents)
+    client.call("POST", f"/{index_name}/_close")
+    for documents in (None, 1):
+        with pytest.raises(ResponseError, match=f"index '{index_name}' is closed .*POST /{index_name}/_open"):
+            document_frequencies(client, index_name, "sparse", ["a"], documents)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sparse_ingest.cluster.client import Client, ResponseError
@@ -22,11 +24,14 @@ def test_weights_up_to_64_stay_as_they_are() -> None:
 def test_weights_above_64_are_scaled_by_one_power_of_two() -> None:
     assert fit_weights({"a": 300.0, "b": 1.0}) == ({"a": 37.5, "b": 0.125}, 8.0)
     assert fit_weights({"a": 65.0}).scale == 2.0
+    assert fit_weights({"a": 100.0, "b": 2.0**-149}).weights == {"a": 50.0, "b": 2.0**-149}
+    with warnings.catch_warnings(action="error"):
+        assert fit_weights({"a": 3.4028235e38, "b": np.float16(1.5)}).scale == 2.0**122
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_not_a_positive_number_is_refused_with_its_token(weight: float) -> None:
-    with pytest.raises(UsageError, match="'bad'"):
+    with pytest.raises(UsageError, match='"bad"'):
         fit_weights({"good": 1.0, "bad": weight})
 
 

@@ -40,11 +40,15 @@ GOOD = [
     {"bool": {"filter": {"term": {"price": 1}}, "must_not": [{"match_all": {}}], "minimum_should_match": 0}},
     {"bool": {}},
     {"knn": {"field": "price", "query_vector": [1.0], "k": 1}},
+    {"knn": {"price": {"vector": [1.0], "k": 1, "filter": {"term": {"price": 1}}}}},
     {"sparse_vector": {"field": "sparse", "query_vector": {"a": 1.0}}},
 ]
 BAD = [
     {"knn": {"field": "unknown", "query_vector": [1.0], "k": 1}},
     {"knn": {"unknown": {"vector": [1.0], "k": 1}}},
+    {"knn": {"field": "price", "query_vector": [1.0], "k": 1, "filter": [{"term": {"unknown": 1}}]}},
+    {"knn": {"price": {"vector": [1.0], "k": 1, "filter": {"term": {"unknown": 1}}}}},
+    {"term": {"": "price"}},
     {"sparse_vector": {"field": "unknown", "query_vector": {"a": 1.0}}},
     {"term": {"unknown": 1}},
     {"term": {"meta": 1}},

@@ -490,6 +490,13 @@ def test_standard_input_is_read_as_json_lines_and_only_once(monkeypatch):
         list(corpus.rows())
 
 
+@pytest.mark.parametrize("format", ["csv", "tsv"])
+def test_a_table_is_read_from_a_replaced_standard_input(monkeypatch, format):
+    content = b"id,text\n1,a\n2,b\n".replace(b",", b"," if format == "csv" else b"\t")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert [(d.id, d.text) for d in documents("-", format=format)] == [("1", "a"), ("2", "b")]
+
+
 def test_a_file_named_minus_is_not_standard_input(tmp_path, monkeypatch):
     monkeypatch.chdir(write(tmp_path / "-", doc("1")).parent)
     assert [d.id for d in documents("./-", format="jsonl")] == ["1"]

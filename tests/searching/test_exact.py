@@ -173,9 +173,11 @@ def test_ids_of_replaced_rows_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf, 0.0])
-def test_a_weight_that_is_no_number_above_zero_is_refused(weight: float) -> None:
-    with pytest.raises(UsageError, match="The query weight of 'x' is .*; expected a float32 number above zero"):
+def test_a_weight_not_above_zero_is_refused(weight: float) -> None:
+    with pytest.raises(UsageError, match='The query weight of "x" is .*; expected a number above zero within float32'):
         QueryVector.of({"x": weight, "y": 1.0}, {"x": 0, "y": 1})
+    with pytest.raises(UsageError, match="The query has the token 5; expected a string"):
+        QueryVector.of({5: 1.0}, {})  # type: ignore[dict-item]
 
 
 def test_more_rows_than_positions_are_refused() -> None:

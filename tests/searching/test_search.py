@@ -52,20 +52,34 @@ def test_queries_score_the_same_in_index_and_run_bit_for_bit(
         assert_same_hits([(hit.doc_id, hit.score) for hit in asked], exact, size)
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), 1e39, 1e-50, "1", None])
+@pytest.mark.parametrize(
+    "weight",
+    [0.0, -1.0, float("nan"), 1e39, 2.0**-150, "1" * 999, None, True, np.True_, np.float16("inf"), 10**400, 10**5000],
+    ids=lambda weight: type(weight).__name__,
+)
 def test_index_and_run_refuse_the_same_weights(client: Client, searched: tuple[Run, str], weight: Any) -> None:
     run, index = searched
     for search in (partial(search_run, run), partial(search_index, client, index)):
-        with pytest.raises(UsageError, match="The query weight of 'river' is .*; expected a float32 number above zero"):
+        with pytest.raises(UsageError, match='The query weight of "river" is .{1,101}; expected a number above zero w'):
             search({"stone": 1, "river": weight}, size=1)
+
+
+@pytest.mark.parametrize("weight", [np.float16(1.5), np.int8(3), 1e-45, 1.4e-45, 2.0**-149])
+def test_index_and_run_accept_every_number_that_float32_has(
+    client: Client, searched: tuple[Run, str], weight: Any
+) -> None:
+    run, index = searched
+    for search in (partial(search_run, run), partial(search_index, client, index)):
+        assert search({"river": weight}, size=1)
+        assert search({"stone": 100.0, "river": weight}, size=1)  # which the weights of an index are divided for
 
 
 def test_a_closed_or_blocked_index_is_named_with_the_request_that_opens_it(client: Client, index_name: str) -> None:
     client.call("PUT", f"/{index_name}", {"settings": {"index.blocks.read": True}})
-    with pytest.raises(ClusterError, match=f"answers no search of '{index_name}': .*PUT /{index_name}/_settings"):
+    with pytest.raises(ClusterError, match=f"refuses to search '{index_name}': .*PUT /{index_name}/_settings"):
         search_index(client, index_name, {"river": 1.0}, size=1)
     client.call("POST", f"/{index_name}/_close")
-    with pytest.raises(ClusterError, match=f"Open the index: POST /{index_name}/_open"):
+    with pytest.raises(ClusterError, match=f"index {index_name!r} is closed .*Open it: POST /{index_name}/_open"):
         search_index(client, index_name, {"river": 1.0}, size=1)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.deadlines import until
+from support.gate import gate
 from support.loads import into
 from support.runs import make_run
 from support.services import Served, served
 from support.tables import TOKENS, write_table
 
+from sparse_ingest import open_index
 from sparse_ingest.cluster.client import Client
+from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import IndexSettings, Pipeline
+from sparse_ingest.serving.targets import LiveIndex
 
 
 def ids(service: Served, **keys: object) -> list[str]:
@@ -58,8 +64,12 @@ def test_a_deleted_index_is_502_until_it_is_loaded_again(tmp_path: Path, client:
     into(client, index_name, run)
     with served("--index", index_name, "--url", client.address) as service:
         assert ids(service) == ["one"]
+        client.call("PUT", f"/{index_name}/_settings", {"index.blocks.read": True})
+        answer = service.ask("GET", "/search", q="catch")
+        assert (answer.status, "index.blocks.read" in answer.message) == (502, True)
         client.call("POST", f"/{index_name}/_close")
-        assert service.ask("GET", "/search", q="catch").status == 502
+        answer = service.ask("GET", "/search", q="catch")
+        assert (answer.status, f"POST /{index_name}/_open" in answer.message) == (502, True)
         client.call("DELETE", f"/{index_name}")
         answer = service.ask("GET", "/search", q="catch")
         assert answer.status == 502
@@ -74,7 +84,7 @@ def test_every_request_is_refused_while_another_client_has_replaced_the_index(
 ) -> None:
     run = make_run(tmp_path / "run", {"one": {"catch": 1.0}}, model=str(write_table(tmp_path)), vocabulary=TOKENS)
     into(client, index_name, run)
-    with served("--index", index_name, "--url", client.address) as service:
+    with gate(client.address) as cluster, served("--index", index_name, "--url", cluster.url) as service:
         assert ids(service) == ["one"]
         client.call("DELETE", f"/{index_name}")
         client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
@@ -85,9 +95,30 @@ def test_every_request_is_refused_while_another_client_has_replaced_the_index(
         answers += [service.ask("GET", "/search", q="catch", engine=engine) for engine in ("", "exact", "bm25")]
         assert {answer.status for answer in answers} == {502}
         assert all("does not name its model" in answer.message for answer in answers)
+        cluster.is_down = True
+        until(lambda: service.ask("GET", "/search", q="catch").status == 503, service.log)
+        assert service.ask("GET", "/search", q="catch").status == 503  # between two lookups
+        cluster.is_down = False
         client.call("DELETE", f"/{index_name}")
         into(client, index_name, run)
         until(lambda: ids(service) == ["one"], service.log)
+
+
+def test_a_refused_index_does_not_keep_the_frames_of_requests(tmp_path: Path, client: Client, index_name: str) -> None:
+    run = make_run(tmp_path / "run", {"one": {"catch": 1.0}}, model=str(write_table(tmp_path)), vocabulary=TOKENS)
+    into(client, index_name, run)
+    live = LiveIndex(open_index(index_name, url=client.address))
+    client.call("DELETE", f"/{index_name}")
+    client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
+    frames = []
+    for _ in range(3):
+        with pytest.raises(ClusterError, match="does not name its model") as caught:
+            live.current(look=True)
+        for _ in range(3):
+            with pytest.raises(ClusterError) as caught:
+                live.current()
+        frames.append(len(traceback.extract_tb(caught.value.__traceback__)))
+    assert frames == [2, 2, 2]
 
 
 def test_a_run_is_compared_with_an_index_of_another_model(tmp_path: Path, client: Client, index_name: str) -> None:
