@@ -18,11 +18,11 @@ import torch
 
 from sparse_ingest.errors import first_line
 
-# torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py keeps these few:
-# 8 for documents of 256 tokens, times 5 products of a BERT. The default of 1,024 takes gigabytes where documents are
+# torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py keeps these few: a
+# BERT has 7 products and GELUs, of about 16 numbers of rows. The default of 1,024 takes gigabytes where documents are
 # padded. Both read these variables at the first product of the process.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "128")
+    os.environ.setdefault(_cache, "192")
 
 # Number of rows for which oneDNN chooses the layout; it works for any number.
 ROWS = 2048
