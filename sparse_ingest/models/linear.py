@@ -18,9 +18,9 @@ import torch
 
 from sparse_ingest.errors import first_line
 
-# torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py keeps these few: 7
-# products and GELUs of a BERT, for about 16 numbers of rows. The default of 1,024 takes gigabytes where documents are
-# padded. Both read these variables at the first product of the process.
+# torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py keeps these few:
+# about 16, for 7 products and GELUs of a BERT. The default of 1,024 takes gigabytes where documents are padded. Both
+# read these variables at the first product of the process.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "192")
 
