@@ -18,11 +18,11 @@ import torch
 
 from sparse_ingest.errors import first_line
 
-# torch and oneDNN each cache a product, with its working memory, for every number of rows. packing.py keeps these few:
-# about 16, for 7 products and GELUs of a BERT. The default of 1,024 takes gigabytes where documents are padded. Both
-# read these variables at the first product of the process.
-for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "192")
+# oneDNN caches a product, and torch its working memory, for every number of rows. packing.py keeps these few: about 16,
+# for 7 products and GELUs of a BERT, which the second cache holds. The default of 1,024 takes gigabytes where documents
+# are padded. Both are read at the first product of the process.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "192")
 
 # Number of rows for which oneDNN chooses the layout; it works for any number.
 ROWS = 2048
