@@ -160,7 +160,7 @@ class Job:
         )
         if missing := encoder.missing_packages():
             self.reporter.note(
-                f"Encoding is slower without {' and '.join(missing)}: pip install 'sparse-ingest[fast]' adds a "
+                f"Encoding is slower without {' and '.join(missing)}: pip install 'sparse-ingest[fast]' adds "
                 "compiled kernels for CPUs and a fast WordPiece tokenizer."
             )
         old = None

@@ -14,7 +14,7 @@ import math
 import struct
 from collections.abc import Generator, Iterator, Sequence
 
-from sparse_ingest.models.heads.cpu_kernel_text import LANES, TILE_BYTES, TILES
+from sparse_ingest.models.heads.cpu_kernel_text import LANES, SHARED, TILE_BYTES
 
 BLOCK = LANES  # queries per block
 KEYS = 2 * LANES  # per step: a row of a tile has 32 values of bfloat16
@@ -38,19 +38,13 @@ def attention_text(width: int) -> Iterator[str]:
     """Yield a module with the function `attend` for heads of `width` numbers."""
     yield f"""
     declare void @llvm.x86.tdpbf16ps(i8, i8, i8)
-    declare void @llvm.x86.ldtilecfg(ptr)
-    declare void @llvm.x86.tilerelease()
-    declare void @llvm.x86.tilezero(i8)
-    declare void @llvm.x86.tileloadd64(i8, ptr, i64)
-    declare void @llvm.x86.tilestored64(i8, ptr, i64)
     declare i64 @llvm.smin.i64(i64, i64)
     declare i64 @llvm.smax.i64(i64, i64)
     declare {FLOATS} @llvm.maxnum.v16f32({FLOATS}, {FLOATS})
     declare {FLOATS} @llvm.fma.v16f32({FLOATS}, {FLOATS}, {FLOATS})
     declare {FLOATS} @llvm.roundeven.v16f32({FLOATS})
     declare {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({FLOATS}, {FLOATS}, {FLOATS}, i16, i32)
-    @tiles = private constant [{len(TILES)} x i8] [{", ".join(f"i8 {byte}" for byte in TILES)}], align 64
-    attributes #0 = {{ nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }}
+    {SHARED}
     """
     yield _attend(width)
     yield from _transpose_values(width)
@@ -222,6 +216,43 @@ def _weights() -> Iterator[str]:
       %scale_lane = insertelement {FLOATS} poison, float %scale, i32 0
       {_shuffle("%scales", "float", "%scale_lane", "poison", [0] * LANES)}
       br label %fill
+    """
+    yield from _maximum()
+    yield """
+      br label %next
+    next:
+      %at = phi i64 [ 0, %compared ], [ %behind, %next ]
+    """
+    for key in (0, 1):
+        yield f"  %sum{key} = phi {FLOATS} [ zeroinitializer, %compared ], [ %added{key}, %next ]"
+    for key in (0, 1):
+        yield f"""
+      %key{key} = add i64 %at, {key}
+      %place{key} = getelementptr {FLOATS}, ptr %scores, i64 %key{key}
+      %own{key} = load {FLOATS}, ptr %place{key}, align 64
+        """
+        yield from _power(str(key), f"%own{key}")
+        yield f"""
+      %added{key} = fadd {FLOATS} %sum{key}, %weight{key}
+      %short{key} = fptrunc {FLOATS} %weight{key} to {SHORTS}
+        """
+    yield f"""
+      {_shuffle("%both", "bfloat", "%short0", "%short1", BOTH)}
+      %bytes = mul i64 %at, {BLOCK * 2}
+      %written = getelementptr i8, ptr %weights, i64 %bytes
+      store <{KEYS} x bfloat> %both, ptr %written, align 64
+    """
+    inverse = f"""
+      %sum = fadd {FLOATS} %added0, %added1
+      %divided = fdiv {FLOATS} splat (float 1.0), %sum
+      store {FLOATS} %divided, ptr %inverse, align 64
+    """
+    yield _repeat("keys", 2, inverse)
+
+
+def _maximum() -> Iterator[str]:
+    """Yield the code of `%top`, after it has filled the scores of keys behind the document."""
+    yield f"""
     fill: ; the scores of keys behind the document
       %filled = phi i64 [ %length, %entry ], [ %next_filled, %filling ]
       %is_left = icmp slt i64 %filled, %keys
@@ -252,37 +283,6 @@ def _weights() -> Iterator[str]:
       %top01 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher0, {FLOATS} %higher1)
       %top23 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher2, {FLOATS} %higher3)
       %top = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top01, {FLOATS} %top23)
-      br label %next
-    next:
-      %at = phi i64 [ 0, %compared ], [ %behind, %next ]
-    """
-    for key in (0, 1):
-        yield f"  %sum{key} = phi {FLOATS} [ zeroinitializer, %compared ], [ %added{key}, %next ]"
-    for key in (0, 1):
-        yield f"""
-      %key{key} = add i64 %at, {key}
-      %place{key} = getelementptr {FLOATS}, ptr %scores, i64 %key{key}
-      %own{key} = load {FLOATS}, ptr %place{key}, align 64
-        """
-        yield from _power(str(key), f"%own{key}")
-        yield f"""
-      %added{key} = fadd {FLOATS} %sum{key}, %weight{key}
-      %short{key} = fptrunc {FLOATS} %weight{key} to {SHORTS}
-        """
-    yield f"""
-      {_shuffle("%both", "bfloat", "%short0", "%short1", BOTH)}
-      %bytes = mul i64 %at, {BLOCK * 2}
-      %written = getelementptr i8, ptr %weights, i64 %bytes
-      store <{KEYS} x bfloat> %both, ptr %written, align 64
-      %behind = add i64 %at, 2
-      %more = icmp slt i64 %behind, %keys
-      br i1 %more, label %next, label %end
-    end:
-      %sum = fadd {FLOATS} %added0, %added1
-      %divided = fdiv {FLOATS} splat (float 1.0), %sum
-      store {FLOATS} %divided, ptr %inverse, align 64
-      ret void
-    }}
     """
 
 

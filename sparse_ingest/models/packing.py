@@ -69,10 +69,12 @@ class Packing:
         return self.of_rows(np.concatenate(self.token_ids).astype(np.int64))
 
     def of_rows(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Copy one number per token to the device, padded with zeros; on a CPU from each document on `BLOCK` rows."""
-        if self.device.type == "cpu":  # the compiled attention reads them
-            numbers = np.pad(numbers, (0, max(0, BLOCK - self.lengths[-1])))
-        return to_device(np.pad(numbers, (0, row_padding(len(numbers), self.device))), self.device)
+        """Copy one number per token to the device, padded with zeros."""
+        rows = len(numbers)
+        if self.device.type == "cpu":  # the compiled attention reads `BLOCK` rows from the start of each document on
+            rows += max(0, BLOCK - self.lengths[-1])
+        rows += row_padding(rows, self.device)
+        return to_device(np.pad(numbers, (0, rows - len(numbers))), self.device)
 
     def without_padding(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the rows without the padding at the end."""
@@ -224,10 +226,11 @@ def _attend_compiled(
     if not alike or query.device.type != "cpu" or scale <= 0 or sum(packing.lengths) > rows:
         return packing.runs
     compiled = attention_of(width)
-    places, left = packing.split(reach, rows)
-    if compiled is None or not len(places):
+    if compiled is None:
         return packing.runs
-    compiled(query[0], key[0], value[0], places, scale, output[0])
+    places, left = packing.split(reach, rows)
+    if len(places):
+        compiled(query[0], key[0], value[0], places, scale, output[0])
     return left
 
 

@@ -6,7 +6,7 @@ A weight table needs no torch. pipelines.py chooses the model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 
 from sparse_ingest.checkpoints.settings import resolve_query_settings
@@ -15,11 +15,19 @@ from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, plain_tokenizer, prune_query
-from sparse_ingest.records import Query
+from sparse_ingest.records import Query, check_weights
 from sparse_ingest.searching.batches import QUERIES_AT_ONCE, BatchedEncoder
 
 NAMED_TOKENS = 20  # tokens that a message names
 logger = logging.getLogger(__name__)
+
+
+def weights_of(query: str | QueryWeights, encode: Callable[[str], QueryWeights]) -> QueryWeights:
+    """Return the weights of a text, or the given ones if they are valid."""
+    if isinstance(query, str):
+        return encode(query)
+    check_weights(query)
+    return query
 
 
 class QueryModel:

@@ -24,7 +24,6 @@ from sparse_ingest.pipeline import (
     refuse_options,
 )
 from sparse_ingest.queries.weight_table import QueryWeights
-from sparse_ingest.records import check_weights
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
@@ -38,7 +37,7 @@ from sparse_ingest.searching.pipelines import (
     hybrid_settings,
     pipeline_of_index,
 )
-from sparse_ingest.searching.query import QueryModel
+from sparse_ingest.searching.query import QueryModel, weights_of
 from sparse_ingest.searching.searchable_run import NO_WEIGHTS
 from sparse_ingest.searching.searchable_run import SearchableRun as SearchableRun
 
@@ -100,13 +99,6 @@ class SearchableIndex:
         """Return the weights of a query by token string, heaviest first."""
         return self.model.weights(text)
 
-    def _weights(self, query: str | QueryWeights) -> QueryWeights:
-        """Return the weights of a text, or the given ones if they are valid."""
-        if isinstance(query, str):
-            return self.query_weights(query)
-        check_weights(query)
-        return query
-
     def vocabulary(self) -> list[str | None]:
         """Return the token string of each id of the document side."""
         return document_vocabulary(self.pipeline.model)
@@ -125,7 +117,7 @@ class SearchableIndex:
         """
         chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
         text = query if isinstance(query, str) else None
-        hits = self.search_weighted(text, self._weights(query), chosen)
+        hits = self.search_weighted(text, weights_of(query, self.query_weights), chosen)
         if not hits and self._given.reporter is not SILENT:
             _note(self._given.reporter, self.why_empty(query, chosen))
         return hits
@@ -197,7 +189,7 @@ class SearchableIndex:
 
         chosen = options or SearchOptions()
         engine, text = self.engine_for(chosen), query if isinstance(query, str) else ""
-        weights = self._weights(query)
+        weights = weights_of(query, self.query_weights)
         unweighted = [] if weights else [self.model.why_unweighted(text) if text else NO_WEIGHTS]
         if unweighted and not engine.hybrid:
             return unweighted
@@ -230,7 +222,7 @@ class SearchableIndex:
         from sparse_ingest.searching.explaining import explain_in_index
 
         chosen = for_one_document(_for_index(options_from(SearchOptions, options, settings, "explain")))
-        weights = self._weights(query)
+        weights = weights_of(query, self.query_weights)
         client, window = self.client.allowing(chosen.allow_partial), self.index.setting("max_result_window")
         how: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
         return explain_in_index(client, self.name, weights, doc_id, window=int(window or PAGE), **how)
@@ -245,7 +237,7 @@ class SearchableIndex:
         Raises:
             ClusterError: the index lacks a document, or the server cannot return weights.
         """
-        weights = None if query is None else self._weights(query)
+        weights = None if query is None else weights_of(query, self.query_weights)
         vocabulary = self.vocabulary()
         reader = TermReader(vocabulary, self.pipeline.model, weights)
         return terms_in_index(self.client, self.index, self.engine, doc_ids, vocabulary, reader)

@@ -7,14 +7,14 @@ from functools import cached_property
 
 from sparse_ingest.pipeline import Pipeline, options_from, refuse_options
 from sparse_ingest.queries.weight_table import QueryWeights
-from sparse_ingest.records import Query, check_weights
+from sparse_ingest.records import Query
 from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_run
 from sparse_ingest.searching.hits import Explanation, Hit, Ranked
 from sparse_ingest.searching.options import SearchOptions, for_one_document
 from sparse_ingest.searching.pipelines import has_words, pipeline_of_run, refuse_hybrid, remembered_model
-from sparse_ingest.searching.query import QueryModel
+from sparse_ingest.searching.query import QueryModel, weights_of
 from sparse_ingest.searching.run_search import explain_in_run, rank_run, search_run, why_empty_run
 
 NO_WEIGHTS = "The query has no weights."
@@ -53,13 +53,6 @@ class SearchableRun(Run):
         """Return the weights of a query by token string, heaviest first."""
         return self.model.weights(text)
 
-    def _weights(self, query: str | QueryWeights) -> QueryWeights:
-        """Return the weights of a text, or the given ones if they are valid."""
-        if isinstance(query, str):
-            return self.query_weights(query)
-        check_weights(query)
-        return query
-
     def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
         """Search the finished shards exactly.
 
@@ -73,7 +66,7 @@ class SearchableRun(Run):
             RunError: the model differs from the run's.
         """
         chosen = self.checked(options_from(SearchOptions, options, settings, "search"))
-        weights = self._weights(query)
+        weights = weights_of(query, self.query_weights)
         hits = search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
         if not hits and self._reporter is not SILENT:
             for message in self.why_empty(query):
@@ -82,7 +75,7 @@ class SearchableRun(Run):
 
     def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
         """Return why a search of the run finds nothing; `options` have no influence."""
-        weights = self._weights(query)
+        weights = weights_of(query, self.query_weights)
         if not weights:
             return [self.model.why_unweighted(query)] if isinstance(query, str) else [NO_WEIGHTS]
         return why_empty_run(self, weights)
@@ -102,7 +95,7 @@ class SearchableRun(Run):
         Arguments and errors are as for `search`, with the id of the document.
         """
         chosen = for_one_document(self.checked(options_from(SearchOptions, options, settings, "explain")))
-        weights = self._weights(query)
+        weights = weights_of(query, self.query_weights)
         return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
 
     def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
@@ -115,7 +108,7 @@ class SearchableRun(Run):
         Raises:
             RunError: the finished shards lack a document, or the model of the query differs from the run's.
         """
-        weights = None if query is None else self._weights(query)
+        weights = None if query is None else weights_of(query, self.query_weights)
         model = remembered_model(self._given.model, self.manifest.model)
         return terms_in_run(self, doc_ids, TermReader(self.vocabulary(), model, weights))
 

@@ -21,8 +21,7 @@ from sparse_ingest.models.linear import has_amx, may_use_tiles
 from sparse_ingest.models.packing import Packing, packed_attention
 
 llvm = pytest.importorskip("llvmlite.binding")
-NO_AMX = "this CPU has no AMX"
-needs_amx = pytest.mark.skipif(not (has_amx() and may_use_tiles()), reason=NO_AMX)
+needs_amx = pytest.mark.skipif(not (has_amx() and may_use_tiles()), reason="this CPU has no AMX")
 CPU = torch.device("cpu")
 GUARDED = """
 import ctypes, mmap, sys
@@ -65,9 +64,9 @@ LENGTHS = (700, *range(80, 0, -1), 40, 5, 3, 2, 1)
 
 
 @pytest.fixture(autouse=True)
-def _compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+def _compiled() -> Iterator[None]:
     """Make sure that the compiled function is tested, not torch's attention, which replaces a wrong one."""
-    if any(mark.kwargs.get("reason") == NO_AMX for mark in request.node.iter_markers()):
+    if has_amx() and may_use_tiles():
         assert all(attention_of(width) for width in WIDTHS)
     yield
     attention_of.cache_clear()

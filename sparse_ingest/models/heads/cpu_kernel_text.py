@@ -80,6 +80,16 @@ FORMS = {
 
 # Eight tiles of 16 rows of 64 bytes: palette 1, then the bytes of a row of each, then the rows of each.
 TILES = bytes([1, *[0] * 15, *[TILE_BYTES, 0] * 8, *[0] * 16, *[LANES] * 8, *[0] * 8])
+# Declarations of every module: instructions of AMX, and the attributes of functions.
+SHARED = f"""
+    declare void @llvm.x86.ldtilecfg(ptr)
+    declare void @llvm.x86.tilerelease()
+    declare void @llvm.x86.tilezero(i8)
+    declare void @llvm.x86.tileloadd64(i8, ptr, i64)
+    declare void @llvm.x86.tilestored64(i8, ptr, i64)
+    @tiles = private constant [{len(TILES)} x i8] [{", ".join(f"i8 {byte}" for byte in TILES)}], align 64
+    attributes #0 = {{ nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }}
+"""
 
 
 def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
@@ -92,13 +102,7 @@ def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
     declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
     declare <16 x float> @llvm.maxnum.v16f32(<16 x float>, <16 x float>)
     declare <8 x float> @llvm.maxnum.v8f32(<8 x float>, <8 x float>)
-    declare void @llvm.x86.ldtilecfg(ptr)
-    declare void @llvm.x86.tilerelease()
-    declare void @llvm.x86.tilezero(i8)
-    declare void @llvm.x86.tileloadd64(i8, ptr, i64)
-    declare void @llvm.x86.tilestored64(i8, ptr, i64)
-    @tiles = private constant [{len(TILES)} x i8] [{", ".join(f"i8 {byte}" for byte in TILES)}], align 64
-    attributes #0 = {{ nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }}
+    {SHARED}
     """
     functions = (part for rows in blocks for part in _block(form, rows, block_body(form, rows, row_bytes)))
     return "\n".join([declarations, *functions, *_maxima(form, blocks, row_bytes, tiles=instructions == "amx")])
