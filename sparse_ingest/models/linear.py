@@ -131,9 +131,14 @@ def has_vnni() -> bool:
     return _may_use("_is_vnni_supported", *WITH_VNNI)
 
 
-def has_only_avx2() -> bool:
-    """Return whether AVX2 is the best for float32 that may be used here."""
-    return _may_use("_is_avx2_supported", "AVX2", *WITH_AVX512) and not _may_use("_is_avx512_supported", *WITH_AVX512)
+def has_avx512() -> bool:
+    """Return whether AVX512 may be used here."""
+    return _may_use("_is_avx512_supported", *WITH_AVX512)
+
+
+def has_avx2() -> bool:
+    """Return whether AVX2 may be used here."""
+    return _may_use("_is_avx2_supported", "AVX2", *WITH_AVX512)
 
 
 def has_fast_bfloat16() -> bool:

@@ -7,7 +7,6 @@ import platform
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from sparse_ingest.models.heads import cpu_kernel, cpu_kernel_text, selection
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import Int8Head, TiledHead
-from sparse_ingest.models.linear import has_avx512_bfloat16, has_only_avx2, has_vnni
+from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.packing import Packing
 
 llvm = pytest.importorskip("llvmlite.binding")
@@ -58,7 +57,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(
-    ("dtype", "instructions"), [*product([torch.int8, torch.bfloat16], ["avx512", "amx"]), (torch.float32, "avx2")]
+    ("dtype", "instructions"), [(getattr(torch, dtype), instructions) for dtype, instructions in cpu_kernel_text.FORMS]
 )
 @pytest.mark.parametrize(
     ("width", "vocabulary"),
@@ -78,8 +77,7 @@ def test_emulated_instructions_match_the_formula(instructions, dtype, width, voc
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
 def test_the_instructions_of_this_cpu_match_the_formula(dtype) -> None:
-    there = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16, torch.float32: has_only_avx2}[dtype]
-    if not there() or (instructions := instructions_for(dtype, 128)) is None:
+    if (instructions := instructions_for(dtype, 128)) is None:
         pytest.skip("this CPU lacks the instructions, or ONEDNN_MAX_CPU_ISA forbids them")
     rows, weight, bias, of_columns, of_documents = random_inputs(dtype, 128, 1000, LENGTHS)
     found = Kernel(weight, bias, of_columns, instructions=instructions)(rows, Packing(LENGTHS, CPU), of_documents)
@@ -94,13 +92,15 @@ def test_the_instructions_of_this_cpu_match_the_formula(dtype) -> None:
         ("bfloat16", "amx", ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease")),
         ("int8", "avx512", ("vpdpbusd", "vpmaxsd")),
         ("bfloat16", "avx512", ("vdpbf16ps", "vmaxps")),
+        ("float32", "avx512", ("vfmadd", "vmaxps", "%zmm")),
         ("float32", "avx2", ("vfmadd", "vmaxps")),
     ],
 )
 def test_the_kernel_is_compiled_to_the_expected_instructions(dtype, instructions, words) -> None:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    module = llvm.parse_assembly(cpu_kernel_text.kernel_text(dtype, instructions, 256))
+    form = cpu_kernel_text.FORMS[dtype, instructions]
+    module = llvm.parse_assembly(cpu_kernel_text.kernel_text(form, 256))
     module.verify()
     target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
     cpu = "haswell" if instructions == "avx2" else "sapphirerapids"
@@ -109,7 +109,7 @@ def test_the_kernel_is_compiled_to_the_expected_instructions(dtype, instructions
     if instructions != "amx":
         # Each step multiplies the rows of a block by two vectors of columns, without spilling registers.
         step = max(assembly.split(".LBB"), key=lambda part: part.count(words[0]))
-        assert step.count(words[0]) == 2 * cpu_kernel_text.BLOCKS[instructions][0]
+        assert step.count(words[0]) == 2 * form.blocks[0]
         assert "(%rsp)" not in step
 
 
@@ -250,7 +250,8 @@ def test_an_llvm_that_is_too_old_is_not_used_and_noted(parts, monkeypatch, caplo
         (True, True, torch.int8, 1024, "amx"),
         (True, True, torch.bfloat16, 512, "amx"),
         (True, True, torch.bfloat16, 768, None),
-        (True, True, torch.float32, 128, None),
+        (True, True, torch.float32, 384, "avx512"),
+        (True, True, torch.float32, 512, None),
         (True, False, torch.int8, 1024, "avx512"),
         (True, False, torch.bfloat16, 768, "avx512"),
         (False, True, torch.int8, 1024, "avx512"),
@@ -262,9 +263,8 @@ def test_the_best_instructions_for_a_dtype_are_chosen(monkeypatch, amx, tiles, d
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(cpu_kernel, "has_amx", lambda: amx)
-    monkeypatch.setattr(cpu_kernel, "has_only_avx2", lambda: False)
     monkeypatch.setattr(cpu_kernel, "may_use_tiles", lambda: tiles)
-    for name in ("has_vnni", "has_avx512_bfloat16"):
+    for name in ("has_vnni", "has_avx2", "has_avx512", "has_avx512_bfloat16"):
         monkeypatch.setattr(cpu_kernel, name, lambda: True)
     assert instructions_for(dtype, width) == expected
 
@@ -278,8 +278,6 @@ def test_other_systems_and_forbidden_instructions_disable_the_kernel(monkeypatch
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX")
     assert instructions_for(torch.float32, 128) is None
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)  # there torch's product is as fast
-    assert instructions_for(torch.float32, 128) is None
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert instructions_for(torch.int8, 128) is None
 

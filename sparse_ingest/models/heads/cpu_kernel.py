@@ -12,16 +12,17 @@ import torch
 from torch.nn.functional import pad
 
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function
-from sparse_ingest.models.heads.cpu_kernel_text import BLOCKS, FEATURES, FORMS, TILE_BYTES, kernel_text
-from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_only_avx2, has_vnni, may_use_tiles
+from sparse_ingest.models.heads.cpu_kernel_text import FORMS, TILE_BYTES, kernel_text
+from sparse_ingest.models.linear import has_amx, has_avx2, has_avx512, has_avx512_bfloat16, has_vnni, may_use_tiles
 from sparse_ingest.models.packing import Packing
 
 DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 # With wider rows of bfloat16 a panel does not fit the cache that two threads of an AMX core share, and torch's product
 # is faster (speed relative to torch in a prototype: 0.9 at 768 wide, 1.2 at 256, 1.9 at 128).
 AMX_BFLOAT16_BYTES = 1024
-# The same for a panel of float32 and the second-level cache (1.05 at 768 wide, 0.95 at 1024).
-AVX2_BYTES = 3072
+# The same for float32, where torch's product of wide rows is as fast. AVX512: 1.6 at 128 wide, 1.2 at 256, 1.0 at 512;
+# AVX2: 1.05 at 768 wide, 0.95 at 1024.
+FLOAT32_BYTES = {"avx512": 1536, "avx2": 3072}
 
 
 class Kernel:
@@ -36,8 +37,8 @@ class Kernel:
     ) -> None:
         self.name = f"compiled for {instructions}, by llvmlite"
         self._columns, self._width, self._dtype = len(bias), weight.shape[1], weight.dtype
-        self._least = BLOCKS[instructions][-1]
-        self._panel = FORMS[DTYPES[self._dtype]].panel
+        form = FORMS[DTYPES[self._dtype], instructions]
+        self._least, self._panel = form.blocks[-1], form.panel
         missing, weight = -self._columns % self._panel, _full_tiles(weight).contiguous()
         groups = weight.view(torch.int32)  # of 4 bytes
         full, rest = divmod(self._columns, self._panel)
@@ -53,9 +54,8 @@ class Kernel:
         self._before = pad(before, (0, missing))
         self._scales = pad(torch.ones(self._columns) if scales is None else scales, (0, missing))
         self._bias = pad(bias.to(torch.float32), (0, missing))
-        dtype, row_bytes = DTYPES[weight.dtype], weight.shape[1] * weight.itemsize
-        text = kernel_text(dtype, instructions, row_bytes)
-        self._maxima = compile_kernel(text, FEATURES[dtype, instructions])
+        text = kernel_text(form, weight.shape[1] * weight.itemsize)
+        self._maxima = compile_kernel(text, form.feature)
 
     def __call__(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor | None = None) -> torch.Tensor:
         """Return weights before the logarithm of packed rows in the weight's dtype; `scales` is `[documents]`."""
@@ -85,8 +85,10 @@ def instructions_for(dtype: torch.dtype, width: int) -> str | None:
     """Return the instructions of this CPU for the fastest kernel of a dtype, or None if no kernel is faster."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return None
-    if dtype == torch.float32:  # with AVX512 torch's product is as fast
-        return "avx2" if has_only_avx2() and width * dtype.itemsize <= AVX2_BYTES else None
+    if dtype == torch.float32:
+        best = "avx512" if has_avx512() else "avx2"
+        is_fast = has_avx2() and width * dtype.itemsize <= FLOAT32_BYTES[best]
+        return best if is_fast else None
     if dtype in DTYPES and has_amx() and may_use_tiles():
         too_wide = dtype == torch.bfloat16 and width * dtype.itemsize > AMX_BFLOAT16_BYTES
         return None if too_wide else "amx"

@@ -5,9 +5,9 @@
 
 Two vectors of columns of the vocabulary are one panel: 32 columns, or 16 with AVX2. For each panel the kernel walks
 over all documents, a block of rows at a time; products stay in registers and only their maximum is kept. A panel fits
-the first-level cache, the rows of a batch the second. The last block of a document ends with it: rows that are read
-twice do not change a maximum. Factors are multiplied in groups of 4 bytes: with AVX512 and AMX four 8-bit numbers
-(unsigned times signed) or two bfloat16, with AVX2 one float32. A panel is `[width in groups][columns][4 bytes]`.
+the first- or second-level cache. The last block of a document ends with it: rows that are read twice do not change a
+maximum. Factors are multiplied in groups of 4 bytes: four 8-bit numbers (unsigned times signed), two bfloat16 or one
+float32. A panel is `[width in groups][columns][4 bytes]`.
 
 How to read the text: `%name` is a value that is set once, `name:` a label for `br label %name`, and `;` starts a
 comment. `phi` is a loop variable with its initial value and its value in the previous round. `getelementptr i8, ptr %a,
@@ -18,34 +18,32 @@ read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LANES = 16  # 4-byte numbers of a vector of AVX512, rows of a tile
 HALVES = (0, 1)  # of a panel, as a vector has half of its columns
 GROUP_BYTES = 4
 TILE_BYTES = 64  # of a tile's row
-# Rows of a block, largest first. AVX512 has 32 registers: 24 sums, two vectors of columns and one of a row. AMX has 8
-# tiles: four sums, two of columns and two of rows. AVX2 has 16 registers: 12 sums, and the same factors as AVX512.
-BLOCKS = {"avx512": (12, 8, 4), "amx": (32, 16), "avx2": (6, 4)}
-# What LLVM calls the part of a CPU that multiplies.
-FEATURES = {
-    ("int8", "avx512"): "avx512vnni", ("bfloat16", "avx512"): "avx512bf16",
-    ("int8", "amx"): "amx-int8", ("bfloat16", "amx"): "amx-bf16", ("float32", "avx2"): "fma",
-}  # fmt: skip
+LINE_BYTES = 64  # of a CPU's cache
+AHEAD = 4  # steps from the prefetch of columns to their use: float32 is 4% faster at 128 wide, 8% at 256 and 384
 
 
 @dataclass(frozen=True)
 class Form:
-    """The parts of the text that differ between dtypes."""
+    """The parts of the text that differ between dtypes and instructions."""
 
+    feature: str  # what LLVM calls the part of a CPU that multiplies
+    # Rows of a block, largest first. AVX512 has 32 registers: 24 sums, two vectors of columns and one of a row. AMX has
+    # 8 tiles: four sums, two of columns and two of rows. AVX2 has 16 registers: 12 sums, and factors as AVX512.
+    blocks: tuple[int, ...]
     sums: str  # a vector of them
     factors: str  # a vector of them
     multiply: str  # of vectors
-    multiply_tiles: str  # of AMX
     larger: str  # of two vectors, lane by lane
     lowest: str  # a vector of it
     add: str
     to_float: str  # of a vector of sums
+    multiply_tiles: str = ""  # of AMX
     lanes: int = LANES  # sums of a vector
     arguments: str = "{0}, {1}, {2}"  # of `multiply`: the sum and the factors
 
@@ -60,23 +58,34 @@ class Form:
         return len(HALVES) * self.lanes
 
 
-# With `nnan` (inputs without NaN) a maximum is one instruction; vectors.py finds NaN in hidden states.
+def _float32(feature: str, blocks: tuple[int, ...], lanes: int) -> Form:
+    vector = f"<{lanes} x float>"
+    # With `nnan` (inputs without NaN) a maximum is one instruction; vectors.py finds NaN in hidden states.
+    return Form(
+        feature, blocks, vector, vector, f"@llvm.fma.v{lanes}f32", f"call nnan {vector} @llvm.maxnum.v{lanes}f32",
+        "splat (float 0xFFF0000000000000)", "fadd", f"bitcast {vector} {{}} to {vector}", lanes=lanes,
+        arguments="{1}, {2}, {0}",
+    )  # fmt: skip
+
+
+_INT8 = Form(
+    "avx512vnni", (12, 8, 4), "<16 x i32>", "<64 x i8>", "@llvm.x86.avx512.vpdpbusd.512",
+    "call <16 x i32> @llvm.smax.v16i32", "splat (i32 -2147483648)", "add", "sitofp <16 x i32> {} to <16 x float>",
+)  # fmt: skip
+_FLOAT32 = _float32("avx512f", (12, 8, 4), LANES)
+_BFLOAT16 = replace(
+    _FLOAT32, feature="avx512bf16", factors="<32 x bfloat>", multiply="@llvm.x86.avx512bf16.dpbf16ps.512",
+    arguments=Form.arguments,
+)  # fmt: skip
+# By dtype and instructions.
 FORMS = {
-    "int8": Form(
-        "<16 x i32>", "<64 x i8>", "@llvm.x86.avx512.vpdpbusd.512", "@llvm.x86.tdpbusd",
-        "call <16 x i32> @llvm.smax.v16i32", "splat (i32 -2147483648)", "add", "sitofp <16 x i32> {} to <16 x float>",
-    ),
-    "bfloat16": Form(
-        "<16 x float>", "<32 x bfloat>", "@llvm.x86.avx512bf16.dpbf16ps.512", "@llvm.x86.tdpbf16ps",
-        "call nnan <16 x float> @llvm.maxnum.v16f32", "splat (float 0xFFF0000000000000)", "fadd",
-        "bitcast <16 x float> {} to <16 x float>",
-    ),
-    "float32": Form(
-        "<8 x float>", "<8 x float>", "@llvm.fma.v8f32", "",
-        "call nnan <8 x float> @llvm.maxnum.v8f32", "splat (float 0xFFF0000000000000)", "fadd",
-        "bitcast <8 x float> {} to <8 x float>", lanes=8, arguments="{1}, {2}, {0}",
-    ),
-}  # fmt: skip
+    ("int8", "avx512"): _INT8,
+    ("int8", "amx"): replace(_INT8, feature="amx-int8", blocks=(32, 16), multiply_tiles="@llvm.x86.tdpbusd"),
+    ("bfloat16", "avx512"): _BFLOAT16,
+    ("bfloat16", "amx"): replace(_BFLOAT16, feature="amx-bf16", blocks=(32, 16), multiply_tiles="@llvm.x86.tdpbf16ps"),
+    ("float32", "avx512"): _FLOAT32,
+    ("float32", "avx2"): _float32("fma", (6, 4), 8),
+}
 
 # Eight tiles of 16 rows of 64 bytes: palette 1, then the bytes of a row of each, then the rows of each.
 TILES = bytes([1, *[0] * 15, *[TILE_BYTES, 0] * 8, *[0] * 16, *[LANES] * 8, *[0] * 8])
@@ -92,20 +101,20 @@ SHARED = f"""
 """
 
 
-def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
+def kernel_text(form: Form, row_bytes: int) -> str:
     """Return a module with the function `maxima` for rows of `row_bytes` bytes, a multiple of `TILE_BYTES`."""
-    form, blocks = FORMS[dtype], BLOCKS[instructions]
-    block_body = _tile_block if instructions == "amx" else _vector_block
+    block_body = _tile_block if form.multiply_tiles else _vector_block
     declarations = f"""
     declare {form.sums} {form.multiply}({form.sums}, {form.factors}, {form.factors})
     {f"declare void {form.multiply_tiles}(i8, i8, i8)" if form.multiply_tiles else ""}
     declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
     declare <16 x float> @llvm.maxnum.v16f32(<16 x float>, <16 x float>)
     declare <8 x float> @llvm.maxnum.v8f32(<8 x float>, <8 x float>)
+    declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
     {SHARED}
     """
-    functions = (part for rows in blocks for part in _block(form, rows, block_body(form, rows, row_bytes)))
-    return "\n".join([declarations, *functions, *_maxima(form, blocks, row_bytes, tiles=instructions == "amx")])
+    functions = (part for rows in form.blocks for part in _block(form, rows, block_body(form, rows, row_bytes)))
+    return "\n".join([declarations, *functions, *_maxima(form, row_bytes)])
 
 
 def _block(form: Form, rows: int, body: Iterator[str]) -> Iterator[str]:
@@ -161,6 +170,9 @@ def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
       %right0 = load {form.factors}, ptr %columns0, align {align}
       %right1 = load {form.factors}, ptr %columns1, align {align}
     """
+    for line in range(AHEAD * len(HALVES) * align, (AHEAD + 1) * len(HALVES) * align, LINE_BYTES):
+        yield f"  %line{line} = getelementptr i8, ptr %columns0, i64 {line}"
+        yield f"  call void @llvm.prefetch.p0(ptr %line{line}, i32 0, i32 3, i32 1)"
     for row in range(rows):
         yield f"""
       ; the 4 bytes of this row, in every lane
@@ -224,7 +236,7 @@ def _largest_of(form: Form, half: int, found: list[str]) -> Iterator[str]:
         before = after
 
 
-def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool) -> Iterator[str]:
+def _maxima(form: Form, row_bytes: int) -> Iterator[str]:
     """Yield the loops over panels and documents. A document has at least as many rows as the smallest block.
 
     Tiles belong to the thread: each call configures and releases them, as torch's products do.
@@ -234,7 +246,7 @@ def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool)
                         ptr %row_scales, ptr %column_scales, ptr %bias, ptr %found) #0 {{
     entry:
       %scratch = alloca [{4 * LANES * TILE_BYTES} x i8], align 64
-      {"call void @llvm.x86.ldtilecfg(ptr @tiles)" if tiles else ""}
+      {"call void @llvm.x86.ldtilecfg(ptr @tiles)" if form.multiply_tiles else ""}
       %stride = mul i64 %panels, {form.panel}
       br label %panel
 
@@ -256,7 +268,7 @@ def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool)
       %end = sext i32 %end32 to i64
       br label %try0
     """
-    yield from _document_blocks(form, blocks, row_bytes)
+    yield from _document_blocks(form, row_bytes)
     yield from _store(form)
     yield f"""
       %next = add i64 %at, 1
@@ -269,16 +281,16 @@ def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool)
       br i1 %more_panels, label %panel, label %done
 
     done:
-      {"call void @llvm.x86.tilerelease()" if tiles else ""}
+      {"call void @llvm.x86.tilerelease()" if form.multiply_tiles else ""}
       ret void
     }}
     """
 
 
-def _document_blocks(form: Form, blocks: tuple[int, ...], row_bytes: int) -> Iterator[str]:
+def _document_blocks(form: Form, row_bytes: int) -> Iterator[str]:
     """Yield `try0` to `store`: a loop for each block size, largest first, while it fits; then the remaining rows."""
     row, largest, before = "%start", [form.lowest, form.lowest], "document"
-    for place, rows in enumerate(blocks):
+    for place, rows in enumerate(form.blocks):
         yield f"""
     try{place}:
       %row{place} = phi i64 [ {row}, %{before} ], [ %behind{place}, %do{place} ]
@@ -292,7 +304,7 @@ def _document_blocks(form: Form, blocks: tuple[int, ...], row_bytes: int) -> Ite
         yield f"""
       %behind{place} = add i64 {row}, {rows}
       %fits{place} = icmp sle i64 %behind{place}, %end
-      br i1 %fits{place}, label %do{place}, label %{f"try{place + 1}" if place + 1 < len(blocks) else "left"}
+      br i1 %fits{place}, label %do{place}, label %{f"try{place + 1}" if place + 1 < len(form.blocks) else "left"}
     do{place}:
         """
         yield _call(form, str(place), row, rows, row_bytes, largest)
@@ -302,9 +314,9 @@ def _document_blocks(form: Form, blocks: tuple[int, ...], row_bytes: int) -> Ite
       %is_left = icmp slt i64 {row}, %end
       br i1 %is_left, label %last, label %store
     last: ; ends with the document, and may begin with rows that were seen
-      %last_row = sub i64 %end, {blocks[-1]}
+      %last_row = sub i64 %end, {form.blocks[-1]}
     """
-    yield _call(form, "last", "%last_row", blocks[-1], row_bytes, largest)
+    yield _call(form, "last", "%last_row", form.blocks[-1], row_bytes, largest)
     yield """
       br label %store
     store:
