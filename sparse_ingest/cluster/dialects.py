@@ -61,10 +61,6 @@ class OpenSearchDialect:
                 'newer. Use kind = "rank_features", or upgrade the cluster.'
             )
 
-    def no_pipeline_in_body(self) -> dict[str, str]:
-        """Return what makes a search of an `_msearch` bypass the default pipeline."""
-        return self.no_pipeline if self.version >= PIPELINE_IN_BODY_SINCE else {}
-
     @staticmethod
     def refuse(feature: Feature) -> None:
         """Raise `UsageError` for what this product lacks: nothing."""
@@ -73,10 +69,6 @@ class OpenSearchDialect:
     def field_entry() -> dict[str, Any]:
         """Return the mapping of a new field of kind rank_features."""
         return {"type": "rank_features"}
-
-    @staticmethod
-    def refuse_created(name: str, version: str | None) -> None:
-        """Raise `ClusterError` for an existing index that cannot have the field: none here."""
 
     @staticmethod
     def stores_vectors_beside_source(setting: str | None) -> bool:
@@ -137,11 +129,6 @@ class ElasticsearchDialect:
         """Raise `UsageError` for what this product lacks."""
         raise UsageError(_ELASTICSEARCH_LACKS[feature])
 
-    @staticmethod
-    def no_pipeline_in_body() -> dict[str, str]:
-        """Return {}: Elasticsearch has no search pipelines."""
-        return {}
-
     def field_entry(self) -> dict[str, Any]:
         """Return the mapping of a new field of kind rank_features.
 
@@ -149,15 +136,6 @@ class ElasticsearchDialect:
         """
         can_prune = self.version[:2] >= (9, 1) or (8, 19) <= self.version[:2] < (9, 0)
         return {"type": "sparse_vector"} | ({"index_options": {"prune": False}} if can_prune else {})
-
-    @staticmethod
-    def refuse_created(name: str, version: str | None) -> None:
-        """Raise `ClusterError` for an existing index that cannot have the field, by its index.version.created."""
-        if version and version.isdecimal() and _NO_FIELD_FROM <= int(version) < _FIELD_SINCE:
-            raise ClusterError(
-                f"Index {name!r} was created by Elasticsearch 8.0 to 8.10 and cannot have a sparse_vector field. Load "
-                "into a new index, or copy it into one with _reindex and load into that with --update."
-            )
 
     def stores_vectors_beside_source(self, setting: str | None) -> bool:
         """Return whether an update keeps a vector that `_source` excludes, from its term vectors.
@@ -226,6 +204,18 @@ def newest(product: Product) -> Dialect:
     """Return the dialect of the newest tried release, for requests without a cluster."""
     kind = DIALECTS[product]
     return kind(kind.newest_tried)
+
+
+def refuse_created(name: str, version: str | None) -> None:
+    """Raise `ClusterError` for an existing index that cannot have the field, by its index.version.created.
+
+    Only indexes of Elasticsearch have these versions: OpenSearch adds 2^27 to its own.
+    """
+    if version and version.isdecimal() and _NO_FIELD_FROM <= int(version) < _FIELD_SINCE:
+        raise ClusterError(
+            f"Index {name!r} was created by Elasticsearch 8.0 to 8.10 and cannot have a sparse_vector field. Load "
+            "into a new index, or copy it into one with _reindex and load into that with --update."
+        )
 
 
 def kind_of(entry: Mapping[str, Any] | None) -> FieldKind | None:

@@ -81,14 +81,13 @@ def _listed(client: Client, name: str) -> ListedIndex | None:
         return None
     stamp, created = there.stamp, there.setting("creation_date")
     field = stamp.field if stamp else mappings.sparse_field(there.mappings)
-    entry = (mappings.field_mapping(there.mappings, field) if field else None) or {}
     return ListedIndex(
         index=there.name,
         aliases=there.serving_aliases,
         documents=_unless_refused(lambda: indexes.count_documents(client, there)),
         bytes=_unless_refused(lambda: _size(client, there)),
         field=field,
-        kind=kind_of(entry),
+        kind=kind_of(mappings.field_mapping(there.mappings, field)) if field else None,
         model=stamp.model.get("document") if stamp else None,
         run_id=stamp.run_id if stamp else None,
         load=stamp.load if stamp else None,
