@@ -77,7 +77,7 @@ class KeptTypes:
             mappings.add_types(added, more, self._sparse)
             _add_nested(added, self._there.mappings)
             notes.append(
-                f"Added to the mapping of index {self._there.name!r}: {', '.join(more)}. Filters by them find "
+                f"Adding to the mapping of index {self._there.name!r}: {', '.join(more)}. Filters by them find "
                 "earlier documents only after these are loaded again."
             )
         return replace(stamp, fields=self._recorded | types), added, notes

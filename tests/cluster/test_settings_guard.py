@@ -57,6 +57,12 @@ def test_the_old_values_are_saved_and_restored(client: Client, index: indexes.In
     assert settings_guard.restore(client, index, NEVER) == []
 
 
+def test_the_stamp_of_another_load_keeps_the_old_values(client: Client, index: indexes.Index) -> None:
+    settings_guard.tune(client, index, LOADING, NEVER)
+    indexes.stamp_index(client, index, replace(STAMP, run_id="s" * 64))
+    assert saved_settings(client, index).keys() == LOADING.keys()
+
+
 def test_the_old_values_are_saved_before_the_first_change(
     client: Client, index: indexes.Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,7 +164,7 @@ def test_loading_into_a_filled_index_adds_new_fields_and_checks_values_of_mapped
     into(client, index_name, more, progress=recorder)
     assert stamped(client, index_name).fields == {"price": "long", "mixed": None, "color": "keyword"}
     assert mapped(client, index_name) == {"price": "long", "color": "keyword"}
-    assert any("Added to the mapping of index" in note and "color" in note for note in recorder.notes)
+    assert any("Adding to the mapping of index" in note and "color" in note for note in recorder.notes)
     for value in (27.99, "x", True, {"a": 1}):
         with pytest.raises(RunError, match="'price' does not fit the type long, which index"):
             into(client, index_name, run_of(tmp_path / repr(value), {"4": {"price": value}}, more=repr(value)))
