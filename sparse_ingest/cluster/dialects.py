@@ -44,6 +44,7 @@ class OpenSearchDialect:
     # A default search pipeline of an index, such as two-phase, would change scores and refuse to sort.
     no_pipeline: ClassVar[dict[str, str]] = {"search_pipeline": "_none"}
     replacement: ClassVar[Replacement] = "replace"
+    points, point_key = "/_search/point_in_time", "pit_id"  # the path of points in time, and the key of their ids
     plugins: ClassVar[dict[str, str]] = {
         "opensearch-neural-search": "neural_sparse queries and sparse_vector fields; without it, use `query "
         "--without-plugin`",
@@ -85,16 +86,6 @@ class OpenSearchDialect:
         """Add to the body of a new index what the `source` setting needs beside `_source.excludes`: nothing."""
 
     @staticmethod
-    def open_point(call: Find, path: str, keep_alive: str) -> str:
-        """Open a point in time of an index, and return its id."""
-        return str(call("POST", f"{path}/_search/point_in_time", params={"keep_alive": keep_alive})["pit_id"])
-
-    @staticmethod
-    def close_point(call: Find, point: str) -> None:
-        """Close a point in time."""
-        call("DELETE", "/_search/point_in_time", {"pit_id": [point]}, timeout_s=10)
-
-    @staticmethod
     def max_clauses(find: Find) -> int:
         """Return `indices.query.bool.max_clause_count`, or its default for a role that may not read it."""
         return int(cluster_settings(find).get("indices.query.bool.max_clause_count", MAX_CLAUSES))
@@ -109,6 +100,7 @@ class ElasticsearchDialect:
     newest_tried = (9, 5, 3)
     no_pipeline: ClassVar[dict[str, str]] = {}
     replacement: ClassVar[Replacement] = "overwrite"
+    points, point_key = "/_pit", "id"
     plugins: ClassVar[dict[str, str]] = {}
 
     def __init__(self, version: Version) -> None:
@@ -159,16 +151,6 @@ class ElasticsearchDialect:
         if source == "exclude" and self.version[:2] >= (9, 2):
             settings = body.setdefault("settings", {})
             settings.setdefault("index.mapping.exclude_source_vectors", False)
-
-    @staticmethod
-    def open_point(call: Find, path: str, keep_alive: str) -> str:
-        """Open a point in time of an index, and return its id."""
-        return str(call("POST", f"{path}/_pit", params={"keep_alive": keep_alive})["id"])
-
-    @staticmethod
-    def close_point(call: Find, point: str) -> None:
-        """Close a point in time."""
-        call("DELETE", "/_pit", {"id": point}, timeout_s=10)
 
     @staticmethod
     def max_clauses(find: Find) -> int:

@@ -129,7 +129,7 @@ def create_index(
     """
     chosen, reporter = options_from(CreateOptions, options, settings, "create_index"), reporter_of(progress)
     full = pipeline_of(None, pipeline)
-    given = {name: value for name in ("field", "kind", "body") if (value := getattr(chosen, name))}
+    given = {name: value for name in ("field", "kind", "body") if (value := getattr(chosen, name)) is not None}
     full = replace(full, index=replace(full.index, **given))
     _refuse_options(chosen)
     wanted = _pipelines(index, full, chosen)

@@ -97,7 +97,9 @@ def test_a_declared_type_overrides_the_found_one_and_the_flag_overrides_the_file
     with pytest.raises(RunError, match=r'\'price\' does not fit the type long, which is declared .*"1": "27.99"'):
         into(client, index_name, run, pipeline=pipeline)
     assert indexes.find_index(client, index_name) is None
-    into(client, index_name, run, pipeline=pipeline, fields={"price": "float"})
+    recorder = Recorder()
+    into(client, index_name, run, pipeline=pipeline, fields={"price": "float"}, progress=recorder)
+    assert not any("No document has a declared field" in note for note in recorder.notes), "all have a title"
     fields = stamped(client, index_name).fields or {}
     assert [fields[name] for name in ("price", "left", "deep.a.b", "category")] == ["float", "text", "float", "keyword"]
     there = client.call("GET", f"/{index_name}")[index_name]["mappings"]["properties"]
