@@ -202,13 +202,18 @@ def _verified(report: VerifyReport) -> Iterator[str]:
     for doc_id, token, weight, found in report.differences:
         what = "sum of all weights of a group of tokens" if token is None else f"token {token!r}"
         there = "none" if found is None else f"{found:.9g}"
-        yield f"  differs: {doc_id}: {what}: expected {weight:.9g}, found {there}"
+        yield f"  differs: {_printable(doc_id)}: {what}: expected {weight:.9g}, found {there}"
     if report.differing > len(report.differences):
         yield f"  and {report.differing - len(report.differences):,} more differ"
     yield "The index matches the run." if report.same else "The index differs from the run."
 
 
 def _listed(what: str, doc_ids: Sequence[str], count: int) -> Iterator[str]:
-    yield from (f"  {what}: {doc_id}" for doc_id in doc_ids)
+    yield from (f"  {what}: {_printable(doc_id)}" for doc_id in doc_ids)
     if count > len(doc_ids):
         yield f"  and {count - len(doc_ids):,} more are {what}"
+
+
+def _printable(doc_id: str) -> str:
+    """Return an id, quoted if it could move the cursor or add lines: any client may have chosen it."""
+    return doc_id if doc_id.isprintable() else ascii(doc_id)

@@ -8,7 +8,6 @@ half the bytes. The decimals of sparse_vector fields are in seismic.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from json.encoder import encode_basestring
@@ -18,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparse_ingest.cluster.scores import DROPPED_BITS, LOWEST_WEIGHT, weight_codes
-from sparse_ingest.errors import PipelineError, RunError
+from sparse_ingest.cluster.scores import DROPPED_BITS, weight_codes
+from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows, batched
-from sparse_ingest.runs.shards import ShardPart, parse_fields
+from sparse_ingest.runs.shards import ShardPart
 
 MAX_BYTES = 8 << 20  # managed services refuse requests from 10 MiB
 MAX_DOCUMENTS = 5000
@@ -135,8 +134,6 @@ class BodyWriter:
         operation: WriteOperation = "index",
         empty_field: bool = True,
     ) -> None:
-        self._field = field
-        self._names = {encode_basestring(field), json.dumps(field)}
         self._spelling = spelling
         self._text = _operation_text(operation, field)
         self._without = self._text.opening + self._text.end if empty_field else self._text.without
@@ -151,8 +148,8 @@ class BodyWriter:
     ) -> Iterator[BulkRequest]:
         """Yield the documents in requests of at most MAX_DOCUMENTS and `max_bytes`; a larger one has its own request.
 
-        `max_bytes` may be a function that is called before each request. Raise `PipelineError` if a document has a
-        field with the name of the sparse field, `RunError` for a token id or a weight that no encoder writes.
+        `max_bytes` may be a function that is called before each request. preflight.py checks documents; this raises
+        only a `RunError` for a token id without a token, whose weight would otherwise be of the token "".
         """
         limit = max_bytes if callable(max_bytes) else lambda: max_bytes
         waiting: list[BulkRequest] = []
@@ -203,7 +200,9 @@ class BodyWriter:
 
     def _layout(self, rows: npt.NDArray[np.uint64], vectors: SparseRows, fields: Sequence[str]) -> _Layout:
         """Return the pieces of each document: head, (key, decimal)*, the last decimal together with the end."""
-        self._refuse_damage(vectors)
+        if (wrong := self._no_token[vectors.token_ids]).any():
+            damage = f"a weight for token id {vectors.token_ids[wrong.argmax()]}, which vocab.json does not have"
+            raise RunError(f"The run has {damage}. It is damaged: encode it again.")
         codes = self._spelling.codes(vectors.weights)
         self._spell(codes)
         terms = np.diff(vectors.indptr)
@@ -228,35 +227,10 @@ class BodyWriter:
         opening = self._text.opening if terms else self._without
         if self._text.operation == "update":
             return action + opening
-        # Parsing every object would take longer than writing it. Usually the two names are equal and absent.
-        if any(name in carried for name in self._names) and self._field in parse_fields(carried, doc_id):
-            raise PipelineError(
-                f"The documents have a field {self._field!r}, which is also the name of the sparse field. "
-                "Choose another name with --field, or omit that field with encode --keep."
-            )
         # A line break between the parts of a JSON object would end the operation.
         object_start = carried.strip().replace("\n", " ").encode()[:-1].rstrip()
         comma = b"" if object_start == b"{" or opening == self._text.without else b","
         return b"%b%b%b%b" % (action, object_start, comma, opening)
-
-    def _refuse_damage(self, vectors: SparseRows) -> None:
-        weights, token_ids = vectors.weights, vectors.token_ids
-        if not len(weights):
-            return
-        weights = weights.astype(np.float32, copy=False)  # numpy compares float16 slowly
-        damage = None
-        # Written so that a NaN fails as well.
-        if not (weights.min() >= LOWEST_WEIGHT and weights.max() < np.inf):
-            damage = (
-                f"has weights from {weights.min()} to {weights.max()}; an index takes finite weights from "
-                f"{LOWEST_WEIGHT:.8g}"
-            )
-        elif token_ids.max() >= len(self._no_token):
-            damage = f"has token id {token_ids.max()}, but vocab.json has {len(self._no_token)} tokens"
-        elif (wrong := self._no_token[token_ids]).any():
-            damage = f"has a weight for token id {token_ids[wrong.argmax()]}, which vocab.json does not have"
-        if damage:
-            raise RunError(f"The run {damage}. It is damaged: encode it again.")
 
     def _spell(self, codes: npt.NDArray[np.integer[Any]]) -> None:
         """Add the decimals of new codes to the pieces."""

@@ -44,6 +44,7 @@ class OpenSearchDialect:
     # A default search pipeline of an index, such as two-phase, would change scores and refuse to sort.
     no_pipeline: ClassVar[dict[str, str]] = {"search_pipeline": "_none"}
     replacement: ClassVar[Replacement] = "replace"
+    points, point_key = "/_search/point_in_time", "pit_id"  # the path of points in time, and the key of their ids
     plugins: ClassVar[dict[str, str]] = {
         "opensearch-neural-search": "neural_sparse queries and sparse_vector fields; without it, use `query "
         "--without-plugin`",
@@ -61,10 +62,6 @@ class OpenSearchDialect:
                 'newer. Use kind = "rank_features", or upgrade the cluster.'
             )
 
-    def no_pipeline_in_body(self) -> dict[str, str]:
-        """Return what makes a search of an `_msearch` bypass the default pipeline."""
-        return self.no_pipeline if self.version >= PIPELINE_IN_BODY_SINCE else {}
-
     @staticmethod
     def refuse(feature: Feature) -> None:
         """Raise `UsageError` for what this product lacks: nothing."""
@@ -73,10 +70,6 @@ class OpenSearchDialect:
     def field_entry() -> dict[str, Any]:
         """Return the mapping of a new field of kind rank_features."""
         return {"type": "rank_features"}
-
-    @staticmethod
-    def refuse_created(name: str, version: str | None) -> None:
-        """Raise `ClusterError` for an existing index that cannot have the field: none here."""
 
     @staticmethod
     def stores_vectors_beside_source(setting: str | None) -> bool:
@@ -93,16 +86,6 @@ class OpenSearchDialect:
         """Add to the body of a new index what the `source` setting needs beside `_source.excludes`: nothing."""
 
     @staticmethod
-    def open_point(call: Find, path: str, keep_alive: str) -> str:
-        """Open a point in time of an index, and return its id."""
-        return str(call("POST", f"{path}/_search/point_in_time", params={"keep_alive": keep_alive})["pit_id"])
-
-    @staticmethod
-    def close_point(call: Find, point: str) -> None:
-        """Close a point in time."""
-        call("DELETE", "/_search/point_in_time", {"pit_id": [point]}, timeout_s=10)
-
-    @staticmethod
     def max_clauses(find: Find) -> int:
         """Return `indices.query.bool.max_clause_count`, or its default for a role that may not read it."""
         return int(cluster_settings(find).get("indices.query.bool.max_clause_count", MAX_CLAUSES))
@@ -117,6 +100,7 @@ class ElasticsearchDialect:
     newest_tried = (9, 5, 3)
     no_pipeline: ClassVar[dict[str, str]] = {}
     replacement: ClassVar[Replacement] = "overwrite"
+    points, point_key = "/_pit", "id"
     plugins: ClassVar[dict[str, str]] = {}
 
     def __init__(self, version: Version) -> None:
@@ -137,11 +121,6 @@ class ElasticsearchDialect:
         """Raise `UsageError` for what this product lacks."""
         raise UsageError(_ELASTICSEARCH_LACKS[feature])
 
-    @staticmethod
-    def no_pipeline_in_body() -> dict[str, str]:
-        """Return {}: Elasticsearch has no search pipelines."""
-        return {}
-
     def field_entry(self) -> dict[str, Any]:
         """Return the mapping of a new field of kind rank_features.
 
@@ -149,15 +128,6 @@ class ElasticsearchDialect:
         """
         can_prune = self.version[:2] >= (9, 1) or (8, 19) <= self.version[:2] < (9, 0)
         return {"type": "sparse_vector"} | ({"index_options": {"prune": False}} if can_prune else {})
-
-    @staticmethod
-    def refuse_created(name: str, version: str | None) -> None:
-        """Raise `ClusterError` for an existing index that cannot have the field, by its index.version.created."""
-        if version and version.isdecimal() and _NO_FIELD_FROM <= int(version) < _FIELD_SINCE:
-            raise ClusterError(
-                f"Index {name!r} was created by Elasticsearch 8.0 to 8.10 and cannot have a sparse_vector field. Load "
-                "into a new index, or copy it into one with _reindex and load into that with --update."
-            )
 
     def stores_vectors_beside_source(self, setting: str | None) -> bool:
         """Return whether an update keeps a vector that `_source` excludes, from its term vectors.
@@ -181,16 +151,6 @@ class ElasticsearchDialect:
         if source == "exclude" and self.version[:2] >= (9, 2):
             settings = body.setdefault("settings", {})
             settings.setdefault("index.mapping.exclude_source_vectors", False)
-
-    @staticmethod
-    def open_point(call: Find, path: str, keep_alive: str) -> str:
-        """Open a point in time of an index, and return its id."""
-        return str(call("POST", f"{path}/_pit", params={"keep_alive": keep_alive})["id"])
-
-    @staticmethod
-    def close_point(call: Find, point: str) -> None:
-        """Close a point in time."""
-        call("DELETE", "/_pit", {"id": point}, timeout_s=10)
 
     @staticmethod
     def max_clauses(find: Find) -> int:
@@ -226,6 +186,18 @@ def newest(product: Product) -> Dialect:
     """Return the dialect of the newest tried release, for requests without a cluster."""
     kind = DIALECTS[product]
     return kind(kind.newest_tried)
+
+
+def refuse_created(name: str, version: str | None) -> None:
+    """Raise `ClusterError` for an existing index that cannot have the field, by its index.version.created.
+
+    Only indexes of Elasticsearch have these versions: OpenSearch adds 2^27 to its own.
+    """
+    if version and version.isdecimal() and _NO_FIELD_FROM <= int(version) < _FIELD_SINCE:
+        raise ClusterError(
+            f"Index {name!r} was created by Elasticsearch 8.0 to 8.10 and cannot have a sparse_vector field. Load "
+            "into a new index, or copy it into one with _reindex and load into that with --update."
+        )
 
 
 def kind_of(entry: Mapping[str, Any] | None) -> FieldKind | None:

@@ -142,11 +142,10 @@ def blocked_message(address: str, path: str, reason: str) -> str:
         return f"{address}: an index is closed ({CLOSED}). Open it."
     if reason == "closed":
         return f"{address}: index {name!r} is closed ({CLOSED}). Open it: POST {at}/_open."
-    if "/7/" in reason:
-        return (
-            f"{address} refuses to search {name!r}: {reason} Remove the block: PUT {at}/_settings "
-            '{"index.blocks.read": null}.'
-        )
+    for number, refused, block in (("/7/", "search", "read"), ("/9/", "read or change the mapping of", "metadata")):
+        if number in reason:
+            settings = f'{{"index.blocks.{block}": null}}'
+            return f"{address} refuses to {refused} {name!r}: {reason} Remove the block: PUT {at}/_settings {settings}."
     if "/10/" in reason:
         return (
             f"{address} creates no indexes now: {reason} This is not a permission problem: the cluster sets this block "

@@ -129,7 +129,7 @@ def create_index(
     """
     chosen, reporter = options_from(CreateOptions, options, settings, "create_index"), reporter_of(progress)
     full = pipeline_of(None, pipeline)
-    given = {name: value for name in ("field", "kind", "body") if (value := getattr(chosen, name))}
+    given = {name: value for name in ("field", "kind", "body") if (value := getattr(chosen, name)) is not None}
     full = replace(full, index=replace(full.index, **given))
     _refuse_options(chosen)
     wanted = _pipelines(index, full, chosen)
@@ -178,7 +178,6 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
         there = indexes.need_index(client, index, "Check --index and --url.")
         stamp = there.stamp
         field = stamp.field if stamp else mappings.sparse_field(there.mappings)
-        entry = (mappings.field_mapping(there.mappings, field) if field else None) or {}
         path = f"{there.path}/_stats/store,segments"
         primaries = client.call("GET", path)["_all"]["primaries"]
         return IndexReport(
@@ -187,7 +186,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
             uuid=there.uuid,
             aliases=there.serving_aliases,
             field=field,
-            kind=kind_of(entry),
+            kind=kind_of(mappings.field_mapping(there.mappings, field)) if field else None,
             ours=installed.is_ours(there),
             runs=list(stamp.runs) if stamp else [],
             **{name: getattr(stamp, name, None) for name in ("model", "run_id", "load", "pruning", "query")},

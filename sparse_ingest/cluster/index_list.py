@@ -14,6 +14,7 @@ from typing import TypeVar
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.client import Client, ConnectionLike, PartialAnswerError, ResponseError, connect, path_of
 from sparse_ingest.cluster.dialects import kind_of
+from sparse_ingest.cluster.failures import is_block
 from sparse_ingest.cluster.installed import MADE_KEY
 from sparse_ingest.cluster.stamps import META_KEY
 from sparse_ingest.errors import ClusterError, UsageError
@@ -64,7 +65,7 @@ def list_indexes(
         try:
             found = client.find(path_of(pattern), params=params) or {}
         except ResponseError as error:
-            if error.status != 403:
+            if error.status != 403 or is_block(error.status, error.kind):
                 raise
             raise ClusterError(
                 f"{client.address} does not let this user list the indexes {pattern!r} (indices:admin/get). Pass a "
@@ -81,14 +82,13 @@ def _listed(client: Client, name: str) -> ListedIndex | None:
         return None
     stamp, created = there.stamp, there.setting("creation_date")
     field = stamp.field if stamp else mappings.sparse_field(there.mappings)
-    entry = (mappings.field_mapping(there.mappings, field) if field else None) or {}
     return ListedIndex(
         index=there.name,
         aliases=there.serving_aliases,
         documents=_unless_refused(lambda: indexes.count_documents(client, there)),
         bytes=_unless_refused(lambda: _size(client, there)),
         field=field,
-        kind=kind_of(entry),
+        kind=kind_of(mappings.field_mapping(there.mappings, field)) if field else None,
         model=stamp.model.get("document") if stamp else None,
         run_id=stamp.run_id if stamp else None,
         load=stamp.load if stamp else None,

@@ -7,6 +7,7 @@ alias with `require_alias`, so a bulk request never creates a deleted index agai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.answers import Indexes
@@ -140,8 +141,9 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
 
 
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
-    """Write the stamp into `_meta` and keep the other keys: a mapping update replaces all of `_meta`."""
-    _write_stamp(client, check_uuid(client, index), stamp)
+    """Write the stamp into `_meta`, but keep the other keys, and the settings that another load has stored since."""
+    there = check_uuid(client, index)
+    _write_stamp(client, there, replace(stamp, settings=(there.stamp or stamp).settings))
 
 
 def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp]) -> None:
@@ -153,7 +155,7 @@ def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp])
 
 
 def _write_stamp(client: Client, there: Index, stamp: Stamp) -> None:
-    content = stamp.as_meta(there.meta)
+    content = stamp.as_meta(there.meta)  # a mapping update replaces all of `_meta`
     client.call("PUT", f"{there.path}/_mapping", {"_meta": {**there.mappings.get("_meta", {}), META_KEY: content}})
 
 

@@ -16,7 +16,7 @@ from sparse_ingest.records import MAX_LEVELS, field_path, is_within, refused_nam
 from sparse_ingest.runs.shards import parse_fields
 
 MAX_FIELDS = 500  # in a run; an index maps at most 1,000 by default (index.mapping.total_fields.limit)
-_CARRIED = ("title", "text")
+CARRIED = ("title", "text")
 _OBJECTS = ("object", "nested")
 # Types whose values are not checked; preflight.py reports documents that carry the sparse field itself.
 _OPAQUE = (
@@ -65,7 +65,7 @@ class KeptFields:
     ) -> None:
         self._mapping, self._recorded, self._origin = mapping, recorded, origin
         self._fields: dict[str, _Field] = {}
-        kept = None if names is None else [name for name in names if name not in _CARRIED]
+        kept = None if names is None else [name for name in names if name not in CARRIED]
         self.is_needed = kept != []
         for name in kept or ():
             if refused_name(name) is None:
@@ -83,7 +83,7 @@ class KeptFields:
             for name, value in carried.items():
                 if reason := refused_name(name):
                     self._break(f"documents with a field {shown(name)} ({reason})", shown(doc_id))
-                elif name not in _CARRIED:
+                elif name not in CARRIED:
                     self._walk("", name, value, doc_id)
         return self._broken
 

@@ -104,12 +104,13 @@ class IndexScan:
 @contextlib.contextmanager
 def scan(client: Client, index: Index) -> Iterator[IndexScan]:
     """Open a point in time of an index for the block."""
-    point = client.dialect.open_point(client.call, index.path, _KEEP_ALIVE)
+    points, key = client.dialect.points, client.dialect.point_key
+    point = str(client.call("POST", f"{index.path}{points}", params={"keep_alive": _KEEP_ALIVE})[key])
     try:
         yield IndexScan(client, index.name, point, int(index.setting("max_result_window") or PAGE))
     finally:
         with contextlib.suppress(ClusterError):  # it expires
-            client.dialect.close_point(client.call, point)
+            client.call("DELETE", points, {key: point}, timeout_s=10)
 
 
 def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:

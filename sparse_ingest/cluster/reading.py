@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sparse_ingest.cluster.answers import Found, Responses
 from sparse_ingest.cluster.client import Client, PartialAnswerError, ResponseError, path_of
-from sparse_ingest.cluster.dialects import kind_of
+from sparse_ingest.cluster.dialects import PIPELINE_IN_BODY_SINCE, kind_of
 from sparse_ingest.cluster.failures import blocked_message, error_of, is_block
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.mappings import field_mapping
@@ -155,7 +155,7 @@ def search_many(
     params = {"max_concurrent_searches": "2"}
     if filter_path:
         params["filter_path"] = f"responses.error,responses.status,responses._shards,responses.t*,{filter_path}"
-    bypass = client.dialect.no_pipeline_in_body()
+    bypass = client.dialect.no_pipeline if client.version >= PIPELINE_IN_BODY_SINCE else {}
     header = b'{"allow_partial_search_results":true}\n' if client.allow_partial else b"{}\n"
     for some in batched(bodies, at_once):
         lines = b"".join(header + json.dumps({**body, **bypass}).encode() + b"\n" for body in some)

@@ -179,9 +179,9 @@ class _Sender:
             if failures == self._retries.attempts or left_s <= 0:
                 documents = counted(count, "document")
                 raise ClusterError(
-                    f"The cluster did not accept {documents} in {failures} attempts and {patience_s - left_s:.0f} s. "
-                    f"Last: {left.why} When the cluster has recovered, start the same command again: it continues "
-                    "after the last finished shard."
+                    f"The cluster did not accept {documents} in {counted(failures, 'attempt')} and "
+                    f"{patience_s - left_s:.0f} s. Last: {left.why.rstrip('.')}. When the cluster has "
+                    "recovered, start the same command again: it continues after the last finished shard."
                 )
             attempt = f"attempt {failures + 1} of {self._retries.attempts}, for at most {left_s:.0f} s more"
             self._client.waiting.say(left.why, f"Sending {count} documents again ({attempt}): {left.why}")
@@ -300,7 +300,10 @@ class _Sender:
                 self._client.waiting.say(why, f"A document was not indexed: {why}. It is a dead letter.")
 
     def _altered(self, what: str) -> ClusterError:
-        return ClusterError(f"{self._client.address} answered with {what}. Check that no proxy changes requests.")
+        cause = "no proxy changes requests"
+        if self._final_pipeline:
+            cause = f"the final pipeline {self._final_pipeline!r} of the index (index.final_pipeline) changes no ids"
+        return ClusterError(f"{self._client.address} answered with {what}. Check that {cause}.")
 
     def _send_halves(self, request: BulkRequest, left: _Left) -> list[Refusal]:
         count, status = len(request.doc_ids), left.status

@@ -100,11 +100,6 @@ def give_up(client: Client, index: Index, journal: Journal) -> list[str]:
     return sorted(lost)
 
 
-def confirms_early(index: Index) -> bool:
-    """Return whether the index confirms writes before they are on its disk."""
-    return index.setting("translog.durability") == "async"
-
-
 def _keep(client: Client, index: Index, kept: dict[str, dict[str, str | None]], journal: Journal | None) -> None:
     if journal:
         journal.keep_settings(kept)

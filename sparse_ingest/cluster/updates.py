@@ -10,16 +10,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+from sparse_ingest.cluster.bulk_bodies import WriteOperation
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.dialects import Dialect, FieldKind
 from sparse_ingest.cluster.indexes import Index, check_uuid
 from sparse_ingest.cluster.mappings import field_mapping, leaves
 from sparse_ingest.errors import ClusterError, listed
-
-# `update` merges objects: a vector in _source would keep its old tokens beside the new ones, so it is replaced.
-UpdateOperation = Literal["update", "replace", "overwrite"]
 
 
 def with_field(index: Index | None, name: str, field: str, kind: FieldKind, dialect: Dialect) -> Index:
@@ -58,8 +56,11 @@ def add_field(client: Client, index: Index, field: str) -> bool:
     return True
 
 
-def operation_for(index: Index, field: str, dialect: Dialect) -> UpdateOperation:
-    """Return the operation that adds a vector to a document of this index."""
+def operation_for(index: Index, field: str, dialect: Dialect) -> WriteOperation:
+    """Return the operation that adds a vector to a document of this index.
+
+    `update` merges objects: a vector in _source would keep its old tokens beside the new ones, so it is replaced.
+    """
     return dialect.replacement if keeps_vectors(index, field, dialect) else "update"
 
 

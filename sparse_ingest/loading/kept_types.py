@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparse_ingest.cluster import indexes, mappings
-from sparse_ingest.cluster.kept_fields import NAMED, KeptFields
+from sparse_ingest.cluster.kept_fields import CARRIED, NAMED, KeptFields
 from sparse_ingest.cluster.stamps import META_KEY, Stamp
 from sparse_ingest.errors import ClusterError, listed
 from sparse_ingest.loading.options import LoadOptions
@@ -61,7 +61,7 @@ class KeptTypes:
             content = self._body["mappings"]
             mappings.add_types(content, new, self._sparse)
             content["_meta"][META_KEY] = stamp.as_meta()
-            if unseen := sorted(self._declared.keys() - types.keys()):
+            if unseen := sorted(self._declared.keys() - types.keys() - set(CARRIED)):
                 kept = listed(sorted(types), NAMED) or "none"
                 notes.append(f"No document has a declared field: {', '.join(unseen)}. The run keeps: {kept}.")
             return stamp, {}, notes
@@ -77,7 +77,7 @@ class KeptTypes:
             mappings.add_types(added, more, self._sparse)
             _add_nested(added, self._there.mappings)
             notes.append(
-                f"Added to the mapping of index {self._there.name!r}: {', '.join(more)}. Filters by them find "
+                f"Adding to the mapping of index {self._there.name!r}: {', '.join(more)}. Filters by them find "
                 "earlier documents only after these are loaded again."
             )
         return replace(stamp, fields=self._recorded | types), added, notes

@@ -114,7 +114,8 @@ def load(
         reporter.warn(settings_guard.ASYNC_RISK)
     full = pipeline_of(None, pipeline)
     table, fields = full.index, {**full.index.fields, **(chosen.fields or {})}
-    table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind, fields=fields)
+    field = table.field if chosen.field is None else chosen.field
+    table = with_changes(table, field=field, kind=chosen.kind or table.kind, fields=fields)
     rules = {name: value for name, value in full.load.rules.items() if getattr(chosen, name) is None}
     chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
     stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
@@ -172,8 +173,7 @@ class _Load:
         complete, run_id = run.complete(), run.manifest.run_id
         load_id = secrets.token_hex(8) if plan.there and plan.there.stamp else run_id
         if not run.writable:
-            kept = run.loads.parent
-            self.reporter.note(f"{run.path} cannot be written: journal and lock of this load are in {kept}.")
+            self.reporter.note(f"{run.path} cannot be written: its journal and lock are in {run.loads.parent}.")
         self.reporter.begin("documents", complete["rows"] if complete else None)
         target = ready_index(client, plan, self.reporter)
         settling.wait_for_primaries(client, target, self.retries)
@@ -327,7 +327,7 @@ def _settings(claim: Claim, wanted: Mapping[str, str], *, finished: str | None) 
                 settings_guard.restore(client, index, reporter, journal=journal)
             except ClusterError as error:  # a role without this right can still load
                 reporter.note(str(error))
-        yield settings_guard.confirms_early(claim.check())
+        yield claim.check().setting("translog.durability") == "async"
         claim.check()
     except BaseException as error:
         if wanted and not _restore_after(claim, error):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sparse_ingest.cluster import claim, indexes, installed, mappings, preflight, seismic, updates
+from sparse_ingest.cluster import claim, dialects, indexes, installed, mappings, preflight, seismic, updates
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.cluster.stamps import NO_PRUNING, Stamp, continued_stamp
@@ -81,7 +81,7 @@ def make_plan(
     elif there is not None:
         refuse_unfinished_since(there, run)
     if there is not None:
-        client.dialect.refuse_created(there.name, there.setting("version.created"))
+        dialects.refuse_created(there.name, there.setting("version.created"))
     if update:
         there = updates.with_field(there, name, stamp.field, kind, client.dialect)
     if there is not None:

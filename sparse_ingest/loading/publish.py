@@ -150,6 +150,10 @@ def roll_back(
         target = indexes.need_index(client, to, _LIST)
         if target.name != to:
             raise UsageError(f"--to {to!r} is an alias of {target.name!r}. Name the index itself.")
+        if target.setting("verified_before_close") == "true":
+            raise ClusterError(
+                f"Index {to!r} is closed, so its searches would fail. Open it: POST {target.path}/_open."
+            )
         if target.stamp is not None and (target.stamp.load != "done" or target.stamp.settings):
             raise ClusterError(
                 f"The load of index {to!r} is not finished. Finish it with the same command, or name another index."

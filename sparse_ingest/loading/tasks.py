@@ -7,12 +7,11 @@ settings of the index are not touched here: the process that started the load wr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sparse_ingest.cluster import installed
-from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import ConnectionLike, connect, for_other_processes
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.cluster.pacing import Pace
@@ -25,7 +24,6 @@ from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.records import Refusal
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.run import open_run
-from sparse_ingest.storage.places import Place
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,7 @@ class Sending:
     """What a process needs to send shards. `max_rate` is of all processes together, in documents/s."""
 
     connection: Connection
-    run: Place
-    writer: BodyWriter
-    pruning: Mapping[str, Any]
-    update: bool
+    operations: Operations
     alias: str
     final_pipeline: str | None
     max_rate: float | None
@@ -58,17 +53,13 @@ def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions)
         return None
     claim, operations = delivery.claim, delivery.operations
     sending = Sending(
-        connection=for_other_processes(connection),
-        run=operations.run.path,
-        writer=operations.writer,
-        pruning=operations.pruning,
-        update=operations.update,
-        alias=claim.alias,
+        for_other_processes(connection),
+        replace(operations, run=open_run(operations.run.path)),  # without locks and scratch folders
+        claim.alias,
         final_pipeline=installed.final_pipeline(claim.index),
         max_rate=options.max_rate,
         retries=delivery.retries,
     )
-
     kept = f"the index {claim.index.name!r} keeps the finished shards. Run the same command again to continue."
 
     def send_in_tasks(
@@ -83,7 +74,6 @@ def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions)
 def build_sender(worker: Worker, sending: Sending, reporter: Reporter) -> Callable[[range], list[Sent]]:
     """Connect to the cluster, and return the function that sends shards with the pace of this process."""
     client = connect(sending.connection, reporter=reporter)
-    operations = Operations(open_run(sending.run), sending.writer, sending.pruning, sending.update)
     pace = Pace(max_rate=sending.max_rate and sending.max_rate / worker.processes)
 
     def send_shards(shards: range) -> list[Sent]:
@@ -92,7 +82,7 @@ def build_sender(worker: Worker, sending: Sending, reporter: Reporter) -> Callab
     def send_shard(shard: int) -> Sent:
         began, rows = time.monotonic(), 0
         refused: list[Refusal] = []
-        requests = operations.requests(shard, max_bytes=pace.max_bytes)
+        requests = sending.operations.requests(shard, max_bytes=pace.max_bytes)
         how: dict[str, Any] = {"pace": pace, "retries": sending.retries, "final_pipeline": sending.final_pipeline}
         for outcome in send(client, requests, target=sending.alias, **how):
             rows += outcome.documents

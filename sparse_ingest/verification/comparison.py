@@ -89,12 +89,6 @@ class VerifyReport:
         if len(self.differences) < NAMED:
             self.differences.append(WeightDifference(doc_id, token, expected, found))
 
-    def note_missing(self, doc_id: str) -> None:
-        """Count a missing document, and store the first ids."""
-        self.missing += 1
-        if len(self.missing_ids) < NAMED:
-            self.missing_ids.append(doc_id)
-
     def include(self, later: VerifyReport) -> None:
         """Add what was found in documents after those of this report."""
         for name in ("checked_documents", "checked_weights", "differing", "missing"):
@@ -286,8 +280,7 @@ def check_sample(loaded: Loaded, places: Places, checker: WeightChecker, reporte
     reporter.advance(0)  # starts the clock
     for batch in batched(loaded.documents(places), _BATCH):
         before = report.checked_documents
-        absent, _ = checker.check(batch)
-        for doc_id in absent if ids_too else ():
-            if doc_id not in loaded.refused:
-                report.note_missing(doc_id)
+        if missing := [doc_id for doc_id in checker.check(batch)[0] if ids_too and doc_id not in loaded.refused]:
+            report.missing += len(missing)
+            report.missing_ids += missing[: NAMED - len(report.missing_ids)]
         reporter.advance(report.checked_documents - before)

@@ -102,6 +102,14 @@ def test_without_the_right_to_list_all_indexes_the_message_advises_a_pattern(two
         assert len(list_indexes(f"{two}*", url=proxy.url)) == 2
 
 
+def test_a_blocked_index_is_not_reported_as_a_missing_right(opensearch_url: str) -> None:
+    reason = "index [x] blocked by: [FORBIDDEN/9/index metadata (api)];"
+    blocked = {"error": {"type": "cluster_block_exception", "reason": reason}, "status": 403}
+    with secure_proxy(opensearch_url, check=lambda one: (403, blocked) if "%2A" in one.path else None) as proxy:
+        code, _, err = command("index", "list", "x*", "--url", proxy.url)
+    assert code == 1 and "Remove the block: PUT /x/_settings" in err
+
+
 def test_a_pattern_without_indexes_lists_none(client: Client) -> None:
     code, out, err = command("index", "list", "sparse-ingest-test-never*", "--url", client.address)
     assert (code, out) == (0, "") and "Found no index" in err

@@ -9,12 +9,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from support.runs import DOCUMENTS, NASTY_TOKENS, VOCABULARY, make_run
+from support.runs import DOCUMENTS, VOCABULARY, make_run
 
 from sparse_ingest.cluster import bulk_bodies as bodies
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest, Spelling, delete_requests, shortest_decimal
 from sparse_ingest.cluster.scores import stored_weights, weight_codes
-from sparse_ingest.errors import PipelineError, RunError
+from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.shards import ShardPart, read_shard
 
@@ -225,30 +225,7 @@ def test_part_of_a_request_has_the_bytes_of_its_documents() -> None:
     assert again.body == b"".join(lines[6:])
 
 
-@pytest.mark.parametrize("field", ["sparse", "dünn", 'a"b'])
-@pytest.mark.parametrize("ascii_only", [True, False])
-def test_a_kept_field_with_the_name_of_the_sparse_field_is_refused(field: str, ascii_only: bool) -> None:
-    with pytest.raises(PipelineError, match="also the name of the sparse field"):
-        written(BodyWriter(["t"], field), one([1], [0], json.dumps({"text": "x", field: 1}, ensure_ascii=ascii_only)))
-
-
-def test_the_name_of_the_sparse_field_inside_a_text_is_allowed() -> None:
-    carried = json.dumps({"text": 'say "sparse": it is', "more": {"sparse": 1}})
-    assert carried[:-1] in written(BodyWriter(["t"], "sparse"), one([1], [0], carried))
-
-
 def test_a_weight_of_an_id_without_token_is_reported_as_a_damaged_run() -> None:
     missing = VOCABULARY.index(None)
     with pytest.raises(RunError, match=f"token id {missing}, which vocab.json does not have"):
         written(BodyWriter(VOCABULARY, "s"), one([1], [missing]))
-
-
-@pytest.mark.parametrize("weight", [0.0, -1.0, 1e-40, np.nan, np.inf])
-def test_a_weight_that_no_index_accepts_is_reported_as_a_damaged_run(weight: float) -> None:
-    with pytest.raises(RunError, match="It is damaged"):
-        written(BodyWriter(VOCABULARY, "s"), one([weight], [0]))
-
-
-def test_a_token_id_beyond_the_vocabulary_is_reported_as_a_damaged_run() -> None:
-    with pytest.raises(RunError, match=f"vocab.json has {len(NASTY_TOKENS)} tokens"):
-        written(BodyWriter(NASTY_TOKENS, "s"), one([1], [900]))

@@ -234,6 +234,8 @@ def test_error_of_gives_the_deepest_cause() -> None:
 def test_a_block_is_reported_with_the_index_of_its_reason_and_not_with_a_path_that_has_none() -> None:
     blocked = "index [b] blocked by: [FORBIDDEN/7/index read (api)];"
     assert 'PUT /b/_settings {"index.blocks.read": null}' in blocked_message("http://c", "/a,b/_search", blocked)
+    metadata = blocked.replace("7/index read", "9/index metadata")
+    assert 'PUT /b/_settings {"index.blocks.metadata": null}' in blocked_message("http://c", "/a", metadata)
     assert (
         blocked_message("http://c", "/_search", "closed")
         == "http://c: an index is closed (index_closed_exception). Open it."

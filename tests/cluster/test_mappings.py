@@ -68,6 +68,9 @@ def test_a_custom_body_keeps_its_other_keys(tmp_path) -> None:
     assert body["mappings"]["properties"].keys() == {"sparse", "big"}
     with pytest.raises(PipelineError, match="maps 'big' as another type"):
         mappings.index_body(IndexSettings(body=str(path), field="big"), STAMP, NEWEST)
+    for name in ("", "spars*", "sparse.", "a..b", "_id"):
+        with pytest.raises(PipelineError, match="The sparse field cannot be"):
+            mappings.index_body(IndexSettings(field=name), STAMP, NEWEST)
 
 
 def test_source_excludes_may_be_a_string(tmp_path) -> None:

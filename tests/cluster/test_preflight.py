@@ -121,6 +121,7 @@ def test_more_terms_than_lucene_can_sum_are_refused() -> None:
         ({"inner": {"sparse": 1}}, "sparse", False),
         ({"a": {"b": 1}}, "a.b", True),
         ({"a.b": 1}, "a.b", True),
+        ({'ü"b': 1}, 'ü"b', True),
         ({"a": 1}, "a.b", True),
         ({"a": {"c": 1}}, "a.b", False),
         ({"b": 1}, "a.b", False),

@@ -345,7 +345,7 @@ def test_the_timeout_of_the_client_ends_the_retries(index, fault) -> None:
     with through(url, [fault] * 1000) as (client, _):
         client.waiting.patience_s = 0.3
         often = Retries(attempts=1000, base_s=0.1, cap_s=0.1)
-        with pytest.raises(ClusterError, match=r"did not accept 1 document in \d+ attempts and \d+ s"):
+        with pytest.raises(ClusterError, match=r"did not accept 1 document in \d+ attempts? and \d+ s\. .*[^.]\. When"):
             list(send(client, requests(1), target=alias, retries=often))
 
 
@@ -451,6 +451,8 @@ def test_a_bulk_item_without_a_clear_success_is_an_error(spoiled: dict) -> None:
     with serving(server), closing(connect(Connection(f"http://127.0.0.1:{server.server_address[1]}"))) as client:
         with pytest.raises(ClusterError, match="for document 'd3'. Check that no proxy changes requests"):
             list(send(client, requests(5), target="x", retries=FAST))
+        with pytest.raises(ClusterError, match="Check that the final pipeline 'p' .* changes no ids"):
+            list(send(client, requests(5), target="x", retries=FAST, final_pipeline="p"))
 
 
 def test_retry_after_is_respected() -> None:

@@ -97,7 +97,9 @@ def test_a_declared_type_overrides_the_found_one_and_the_flag_overrides_the_file
     with pytest.raises(RunError, match=r'\'price\' does not fit the type long, which is declared .*"1": "27.99"'):
         into(client, index_name, run, pipeline=pipeline)
     assert indexes.find_index(client, index_name) is None
-    into(client, index_name, run, pipeline=pipeline, fields={"price": "float"})
+    recorder = Recorder()
+    into(client, index_name, run, pipeline=pipeline, fields={"price": "float"}, progress=recorder)
+    assert not any("No document has a declared field" in note for note in recorder.notes), "all have a title"
     fields = stamped(client, index_name).fields or {}
     assert [fields[name] for name in ("price", "left", "deep.a.b", "category")] == ["float", "text", "float", "keyword"]
     there = client.call("GET", f"/{index_name}")[index_name]["mappings"]["properties"]
@@ -164,7 +166,7 @@ def test_loading_into_a_filled_index_adds_new_fields_and_checks_values_of_mapped
     into(client, index_name, more, progress=recorder)
     assert stamped(client, index_name).fields == {"price": "long", "mixed": None, "color": "keyword"}
     assert mapped(client, index_name) == {"price": "long", "color": "keyword"}
-    assert any("Added to the mapping of index" in note and "color" in note for note in recorder.notes)
+    assert any("Adding to the mapping of index" in note and "color" in note for note in recorder.notes)
     for value in (27.99, "x", True, {"a": 1}):
         with pytest.raises(RunError, match="'price' does not fit the type long, which index"):
             into(client, index_name, run_of(tmp_path / repr(value), {"4": {"price": value}}, more=repr(value)))

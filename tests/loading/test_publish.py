@@ -201,6 +201,9 @@ def test_rolling_back_to_an_unfinished_or_missing_index_is_refused(
         roll_back(index_name, f"{index_name}-half", connection=connection)
     with pytest.raises(ClusterError, match="There is no index"):
         roll_back(index_name, f"{index_name}-none", connection=connection)
+    client.call("POST", f"/{index_name}-half/_close")
+    with pytest.raises(ClusterError, match="is closed, so its searches would fail"):
+        roll_back(index_name, f"{index_name}-half", allow_fewer=True, connection=connection)
     with pytest.raises(UsageError, match="--alias serves complete runs"):
         serve(client, index_name, run, partial=True)
     with pytest.raises(UsageError, match="which has nothing to change"):

@@ -59,7 +59,7 @@ def test_a_load_of_a_read_only_run_resumes_from_the_state_folder(
     assert (report.shards, report.loaded_shards, report.acknowledged) == (4, 2, 60)
     kept = tmp_path / "home" / "runs" / run.manifest.run_id
     assert Path(report.journal).is_relative_to(kept / "load")
-    assert f"{run.path} cannot be written: journal and lock of this load are in {kept}." in notes.notes
+    assert f"{run.path} cannot be written: its journal and lock are in {kept}." in notes.notes
     assert verify(run.path, index=index_name, connection=Connection(client.address)).ok
     shown = json.loads(command("status", run.path, "--json").out)
     assert [(load["index_uuid"], load["shards"]) for load in shown["loads"]] == [(report.uuid, 4)]

@@ -277,8 +277,10 @@ def test_the_command_prints_what_differs_and_exits_with_1(
     assert "The index matches the run." in capsys.readouterr().out
     overwrite(client, index_name, "small", {"lamp": 2.0})
     client.call("DELETE", f"/{index_name}/_doc/empty")
+    client.call("PUT", f"/{index_name}/_doc/x%0AThe%20index%20matches", {"text": "an id with a line of output"})
     assert loading.verify.main([*arguments, "--all"], standalone_mode=False) == 1
     printed = capsys.readouterr().out
+    assert r"extra: 'x\nThe index matches'" in printed
     assert "missing: empty" in printed
     assert "small: token 'lamp': expected 6.0" in printed
     assert "token 'cloud': expected 0.299804688, found none" in printed
