@@ -10,10 +10,10 @@ import difflib
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import UsageError, first_line, needs_extra
+from sparse_ingest.records import batched
 from sparse_ingest.searching.hits import Ranked
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "RR", "R@100", "AP@100")
@@ -109,7 +109,7 @@ def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DE
     per_query: dict[str, dict[str, float]] = {name: {} for name in measures}
     totals = {one: one.aggregator() for one in names}
     judged_ones = (ranking for ranking in ranked if ranking.query_id in qrels)
-    while block := list(islice(judged_ones, _BLOCK)):
+    for block in batched(judged_ones, _BLOCK):
         # The library counts judged queries that are not in `found` as zero, so `judged` has only those of the block.
         # Empty rankings are omitted from `found`: Judged@10 would divide by their length.
         judged = {ranking.query_id: dict(qrels[ranking.query_id]) for ranking in block}

@@ -119,7 +119,8 @@ class SearchableIndex:
         text = query if isinstance(query, str) else None
         hits = self.search_weighted(text, weights_of(query, self.query_weights), chosen)
         if not hits and self._given.reporter is not SILENT:
-            _note(self._given.reporter, self.why_empty(query, chosen))
+            for message in self.why_empty(query, chosen):
+                self._given.reporter.note(message)
         return hits
 
     def search_weighted(
@@ -324,11 +325,6 @@ def _need_index(client: Client, name: str) -> Index:
 
 def _model_of(index: Index) -> object:
     return index.stamp.model if index.stamp else None
-
-
-def _note(reporter: Reporter, messages: Iterable[str]) -> None:
-    for message in messages:
-        reporter.note(message)
 
 
 def _for_index(options: SearchOptions) -> SearchOptions:
