@@ -6,6 +6,7 @@ line. Exit code 3 (finished, but documents were refused or skipped) is a result,
 
 from __future__ import annotations
 
+import copyreg
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ class SparseIngestError(Exception):
     """Base class for errors shown to users."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return the parts for pickle: subclasses have other arguments than the message."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(SparseIngestError):

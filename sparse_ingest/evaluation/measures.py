@@ -150,12 +150,12 @@ def compare(
         as_large += (np.abs(swaps @ differences) >= observed * (1 - 1e-12)).sum(axis=0)
     comparisons = []
     for place, name in enumerate(first):
+        column = differences[:, place]
         # Without a difference the t-test would divide by zero.
-        equal = len(queries) < 2 or not differences[:, place].any()
+        equal = len(queries) < 2 or not column.any()
         by_t_test = 1.0 if equal else float(ttest_rel(one[:, place], other[:, place]).pvalue)
         means = float(one[:, place].mean()), float(other[:, place].mean())
         by_chance = float(as_large[place] / (RESAMPLES + 1))
-        column = differences[:, place]
         wins, losses = int((column > 0).sum()), int((column < 0).sum())
         changes = [
             Change(queries[at], (texts or {}).get(queries[at], ""), float(one[at, place]), float(other[at, place]))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.checkpoints.sides import WeightTableSide
-from sparse_ingest.errors import UsageError, listed
+from sparse_ingest.errors import UsageError, listed, printable, short_repr
 from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, plain_tokenizer, prune_query
@@ -49,7 +49,7 @@ class QueryModel:
 
     def encode(self, text: str) -> QueryWeights:
         """Return the weights of one query, without a warning if there are none; see `weights`."""
-        if not text.strip():
+        if not _checked(text).strip():
             raise UsageError("The query is empty. Give some words.")
         return prune_query(self.encoder.encode_one(text), self.pipeline.query)
 
@@ -72,7 +72,7 @@ class QueryModel:
         count = 0
         for some in batched(queries, batch):
             count += len(some)
-            for query, weights in zip(some, self.encoder.encode([query.text for query in some]), strict=True):
+            for query, weights in zip(some, self.encoder.encode(list(map(_text_of, some))), strict=True):
                 if not weights:
                     empty.append(query.id)
                 yield query.id, prune_query(weights, self.pipeline.query)
@@ -81,6 +81,18 @@ class QueryModel:
                 "%d of %d queries have no token with a weight, such as %r: they cannot have hits.",
                 len(empty), count, empty[0],
             )  # fmt: skip
+
+
+def _text_of(query: Query) -> str:
+    if not isinstance(query, Query):
+        raise UsageError(f"One of the queries is {short_repr(query)}; expected Query(id, text).")
+    return _checked(query.text)
+
+
+def _checked(text: str) -> str:
+    if not isinstance(text, str) or printable(text) != text:
+        raise UsageError(f"The text of a query is {short_repr(text)}; expected a string of Unicode text.")
+    return text
 
 
 def query_weights(text: str, pipeline: Pipeline) -> QueryWeights:

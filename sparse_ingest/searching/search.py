@@ -222,7 +222,7 @@ class SearchableIndex:
         from sparse_ingest.cluster.postings import PAGE
         from sparse_ingest.searching.explaining import explain_in_index
 
-        chosen = for_one_document(_for_index(options_from(SearchOptions, options, settings, "explain")))
+        chosen = for_one_document(_for_index(options_from(SearchOptions, options, settings, "explain")), doc_id)
         weights = weights_of(query, self.query_weights)
         client, window = self.client.allowing(chosen.allow_partial), self.index.setting("max_result_window")
         how: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
@@ -242,6 +242,9 @@ class SearchableIndex:
         vocabulary = self.vocabulary()
         reader = TermReader(vocabulary, self.pipeline.model, weights)
         return terms_in_index(self.client, self.index, self.engine, doc_ids, vocabulary, reader)
+
+    def __repr__(self) -> str:
+        return f"<SearchableIndex {self.name!r} at {self.client.address}>"
 
     def close(self) -> None:
         """Close the connection."""

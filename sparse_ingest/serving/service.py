@@ -102,21 +102,19 @@ class Service:
 
     def described(self, values: Values) -> dict[str, Any]:
         """Return the targets, with their engines and fields."""
-        shown = []
-        for target in self.targets:
-            model = target.model.pipeline.model
-            shown.append(
-                {
-                    "name": target.name,
-                    "kind": target.kind,
-                    "documents": target.documents(),
-                    "model": model.document or model.query,
-                    "product": target.product,
-                    "engine": target.engine,
-                    "engines": list(target.engines),
-                    "fields": target.fields(),
-                }
-            )
+        shown = [
+            {
+                "name": target.name,
+                "kind": target.kind,
+                "documents": target.documents(),
+                "model": target.model.pipeline.model.document or target.model.pipeline.model.query,
+                "product": target.product,
+                "engine": target.engine,
+                "engines": list(target.engines),
+                "fields": target.fields(),
+            }
+            for target in self.targets
+        ]
         queries = len(self.judgments.texts) if self.judgments else None
         highlights = all(map(self._encodes_documents, self.targets))
         return {"targets": shown, "queries": queries, "highlights": highlights, "version": version("sparse-ingest")}
