@@ -18,7 +18,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from sparse_ingest.errors import PipelineError, UsageError, short_repr
+from sparse_ingest.errors import PipelineError, UsageError, refuse_negative, short_repr
 
 T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
@@ -202,7 +202,7 @@ def pipeline_of(model: str | Path | ModelSettings | None, pipeline: Pipeline | s
         pipeline = read_pipeline(str(pipeline))
     elif not isinstance(pipeline, Pipeline | None):
         raise UsageError(f"pipeline is {short_repr(pipeline)}; expected a file, a packaged name, or Pipeline.")
-    found = pipeline or Pipeline(query=QueryChanges())
+    found = refuse_negative(pipeline or Pipeline(query=QueryChanges()))
     return found if model is None else replace(found, model=_model_settings(model))
 
 
@@ -213,7 +213,7 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
     name. Every other name is a model.
     """
     if isinstance(model, Pipeline):
-        return model
+        return refuse_negative(model)
     if isinstance(model, str | Path) and not Path(model).is_dir():
         if str(model) in packaged_names() or str(model).endswith(".toml"):
             return read_pipeline(str(model))
@@ -289,7 +289,7 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
         raise UsageError(f"{stage}(): pass options= or keywords such as {min(given)}=, not both.")
     if not isinstance(options, kind):
         raise UsageError(f"{stage}(): options= is of type {type(options).__name__}; expected {kind.__name__}.")
-    return options
+    return refuse_negative(options)
 
 
 def refuse_options(options: object, names: Iterable[str], why: str) -> None:

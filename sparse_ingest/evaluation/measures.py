@@ -118,8 +118,7 @@ def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DE
             totals[metric.measure].add(metric.value)
             for name in names[metric.measure]:
                 per_query[name][metric.query_id] = metric.value
-    mean = {name: float(totals[one].result()) for one in names for name in names[one]}
-    return Measured(per_query, {name: mean[name] for name in measures})
+    return Measured(per_query, {name: float(totals[one].result()) for name, one in parsed.items()})
 
 
 def compare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Any
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, options_from, refuse_options
@@ -39,6 +40,10 @@ class SearchableRun(Run):
     def pipeline(self) -> Pipeline:
         """The pipeline of the run, changed by the given one."""
         return pipeline_of_run(self._given, self, force=self._force)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: the model has threads, and is built again when it is needed."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
 
     @property
     def has_words(self) -> bool:
@@ -122,10 +127,10 @@ class SearchableRun(Run):
         if options.concurrency > 1 or engine not in (None, "exact"):
             raise UsageError(f"{'concurrency' if options.concurrency > 1 else f'The engine {engine}'} {why}. Omit it.")
         refuse_hybrid(self._given.query, options, why)
-        identity = self.manifest.identity
-        known = ["title", "text", *(identity.get("fields") or {}).get("keep", ())]
-        known += [PARENT] if identity.get("overflow") == "passages" else []
-        if options.collapse is not None and options.collapse not in known:
+        names = self.manifest.identity.get("fields") or {}
+        known = ["title", "text", *names.get("keep", ())]
+        known += [PARENT] if self.manifest.identity.get("overflow") == "passages" else []
+        if names and options.collapse is not None and options.collapse not in known:
             raise UsageError(
                 f"{self.path} has no field {options.collapse!r} for collapse; it has {', '.join(known)}. Correct the "
                 "name, or encode with it in --keep."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -237,6 +238,9 @@ def test_wrong_arguments_are_named(run: si.SearchableRun) -> None:
         "has no field 'language' for collapse; it has title, text, lang": lambda: run.search("a", collapse="language"),
         "collapse is for the search of one query": lambda: run.rank([], collapse="lang"),
         "concurrency needs a server": lambda: run.rank([], concurrency=2),
+        "SearchOptions: k = -1; expected a number above zero": lambda: run.search("a", si.SearchOptions(k=-1)),
+        "QuerySettings: top_k = -3": lambda: si.open_run(run, pipeline=si.Pipeline(query=si.QuerySettings(top_k=-3))),
+        "EncodeSettings: top_k = -1": lambda: si.SparseEncoder(si.Pipeline(encode=si.EncodeSettings(top_k=-1))),
         "The engine seismic needs a server": lambda: si.open_run(run, pipeline=SEISMIC).search("a"),
         "One of the queries is 'bread'; expected Query": lambda: list(run.rank(["bread"])),
         r"The text of a query is 'bread \\ud800'": lambda: run.search("bread \ud800"),
@@ -253,6 +257,33 @@ def test_wrong_arguments_are_named(run: si.SearchableRun) -> None:
         with pytest.raises(si.UsageError, match=message):
             call()
     assert run.search(QUESTION, k=np.int64(3)) == run.search(QUESTION, k=3)
+
+
+def test_a_searched_run_works_in_pickled_and_in_forked_processes(run: si.SearchableRun) -> None:
+    found = run.search(QUESTION, k=3)  # starts the thread that encodes queries
+    assert pickle.loads(pickle.dumps(run)).search(QUESTION, k=3) == found
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=lambda: answers.put(run.query_weights("a river of stone")), daemon=True)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0, "the forked process waits for a thread that it does not have"
+    assert answers.get() == pytest.approx(run.query_weights("a river of stone"))
+
+
+def test_forked_processes_do_not_share_the_connections_of_an_index(loaded: si.SearchableIndex) -> None:
+    questions = [{"yeast": 1.0}, {"river": 1.0}, {"exception": 1.0}]
+    found = [loaded.search(one) for one in questions]
+
+    def search_all() -> None:
+        assert all([loaded.search(one) for one in questions] == found for _ in range(10))
+
+    children = [multiprocessing.get_context("fork").Process(target=search_all, daemon=True) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 4
 
 
 def test_errors_can_be_pickled_for_other_processes(opensearch_url: str) -> None:
