@@ -32,7 +32,7 @@ class SearchOptions(HybridSettings):
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for a filter that is not one query."""
-        if self.filter is not None and len(self.filter) != 1:
+        if self.filter is not None and not (isinstance(self.filter, Mapping) and len(self.filter) == 1):
             raise UsageError(
                 'filter must be one query, an object with one key, such as {"term": {"lang": "en"}}. For none, omit it.'
             )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import tee
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sparse_ingest.errors import ClusterError, UsageError
@@ -260,8 +261,8 @@ class SearchableIndex:
 def open_run(
     path: RunLike,
     *,
-    model: str | ModelSettings | None = None,
-    pipeline: Pipeline | str | None = None,
+    model: str | Path | ModelSettings | None = None,
+    pipeline: Pipeline | str | Path | None = None,
     force: bool = False,
     progress: Reporter | bool = False,
 ) -> SearchableRun:
@@ -287,8 +288,8 @@ def open_index(
     *,
     url: str | None = None,
     connection: ConnectionLike | None = None,
-    model: str | ModelSettings | None = None,
-    pipeline: Pipeline | str | None = None,
+    model: str | Path | ModelSettings | None = None,
+    pipeline: Pipeline | str | Path | None = None,
     force: bool = False,
     progress: Reporter | bool = False,
 ) -> SearchableIndex:
