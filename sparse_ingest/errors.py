@@ -6,9 +6,13 @@ line. Exit code 3 (finished, but documents were refused or skipped) is a result,
 
 from __future__ import annotations
 
+import copyreg
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def first_line(error: BaseException) -> str:
@@ -20,6 +24,10 @@ class SparseIngestError(Exception):
     """Base class for errors shown to users."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return the parts for pickle: subclasses have other arguments than the message."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(SparseIngestError):
@@ -109,6 +117,16 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingExtraError(extra, purpose) from error
+
+
+def refuse_negative(settings: T) -> T:
+    """Return a dataclass of settings. Raise `UsageError` if one is below zero, also in settings within it."""
+    for name, value in vars(settings).items():
+        if hasattr(value, "__dataclass_fields__"):
+            refuse_negative(value)
+        elif isinstance(value, int | float) and value < 0:
+            raise UsageError(f"{type(settings).__name__}: {name} = {value}; expected a number above zero.")
+    return settings
 
 
 class Interrupted(SparseIngestError):

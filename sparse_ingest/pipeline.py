@@ -14,10 +14,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from dataclasses import field as made_of
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from sparse_ingest.errors import PipelineError, UsageError, short_repr
+from sparse_ingest.errors import PipelineError, UsageError, refuse_negative, short_repr
 
 T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
@@ -192,15 +193,17 @@ def read_pipeline(name: str) -> Pipeline:
     return with_resolved_paths(pipeline, path.parent)
 
 
-def pipeline_of(model: str | ModelSettings | None, pipeline: Pipeline | str | None) -> Pipeline:
+def pipeline_of(model: str | Path | ModelSettings | None, pipeline: Pipeline | str | Path | None) -> Pipeline:
     """Return the pipeline that `pipeline=` names; `model` replaces its complete [model] table.
 
     Without a pipeline, `query` has the type `QueryChanges`. Raise `PipelineError` as `read_pipeline` does.
     """
-    found = read_pipeline(pipeline) if isinstance(pipeline, str) else pipeline or Pipeline(query=QueryChanges())
-    if model is None:
-        return found
-    return replace(found, model=ModelSettings(document=model) if isinstance(model, str) else model)
+    if isinstance(pipeline, str | Path):
+        pipeline = read_pipeline(str(pipeline))
+    elif not isinstance(pipeline, Pipeline | None):
+        raise UsageError(f"pipeline is {short_repr(pipeline)}; expected a file, a packaged name, or Pipeline.")
+    found = refuse_negative(pipeline or Pipeline(query=QueryChanges()))
+    return found if model is None else replace(found, model=_model_settings(model))
 
 
 def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
@@ -210,19 +213,18 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
     name. Every other name is a model.
     """
     if isinstance(model, Pipeline):
-        return model
-    if isinstance(model, ModelSettings):
-        return Pipeline(model)
-    if not isinstance(model, str | Path):
-        raise UsageError(
-            f"model is {type(model).__name__}; expected a hub id, a folder, package:NAME/PATH, a pipeline file, the "
-            "name of a packaged pipeline, ModelSettings or Pipeline."
-        )
-    name = str(model)
-    is_packaged = "/" not in name and (packaged_folder() / f"{name}.toml").is_file()
-    if not Path(name).is_dir() and (is_packaged or name.endswith(".toml")):
-        return read_pipeline(name)
-    return Pipeline(ModelSettings(document=name))
+        return refuse_negative(model)
+    if isinstance(model, str | Path) and not Path(model).is_dir():
+        if str(model) in packaged_names() or str(model).endswith(".toml"):
+            return read_pipeline(str(model))
+    return Pipeline(_model_settings(model, ", a pipeline"))
+
+
+def _model_settings(model: str | Path | ModelSettings, also: str = "") -> ModelSettings:
+    if not isinstance(model, str | Path | ModelSettings):
+        expected = f"a hub id, a folder, package:NAME/PATH{also} or ModelSettings"
+        raise UsageError(f"model is {type(model).__name__}; expected {expected}.")
+    return model if isinstance(model, ModelSettings) else ModelSettings(document=str(model))
 
 
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
@@ -287,7 +289,7 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
         raise UsageError(f"{stage}(): pass options= or keywords such as {min(given)}=, not both.")
     if not isinstance(options, kind):
         raise UsageError(f"{stage}(): options= is of type {type(options).__name__}; expected {kind.__name__}.")
-    return options
+    return refuse_negative(options)
 
 
 def refuse_options(options: object, names: Iterable[str], why: str) -> None:
@@ -306,8 +308,7 @@ def changed(settings: Any) -> dict[str, Any]:
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:
     """Return a settings dataclass from a TOML table, each value checked against the type of its field."""
     hints = _hints(kind)
-    unknown = sorted(table.keys() - hints.keys())
-    if unknown:
+    if unknown := sorted(table.keys() - hints.keys()):
         raise PipelineError(f"{source}: unknown key {prefix}{unknown[0]}; known here: {', '.join(sorted(hints))}.")
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -322,10 +323,9 @@ def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> 
         if limits is None or value is None:
             continue
         low, high = limits
-        if high == math.inf and value <= low:
-            raise PipelineError(f"{source}: {prefix}{entry.name} = {value}; expected a number above {low}.")
-        if not low <= value <= high:
-            raise PipelineError(f"{source}: {prefix}{entry.name} = {value}; expected a number from {low} to {high}.")
+        wanted = f"above {low}" if high == math.inf else f"from {low} to {high}"
+        if not low <= value <= high or (high == math.inf and value == low):
+            raise PipelineError(f"{source}: {prefix}{entry.name} = {value}; expected a number {wanted}.")
     return kind(**values)
 
 
@@ -337,9 +337,8 @@ def _checked(value: object, hint: Any, source: str, name: str) -> object:
     if _is_deep(value):
         raise PipelineError(f"{source}: {name} is nested more than {_MAX_DEPTH} levels deep.")
     choices = [choice for choice in alternatives if choice is not type(None)]
-    for choice in choices:
-        if (found := _as_kind(value, choice)) is not None:
-            return found
+    if found := [one for choice in choices if (one := _as_kind(value, choice)) is not None]:
+        return found[0]
     if int in choices and type(value) is int:
         raise PipelineError(f"{source}: {name} = {value}; expected an integer above zero.")
     raise PipelineError(f"{source}: {name} = {short_repr(value)}; expected {' or '.join(map(_described, choices))}.")
@@ -357,8 +356,9 @@ def _as_kind(value: object, kind: Any) -> object:
     elif kind is float:
         fits = isinstance(value, int | float) and type(value) is not bool and abs(value) < _MAX_NUMBER
         return float(value) if fits else None  # type: ignore[arg-type]
-    elif kind is int:
-        fits = type(value) is int and 0 < value < _MAX_NUMBER
+    elif kind is int:  # also of numpy
+        number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else 0
+        return number if 0 < number < _MAX_NUMBER else None
     elif get_origin(kind) is tuple:
         each, count = get_args(kind)[0], len(get_args(kind))
         found = [_as_kind(one, each) for one in value] if isinstance(value, list | tuple) else [None]

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from sparse_ingest.errors import first_line
+from sparse_ingest.errors import UsageError, first_line, short_repr
 
 _RATE_S = 120.0  # shortest time over which a rate is measured
 NOTE = 25  # level of a log record that the command line prints by default, between INFO and WARNING
@@ -214,6 +214,8 @@ def reporter_of(progress: Reporter | bool) -> Reporter:
     """Return the reporter of a `progress=` argument: tqdm.auto for True, a silent one for False, or the argument."""
     if progress is True:
         return TqdmReporter()
+    if progress is not False and not hasattr(progress, "stop_requested"):
+        raise UsageError(f"progress is {short_repr(progress)}; expected True, False or a Reporter.")
     return SILENT if progress is False else progress
 
 

@@ -73,17 +73,11 @@ def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: A
     id, as in trec_eval. The default model is stored in the run or index.
     """
     from sparse_ingest.evaluation.evaluate import evaluate as evaluate_target
-    from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, depth_of
 
     _refuse_conflicts(target, nano_beir=bool(given["nano_beir"]))
     if given["nano_beir"]:
         print_report(as_json, *_nano_beir(target.pipeline, options, given))
         return
-    needed = depth_of([*DEFAULT_MEASURES, *options.measures])
-    if options.k is not None and options.k < needed:
-        click.echo(
-            f"-k {options.k} is below the cutoff {needed} of a measure: hits after {options.k} are missing.", err=True
-        )
     with target.opened() as opened:
         found = evaluate_target(opened, queries=given["queries"], qrels=given["qrels"], options=options)
     print_report(as_json, found.to_dict(per_query=given["per_query"]), _lines(found, options, given["per_query"]))

@@ -222,9 +222,7 @@ def _query_of(text: str) -> dict[str, Any]:
         raise UsageError(f"{place} cannot be read: {first_line(error)}.") from error
     except ValueError as error:
         raise UsageError(f"{place} is not JSON: {first_line(error)}. Example: '{_FILTER}'.") from error
-    if not isinstance(query, dict) or len(query) != 1:
-        raise UsageError(f"{place} must be one query, an object with one key. Example: '{_FILTER}'.")
-    return query
+    return cast(dict[str, Any], query)  # SearchOptions refuses what is not one query
 
 
 # Type of a setting to the converter of its option.

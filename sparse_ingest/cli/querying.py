@@ -250,6 +250,7 @@ def _bodies(
     weighted: Iterable[tuple[str, QueryWeights]], engine: Engine, options: QueryOptions
 ) -> Iterator[SearchBody]:
     """Yield the body of each text, then report omitted tokens and scaled weights."""
+    from sparse_ingest.cluster.search_bodies import server_side_body
     from sparse_ingest.searching.bodies import body_of
     from sparse_ingest.searching.query import warn_of_omitted
 
@@ -257,7 +258,8 @@ def _bodies(
     lost: dict[str, None] = {}
     for text, weights in weighted:
         if options.is_server_side:
-            body = _server_side_body(text, engine, options)
+            how: dict[str, Any] = {"size": options.k, "filter": options.filter}
+            body = server_side_body(text, engine, analyzer=options.analyzer, model_id=options.model_id, **how)
         else:
             body, factor = body_of(text, weights, engine, options, lost, without_plugin=options.without_plugin)
             scaled, scale = scaled + (factor != 1), max(scale, factor)
@@ -266,10 +268,3 @@ def _bodies(
     if scaled:
         what = f"those of {scaled} queries are divided by up to" if scaled > 1 else "all are divided by"
         click.echo(f"A query has weights up to 64: {what} {scale:g}, and so are the scores.", err=True)
-
-
-def _server_side_body(text: str, engine: Engine, options: QueryOptions) -> SearchBody:
-    from sparse_ingest.cluster.search_bodies import server_side_body
-
-    how: dict[str, Any] = {"size": options.k, "filter": options.filter}
-    return server_side_body(text, engine, analyzer=options.analyzer, model_id=options.model_id, **how)

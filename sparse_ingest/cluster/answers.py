@@ -6,6 +6,7 @@ Sizes count after decompression.
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 import traceback
@@ -93,10 +94,12 @@ class PlainConnection(opensearchpy.Urllib3HttpConnection):
 
     def _create_urllib3_pool(self) -> None:
         super()._create_urllib3_pool()
-        self.pool = BoundedPool(self.pool, self.host + self.url_prefix)
+        self.pool, self._process = BoundedPool(self.pool, self.host + self.url_prefix), os.getpid()
 
     def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
         """Send one request; return status, headers and text of the answer."""
+        if self._process != os.getpid():  # forked: the connections are those of the other process
+            self._create_urllib3_pool()
         kept = (BUSY | REDIRECTS) - set(ignore)
         status, answered, text = super().perform_request(*request, **more | {"ignore": kept.union(ignore)})
         if status in kept:

@@ -269,8 +269,12 @@ def connection_of(url: str | None, connection: ConnectionLike | None) -> Connect
     """Return the connection of `url=` or `connection=`, or of the SPARSE_INGEST_* variables. Not both arguments."""
     if url is not None and connection is not None:
         raise UsageError("Give url= or connection=, not both.")
-    if connection is not None:
+    if isinstance(connection, Connection | OpenSearch):
         return connection
+    if connection is not None:
+        raise UsageError(
+            f"connection= is {type(connection).__name__}; expected a Connection or an opensearchpy.OpenSearch."
+        )
     variables = {entry.name: os.environ.get(entry.metadata["env"]) for entry in fields(Connection)}
     given: dict[str, Any] = {name: value for name, value in variables.items() if value}
     with contextlib.suppress(ValueError, KeyError):  # `connect` refuses what is not a number

@@ -69,6 +69,8 @@ class Index(NamedTuple):
 
 def is_one_name(name: str) -> bool:
     """Return whether a name is valid for one index or alias, without wildcards."""
+    if not isinstance(name, str):
+        return False
     return name not in ("", ".", "..") and name[0] not in "-_+" and not any(sign in name for sign in '*?,/\\<>| "#:')
 
 

@@ -72,7 +72,7 @@ def check_clauses(tokens: int, others: int, *, max_clauses: int = MAX_CLAUSES) -
         more = f" and {others} other clauses" if others else ""
         advice = f"Prune it, for example with --set query.top_k={max_clauses - others}."
         if others >= max_clauses:
-            advice = "Shorten the filter: a single terms query can hold many values."
+            advice = "Shorten the filter (a single terms query can hold many values), or the text of a hybrid search."
         raise UsageError(
             f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses {CLAUSE_SETTING}. "
             f"{advice}"

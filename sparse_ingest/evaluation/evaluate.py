@@ -155,7 +155,12 @@ def evaluate(
     own = chosen.ignore_identical_ids
     other = read_compared(Path(chosen.compare), collection, names, own) if chosen.compare else None
     # One more if the document with the query's id is omitted.
-    size = (chosen.k or depth_of(names)) + own
+    needed = depth_of(names)
+    size = (chosen.k or needed) + own
+    if chosen.k is not None and chosen.k < needed:
+        logger.warning(
+            "-k %d is below the cutoff %d of a measure: hits after %d are missing.", chosen.k, needed, chosen.k
+        )
     reporter.begin("queries", collection.judged)
     with written(chosen.trec_run, (query.id for query in collection.queries())) as trec:
         found = _Measuring(collection, names, size, reporter, trec, own)

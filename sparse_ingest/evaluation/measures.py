@@ -10,10 +10,10 @@ import difflib
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import UsageError, first_line, needs_extra
+from sparse_ingest.records import batched
 from sparse_ingest.searching.hits import Ranked
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "RR", "R@100", "AP@100")
@@ -109,7 +109,7 @@ def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DE
     per_query: dict[str, dict[str, float]] = {name: {} for name in measures}
     totals = {one: one.aggregator() for one in names}
     judged_ones = (ranking for ranking in ranked if ranking.query_id in qrels)
-    while block := list(islice(judged_ones, _BLOCK)):
+    for block in batched(judged_ones, _BLOCK):
         # The library counts judged queries that are not in `found` as zero, so `judged` has only those of the block.
         # Empty rankings are omitted from `found`: Judged@10 would divide by their length.
         judged = {ranking.query_id: dict(qrels[ranking.query_id]) for ranking in block}
@@ -118,8 +118,7 @@ def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DE
             totals[metric.measure].add(metric.value)
             for name in names[metric.measure]:
                 per_query[name][metric.query_id] = metric.value
-    mean = {name: float(totals[one].result()) for one in names for name in names[one]}
-    return Measured(per_query, {name: mean[name] for name in measures})
+    return Measured(per_query, {name: float(totals[one].result()) for name, one in parsed.items()})
 
 
 def compare(
@@ -150,12 +149,12 @@ def compare(
         as_large += (np.abs(swaps @ differences) >= observed * (1 - 1e-12)).sum(axis=0)
     comparisons = []
     for place, name in enumerate(first):
+        column = differences[:, place]
         # Without a difference the t-test would divide by zero.
-        equal = len(queries) < 2 or not differences[:, place].any()
+        equal = len(queries) < 2 or not column.any()
         by_t_test = 1.0 if equal else float(ttest_rel(one[:, place], other[:, place]).pvalue)
         means = float(one[:, place].mean()), float(other[:, place].mean())
         by_chance = float(as_large[place] / (RESAMPLES + 1))
-        column = differences[:, place]
         wins, losses = int((column > 0).sum()), int((column < 0).sum())
         changes = [
             Change(queries[at], (texts or {}).get(queries[at], ""), float(one[at, place]), float(other[at, place]))

@@ -6,6 +6,7 @@ trec_eval uses the score, not the rank, so scores are written with nine digits, 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def _refuse_unfit(kind: str, name: str) -> None:
 def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, float]]:
     """Return the scores in a run file by document, for the wanted queries.
 
-    Raise `CorpusError` if a line does not have six columns, or its score is not a number.
+    Raise `CorpusError` if a line does not have six columns, its score is not a number, or a document is repeated.
     """
     found: dict[str, dict[str, float]] = {}
     # Invalid bytes can only be in an id, which then matches no other.
@@ -57,13 +58,21 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
             try:
                 query_id, _, doc_id, _, score, _ = columns
                 value = float(score)
+                if math.isnan(value):
+                    raise ValueError
             except ValueError:
                 raise CorpusError(
                     f"{place_text(path, number)}: expected six columns (query Q0 document rank score tag), found "
                     f"{line.strip()[:80]!r}."
                 ) from None
             if query_id in wanted:
-                found.setdefault(query_id, {})[doc_id] = value
+                scores = found.setdefault(query_id, {})
+                if doc_id in scores:
+                    where = place_text(path, number)
+                    raise CorpusError(
+                        f"{where}: query {query_id!r} has the document {doc_id!r} twice. Remove one line."
+                    )
+                scores[doc_id] = value
     return found
 
 

@@ -46,7 +46,7 @@ class IdfReport(NamedTuple):
 
 def write_idf(
     corpus: object,
-    out: Path,
+    out: Path | str,
     *,
     model: str | ModelSettings | None = None,
     pipeline: Pipeline | str | None = None,
@@ -73,6 +73,7 @@ def write_idf(
     named = pipeline_of(model, pipeline).model
     if not named.document:
         raise UsageError("No model: give --model or --pipeline.")
+    out = Path(out)
     _refuse_out(out, chosen.force)
     checkpoint = read_checkpoint(named.document, named.revision)
     if not checkpoint.document.has_words:

@@ -7,6 +7,7 @@ the other requests of the same search page. A weight table is looked up by all t
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
@@ -30,7 +31,10 @@ class BatchedEncoder:
         self.model = model
         self.batches: Counter[int] = Counter()
         self._built: QueryEncoder | None = None
-        self._lock = Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process, self._lock = os.getpid(), Lock()
         self._kept: dict[str, Future[QueryWeights]] = {}
         self._waiting: deque[tuple[str, Future[QueryWeights]]] = deque()
         self._thread = ThreadPoolExecutor(1, "queries")
@@ -77,6 +81,8 @@ class BatchedEncoder:
         return self._encoder().encode(texts)
 
     def _encoder(self) -> QueryEncoder:
+        if self._process != os.getpid():  # forked: it has none of the threads, and maybe a held lock
+            self._begin()
         if self._built is None:
             with self._lock:
                 self._built = self._built or query_encoder(self.model)

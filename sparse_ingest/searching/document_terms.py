@@ -17,6 +17,7 @@ from sparse_ingest.errors import CheckpointError, DocumentNotFoundError, Storage
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, plain_tokenizer, to_float32
 from sparse_ingest.records import passage_id
+from sparse_ingest.searching.options import check_ids
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
@@ -137,6 +138,7 @@ def terms_in_run(run: Run, doc_ids: Sequence[str], reader: TermReader) -> list[D
     from sparse_ingest.runs.checking import find_documents, finished_shards, read_document
     from sparse_ingest.runs.shards import parse_fields
 
+    check_ids(doc_ids)
     shards, vocabulary = finished_shards(run), run.vocabulary()
     found = find_documents(run, shards, doc_ids)
     if missing := [doc_id for doc_id in doc_ids if doc_id not in found]:
@@ -166,6 +168,7 @@ def terms_in_index(
     """
     from sparse_ingest.cluster.reading import as_weight, read_fields, reader_of
 
+    check_ids(doc_ids)
     passages = [passage_id(doc_id, 0) for doc_id in doc_ids]
     fields = read_fields(client, there.name, engine.field, [*doc_ids, *passages])
     if missing := [doc_id for doc_id in doc_ids if doc_id not in fields]:
@@ -221,11 +224,9 @@ def readable_by(vocabulary: Iterable[str | None]) -> Callable[[str], str]:
     vocabulary = list(vocabulary)
     if vocabulary == list(map(str, range(len(vocabulary)))):
         return lambda token: f"feature {token}"
-    counts = dict.fromkeys(_MARKERS, 0)
-    for token in vocabulary:
-        for marker in _MARKERS:
-            counts[marker] += token is not None and token.startswith(marker)
-    marker = max(_MARKERS, key=lambda one: counts[one])
+    tokens = [token for token in vocabulary if token is not None]
+    counts = {marker: sum(token.startswith(marker) for token in tokens) for marker in _MARKERS}
+    marker = max(counts, key=counts.__getitem__)
     if not counts[marker]:
         return lambda token: token
 

@@ -81,10 +81,10 @@ def search_postings(
             first_row += postings.row_count
         for found in searched:
             ids.update(found)
-    hits = []
-    for positions, scores in map(best.ranking, range(len(queries))):
-        hits.append(ExactHits(list(map(ids.__getitem__, positions.tolist())), positions, scores))
-    return hits
+    rankings = map(best.ranking, range(len(queries)))
+    return [
+        ExactHits([ids[place] for place in positions.tolist()], positions, scores) for positions, scores in rankings
+    ]
 
 
 def best_places(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:

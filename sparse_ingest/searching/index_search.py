@@ -46,7 +46,7 @@ _UNDERSTOOD = {
     ),
     "maxClauseCount is set to": (
         "The query, with its filters and words, has more clauses than the cluster allows "
-        f"{CLAUSE_SETTING}. Prune it, such as with --set query.top_k=500."
+        f"{CLAUSE_SETTING}. Prune it, such as with --set query.top_k=500, or shorten the text of a BM25 search."
     ),
     "Result window is too large": (
         "The requested number of hits is above index.max_result_window of index {index!r} (default 10,000). Request "
@@ -101,10 +101,10 @@ def search_index(
     asker = Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=explain, collapse=collapse)
     asker.warn_of_omitted()
-    hits = []
-    for hit, found in zip(_hits_without_terms(answer), answer["hits"]["hits"], strict=True):
-        hits.append(hit._replace(score=hit.score * scale, terms=asker.shares(found, scale) if explain else []))
-    return hits
+    return [
+        hit._replace(score=hit.score * scale, terms=asker.shares(found, scale) if explain else [])
+        for hit, found in zip(_hits_without_terms(answer), answer["hits"]["hits"], strict=True)
+    ]
 
 
 def search_hybrid(
@@ -141,11 +141,11 @@ def search_hybrid(
             raise
         return hits  # an old server
     parts = {one["_id"]: one for one in answer["hits"]["hits"]}
-    factors, explained = {"sparse": scale}, []
+    explained = []
     for hit in hits:
         part = parts.get(hit.id, {})  # a document may have been deleted
         named = part.get("matched_queries", {}).items()
-        scores = {name: to_float32(score) * factors.get(name, 1.0) for name, score in named}
+        scores = {name: to_float32(score) * (scale if name == "sparse" else 1) for name, score in named}
         explained.append(hit._replace(sub_scores=scores, terms=asker.shares(part, scale) if part else []))
     return explained
 

@@ -11,13 +11,13 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from sparse_ingest.models.dot_products import Postings
-from sparse_ingest.queries.weight_table import QueryWeights, to_float32
-from sparse_ingest.records import TermShare
+from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.checking import finished_shards, shard_parts
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import parse_fields
-from sparse_ingest.searching.exact import QueryVector, search_postings
-from sparse_ingest.searching.hits import Hit, heaviest_first
+from sparse_ingest.searching.exact import search_postings
+from sparse_ingest.searching.hits import Hit
+from sparse_ingest.searching.run_search import ordered_vector, shares, token_ids_of
 
 MOST_BYTES = 1 << 30
 _TERM_BYTES = 12  # token id, row and weight
@@ -37,7 +37,7 @@ class KeptRun:
     def __init__(self, run: Run, parts: Sequence[_Part]) -> None:
         self._parts = parts
         self._firsts = [part.first for part in parts]
-        self._token_ids = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
+        self._token_ids = token_ids_of(run)
 
     @classmethod
     def read(cls, run: Run, most_bytes: int = MOST_BYTES) -> Self | None:
@@ -60,8 +60,8 @@ class KeptRun:
 
     def search(self, weights: QueryWeights, size: int) -> list[Hit]:
         """Return the best documents, as `search_run` does. Tokens that the vocabulary lacks are ignored."""
-        by_id = sorted((token for token in weights if token in self._token_ids), key=self._token_ids.__getitem__)
-        query = QueryVector.of({token: weights[token] for token in by_id}, self._token_ids)
+        query = ordered_vector(weights, self._token_ids)
+        known = {token: self._token_ids[token] for token in weights if token in self._token_ids}
         parts = ((part.postings, part.doc_ids) for part in self._parts)
         [found] = search_postings(parts, [query], size, compiled=True)
         hits = []
@@ -70,14 +70,7 @@ class KeptRun:
             part = self._parts[int(np.searchsorted(self._firsts, position, side="right")) - 1]
             row = position - part.first
             fields, score = parse_fields(part.fields[row], doc_id), float(found.scores[place])
-            hits.append(Hit(place + 1, score, doc_id, fields, self._shares(weights, part.postings, row)))
+            there = {token: part.postings.weight(token_id, row) for token, token_id in known.items()}
+            held = {token: weight for token, weight in there.items() if weight is not None}
+            hits.append(Hit(place + 1, score, doc_id, fields, shares(weights, held)))
         return hits
-
-    def _shares(self, weights: QueryWeights, postings: Postings, row: int) -> list[TermShare]:
-        """Return the terms that a query and a row share."""
-        shares = []
-        for token, weight in weights.items():
-            token_id = self._token_ids.get(token)
-            if token_id is not None and (held := postings.weight(token_id, row)) is not None:
-                shares.append(TermShare(token, weight, held, to_float32(weight * held)))
-        return heaviest_first(shares)

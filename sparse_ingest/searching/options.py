@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparse_ingest.errors import UsageError, short_repr
 from sparse_ingest.pipeline import HybridSettings, option, refuse_options
 
 
@@ -29,8 +30,23 @@ class SearchOptions(HybridSettings):
     allow_partial: bool = option(False, "Accept partial results of failed shards and timeouts, with a warning")
     concurrency: int = option(1, "With --queries: number of requests in flight")
 
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a filter that is not one query."""
+        if self.filter is not None and not (isinstance(self.filter, Mapping) and len(self.filter) == 1):
+            raise UsageError(
+                'filter must be one query, an object with one key, such as {"term": {"lang": "en"}}. For none, omit it.'
+            )
 
-def for_one_document(options: SearchOptions) -> SearchOptions:
-    """Refuse options that would have no effect on the explanation of one document."""
+
+def check_ids(doc_ids: Iterable[object]) -> None:
+    """Raise `UsageError` unless the ids of documents are strings with at least one character."""
+    for one in doc_ids:
+        if not isinstance(one, str) or not one:
+            raise UsageError(f"The document id is {short_repr(one)}; expected a string that is not empty.")
+
+
+def for_one_document(options: SearchOptions, doc_id: str) -> SearchOptions:
+    """Refuse an invalid id, and options that would have no effect on the explanation of one document."""
+    check_ids([doc_id])
     refuse_options(options, ("collapse", "hybrid"), "cannot be combined with the explanation of one document")
     return options

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import islice
 
 from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.checkpoints.sides import WeightTableSide
-from sparse_ingest.errors import UsageError, listed
+from sparse_ingest.errors import UsageError, listed, printable, short_repr
 from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, plain_tokenizer, prune_query
-from sparse_ingest.records import Query, check_weights
+from sparse_ingest.records import Query, batched, check_weights
 from sparse_ingest.searching.batches import QUERIES_AT_ONCE, BatchedEncoder
 
 NAMED_TOKENS = 20  # tokens that a message names
@@ -36,19 +35,23 @@ class QueryModel:
     def __init__(self, pipeline: Pipeline, encoder: BatchedEncoder | None = None) -> None:
         self.pipeline = pipeline
         self.encoder = encoder or BatchedEncoder(pipeline.model)
-        self._last: tuple[str, QueryWeights] = "", {}
+        self._last: tuple[str | None, QueryWeights] = None, {}
 
     def weights(self, text: str) -> QueryWeights:
         """Return the weights of one query. Raise `UsageError` if there is no text."""
-        if not text.strip():
-            raise UsageError("The query is empty. Give some words.")
         last, weights = self._last
         if last != text:
-            weights = prune_query(self.encoder.encode_one(text), self.pipeline.query)
+            weights = self.encode(text)
             self._last = text, weights
             if not weights:
                 logger.warning(self.why_unweighted(text))
         return dict(weights)
+
+    def encode(self, text: str) -> QueryWeights:
+        """Return the weights of one query, without a warning if there are none; see `weights`."""
+        if not _checked(text).strip():
+            raise UsageError("The query is empty. Give some words.")
+        return prune_query(self.encoder.encode_one(text), self.pipeline.query)
 
     def why_unweighted(self, text: str) -> str:
         """Return a message about a text without weights, with its tokens."""
@@ -66,10 +69,10 @@ class QueryModel:
         Queries without any weighted token are yielded too, and reported at the end.
         """
         empty: list[str] = []
-        count, stream = 0, iter(queries)
-        while some := list(islice(stream, batch)):
+        count = 0
+        for some in batched(queries, batch):
             count += len(some)
-            for query, weights in zip(some, self.encoder.encode([query.text for query in some]), strict=True):
+            for query, weights in zip(some, self.encoder.encode(list(map(_text_of, some))), strict=True):
                 if not weights:
                     empty.append(query.id)
                 yield query.id, prune_query(weights, self.pipeline.query)
@@ -78,6 +81,18 @@ class QueryModel:
                 "%d of %d queries have no token with a weight, such as %r: they cannot have hits.",
                 len(empty), count, empty[0],
             )  # fmt: skip
+
+
+def _text_of(query: Query) -> str:
+    if not isinstance(query, Query):
+        raise UsageError(f"One of the queries is {short_repr(query)}; expected Query(id, text).")
+    return _checked(query.text)
+
+
+def _checked(text: str) -> str:
+    if not isinstance(text, str) or printable(text) != text:
+        raise UsageError(f"The text of a query is {short_repr(text)}; expected a string of Unicode text.")
+    return text
 
 
 def query_weights(text: str, pipeline: Pipeline) -> QueryWeights:

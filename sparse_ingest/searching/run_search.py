@@ -13,7 +13,7 @@ import numpy as np
 from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.models.dot_products import Postings, query_token_mask
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
-from sparse_ingest.records import SparseRows, TermShare, batched, document_id
+from sparse_ingest.records import SparseRows, TermShare, batched, check_weights, document_id
 from sparse_ingest.runs.checking import find_documents, finished_shards, read_document, shard_parts, shard_vectors
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import parse_fields
@@ -40,7 +40,7 @@ def search_run(
         collapse: As for `search_index`, a field of the run. The run is read again until enough values differ.
     """
     shards = _finished_shards(run)
-    known, vector = _known(run, weights)
+    vector = _vector(run, weights)
     parts = partial(_vectors, run, shards, stored)
     if collapse is None:
         [found] = search_exact(parts(), [vector], size)
@@ -51,7 +51,7 @@ def search_run(
     for place, doc_id in enumerate(found.doc_ids):
         carried, held = rows[int(found.positions[place])]
         score = float(found.scores[place])
-        hits.append(Hit(place + 1, score, doc_id, parse_fields(carried, doc_id), _shares(weights, known, held)))
+        hits.append(Hit(place + 1, score, doc_id, parse_fields(carried, doc_id), shares(weights, held)))
     return hits
 
 
@@ -62,13 +62,13 @@ def explain_in_run(run: Run, weights: QueryWeights, doc_id: str, *, size: int, s
     the run are read once.
     """
     shards = _finished_shards(run)
-    known, vector = _known(run, weights)
+    vector = _vector(run, weights)
     place = find_documents(run, shards, [doc_id]).get(doc_id)
     if place is None:
         return Explanation(doc_id, "not found", size)
     document = read_document(run, place)
     row = _as_stored(document.vectors) if stored else document.vectors
-    terms = _shares(weights, known, _terms(row))
+    terms = shares(weights, _terms(row, run.vocabulary()))
     asked = query_token_mask(vector.token_ids)
     own = Postings.of(row, asked).scores(vector.token_ids, vector.weights)[1]
     common = {share.token for share in terms}
@@ -93,7 +93,7 @@ def explain_in_run(run: Run, weights: QueryWeights, doc_id: str, *, size: int, s
 
 def why_empty_run(run: Run, weights: QueryWeights) -> list[str]:
     """Return why the exact search of a run found nothing. It compares every vector, so no document has the tokens."""
-    documents, vocabulary = run.totals()["rows"], _token_ids(run)
+    documents, vocabulary = run.totals()["rows"], token_ids_of(run)
     if not documents:
         return [f"{run.path} has no documents."]
     unknown = [token for token in weights if token not in vocabulary]
@@ -125,7 +125,7 @@ def rank_run(
         prune: Applied to each part of the run first, like by a load.
         passages: The run has passages: return documents, each with the score of its best passage.
     """
-    shards, token_ids = _finished_shards(run), _token_ids(run)
+    shards, token_ids = _finished_shards(run), token_ids_of(run)
     unknown: dict[str, None] = {}
     for block in batched(queries, max(1, min(QUERIES_AT_ONCE, HITS_AT_ONCE // max(1, size)))):
         began = time.perf_counter()
@@ -180,26 +180,29 @@ def _warn_of_unknown(unknown: Sequence[str], of_what: str) -> None:
         )  # fmt: skip
 
 
-def _token_ids(run: Run) -> dict[str, int]:
+def token_ids_of(run: Run) -> dict[str, int]:
+    """Return the id of each token of a run."""
     return {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
 
 
-def _known(run: Run, weights: QueryWeights) -> tuple[dict[int, str], QueryVector]:
-    """Return the tokens of a query by their ids in a run, in the order of ids, and their weights."""
-    token_ids = _token_ids(run)
+def ordered_vector(weights: QueryWeights, token_ids: Mapping[str, int]) -> QueryVector:
+    """Return the vector of one query, in the order of token ids, in which Lucene sums."""
+    known = sorted((token for token in weights if token in token_ids), key=token_ids.__getitem__)
+    return QueryVector.of({token: weights[token] for token in known}, token_ids)
+
+
+def shares(weights: QueryWeights, held: Mapping[str, float]) -> list[TermShare]:
+    """Return the terms that a query and a document share, heaviest first."""
+    common = ((token, weight, held[token]) for token, weight in weights.items() if token in held)
+    return heaviest_first(TermShare(*one, to_float32(one[1] * one[2])) for one in common)
+
+
+def _vector(run: Run, weights: QueryWeights) -> QueryVector:
+    check_weights(weights)  # also those of tokens that the run lacks
+    token_ids = token_ids_of(run)
     unknown = sorted(weights.keys() - token_ids.keys())
     _warn_of_unknown(unknown, f"of the {len(weights)} tokens of the query")
-    known = {token_ids[token]: token for token in token_ids if token in weights}
-    return known, QueryVector.of({token: weights[token] for token in known.values()}, token_ids)
-
-
-def _shares(weights: QueryWeights, known: Mapping[int, str], held: Mapping[int, float]) -> list[TermShare]:
-    """Return the terms that a query and a document share."""
-    return heaviest_first(
-        TermShare(token, weights[token], held[token_id], to_float32(weights[token] * held[token_id]))
-        for token_id, token in known.items()
-        if token_id in held
-    )
+    return ordered_vector(weights, token_ids)
 
 
 def _vectors(
@@ -229,22 +232,23 @@ def _values_of(run: Run, shards: Sequence[int], field: str, hits: ExactHits) -> 
 
 def _rows_at(
     run: Run, shards: Sequence[int], positions: set[int], stored: bool
-) -> dict[int, tuple[str, dict[int, float]]]:
+) -> dict[int, tuple[str, dict[str, float]]]:
     """Return fields and terms of the rows at these positions among all rows of the shards."""
-    rows: dict[int, tuple[str, dict[int, float]]] = {}
-    first = 0
+    rows: dict[int, tuple[str, dict[str, float]]] = {}
+    first, vocabulary = 0, run.vocabulary()
     for shard in shards:
         after = first + run.rows_of(shard)
         if any(first <= position < after for position in positions):
             for part in shard_parts(run, shard):
                 for position in positions.intersection(range(first, first + len(part.fields))):
                     one = part.vectors.take(np.array([position - first]))
-                    rows[position] = part.fields[position - first], _terms(_as_stored(one) if stored else one)
+                    terms = _terms(_as_stored(one) if stored else one, vocabulary)
+                    rows[position] = part.fields[position - first], terms
                 first += len(part.fields)
         first = after
     return rows
 
 
-def _terms(one: SparseRows) -> dict[int, float]:
-    """Return the weights of a single row by token id."""
-    return dict(zip(one.token_ids.tolist(), one.weights.tolist(), strict=True))
+def _terms(one: SparseRows, vocabulary: Sequence[str | None]) -> dict[str, float]:
+    """Return the weights of a single row by token."""
+    return dict(zip((str(vocabulary[token_id]) for token_id in one.token_ids), one.weights.tolist(), strict=True))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import tee
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sparse_ingest.errors import ClusterError, UsageError
@@ -119,7 +120,8 @@ class SearchableIndex:
         text = query if isinstance(query, str) else None
         hits = self.search_weighted(text, weights_of(query, self.query_weights), chosen)
         if not hits and self._given.reporter is not SILENT:
-            _note(self._given.reporter, self.why_empty(query, chosen))
+            for message in self.why_empty(query, chosen):
+                self._given.reporter.note(message)
         return hits
 
     def search_weighted(
@@ -221,7 +223,7 @@ class SearchableIndex:
         from sparse_ingest.cluster.postings import PAGE
         from sparse_ingest.searching.explaining import explain_in_index
 
-        chosen = for_one_document(_for_index(options_from(SearchOptions, options, settings, "explain")))
+        chosen = for_one_document(_for_index(options_from(SearchOptions, options, settings, "explain")), doc_id)
         weights = weights_of(query, self.query_weights)
         client, window = self.client.allowing(chosen.allow_partial), self.index.setting("max_result_window")
         how: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
@@ -242,6 +244,9 @@ class SearchableIndex:
         reader = TermReader(vocabulary, self.pipeline.model, weights)
         return terms_in_index(self.client, self.index, self.engine, doc_ids, vocabulary, reader)
 
+    def __repr__(self) -> str:
+        return f"<SearchableIndex {self.name!r} at {self.client.address}>"
+
     def close(self) -> None:
         """Close the connection."""
         self.client.close()
@@ -256,8 +261,8 @@ class SearchableIndex:
 def open_run(
     path: RunLike,
     *,
-    model: str | ModelSettings | None = None,
-    pipeline: Pipeline | str | None = None,
+    model: str | Path | ModelSettings | None = None,
+    pipeline: Pipeline | str | Path | None = None,
     force: bool = False,
     progress: Reporter | bool = False,
 ) -> SearchableRun:
@@ -283,8 +288,8 @@ def open_index(
     *,
     url: str | None = None,
     connection: ConnectionLike | None = None,
-    model: str | ModelSettings | None = None,
-    pipeline: Pipeline | str | None = None,
+    model: str | Path | ModelSettings | None = None,
+    pipeline: Pipeline | str | Path | None = None,
     force: bool = False,
     progress: Reporter | bool = False,
 ) -> SearchableIndex:
@@ -324,11 +329,6 @@ def _need_index(client: Client, name: str) -> Index:
 
 def _model_of(index: Index) -> object:
     return index.stamp.model if index.stamp else None
-
-
-def _note(reporter: Reporter, messages: Iterable[str]) -> None:
-    for message in messages:
-        reporter.note(message)
 
 
 def _for_index(options: SearchOptions) -> SearchOptions:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Any
 
+from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, options_from, refuse_options
 from sparse_ingest.queries.weight_table import QueryWeights
-from sparse_ingest.records import Query
+from sparse_ingest.records import PARENT, Query
 from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_run
@@ -38,6 +40,10 @@ class SearchableRun(Run):
     def pipeline(self) -> Pipeline:
         """The pipeline of the run, changed by the given one."""
         return pipeline_of_run(self._given, self, force=self._force)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: the model has threads, and is built again when it is needed."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
 
     @property
     def has_words(self) -> bool:
@@ -85,6 +91,7 @@ class SearchableRun(Run):
     ) -> Iterator[Ranked]:
         """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
         chosen = self.checked(options_from(SearchOptions, options, settings, "rank"))
+        refuse_options(chosen, ("collapse",), "is for the search of one query: rank returns documents of a run")
         return rank_run(self, self.model.many(queries), size=chosen.k, stored=chosen.stored)
 
     def explain(
@@ -94,7 +101,7 @@ class SearchableRun(Run):
 
         Arguments and errors are as for `search`, with the id of the document.
         """
-        chosen = for_one_document(self.checked(options_from(SearchOptions, options, settings, "explain")))
+        chosen = for_one_document(self.checked(options_from(SearchOptions, options, settings, "explain")), doc_id)
         weights = weights_of(query, self.query_weights)
         return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
 
@@ -116,5 +123,16 @@ class SearchableRun(Run):
         """Return the options of a search. Raise `UsageError` for those that would have no effect on a run."""
         why = "needs a server, and a run is searched exactly without one"
         refuse_options(options, ("filter", "allow_partial"), why)
+        engine = self._given.query.engine
+        if options.concurrency > 1 or engine not in (None, "exact"):
+            raise UsageError(f"{'concurrency' if options.concurrency > 1 else f'The engine {engine}'} {why}. Omit it.")
         refuse_hybrid(self._given.query, options, why)
+        names = self.manifest.identity.get("fields") or {}
+        known = ["title", "text", *names.get("keep", ())]
+        known += [PARENT] if self.manifest.identity.get("overflow") == "passages" else []
+        if names and options.collapse is not None and options.collapse not in known:
+            raise UsageError(
+                f"{self.path} has no field {options.collapse!r} for collapse; it has {', '.join(known)}. Correct the "
+                "name, or encode with it in --keep."
+            )
         return options

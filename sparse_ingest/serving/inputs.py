@@ -135,9 +135,6 @@ def required(values: Mapping[str, Any], name: str) -> Any:
 
 def ask_of(values: Mapping[str, Any]) -> Ask:
     """Return the query of checked values. Raise `UsageError` for options that are invalid."""
-    query = values.get("filter")
-    if query is not None and len(query) != 1:
-        raise RefusedError(400, 'filter must be one query, an object with one key, such as {"term": {"lang": "en"}}.')
     given = {name: values[name] for name in OPTION_KEYS if name in values}
     options = options_from(SearchOptions, None, given, "search")
     return Ask(required(values, "q"), values.get("engine") or None, options, values.get("terms", True))

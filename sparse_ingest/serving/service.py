@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
+from sparse_ingest.errors import ClusterError, SparseIngestError
 from sparse_ingest.models.encoder import SparseEncoder
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, prune_query
@@ -62,11 +62,9 @@ class Service:
 
     def weights_of(self, target: Target, text: str) -> QueryWeights:
         """Return the weights of a query. Raise `UsageError` if there is no text."""
-        if not text.strip():
-            raise UsageError("The query is empty. Give some words.")
         model = target.model
         with self.metrics.encode_seconds.time():
-            return prune_query(model.encoder.encode_one(text), model.pipeline.query)
+            return model.encode(text)
 
     def _weights_for(self, target: Target, ask: Ask) -> QueryWeights:
         """Return the weights that a search needs: BM25 needs none."""
@@ -104,21 +102,19 @@ class Service:
 
     def described(self, values: Values) -> dict[str, Any]:
         """Return the targets, with their engines and fields."""
-        shown = []
-        for target in self.targets:
-            model = target.model.pipeline.model
-            shown.append(
-                {
-                    "name": target.name,
-                    "kind": target.kind,
-                    "documents": target.documents(),
-                    "model": model.document or model.query,
-                    "product": target.product,
-                    "engine": target.engine,
-                    "engines": list(target.engines),
-                    "fields": target.fields(),
-                }
-            )
+        shown = [
+            {
+                "name": target.name,
+                "kind": target.kind,
+                "documents": target.documents(),
+                "model": target.model.pipeline.model.document or target.model.pipeline.model.query,
+                "product": target.product,
+                "engine": target.engine,
+                "engines": list(target.engines),
+                "fields": target.fields(),
+            }
+            for target in self.targets
+        ]
         queries = len(self.judgments.texts) if self.judgments else None
         highlights = all(map(self._encodes_documents, self.targets))
         return {"targets": shown, "queries": queries, "highlights": highlights, "version": version("sparse-ingest")}

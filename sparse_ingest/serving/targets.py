@@ -73,6 +73,7 @@ class RunTarget:
 
     def warm(self) -> None:
         """Build the query model, and read the run into memory if it fits."""
+        self.run.checked(SearchOptions())  # settings of the pipeline that have no effect on a run
         self.model.encoder.encode_one(WARM)
         if self.run.complete() is None:
             logger.warning("%s is incomplete: the shards that are finished now are searched.", self.run.path)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import opensearchpy
 import pandas as pd
 import polars
@@ -29,6 +32,7 @@ ROWS = [
     {"_id": f"d{number}", "title": f"part {number}", "text": TEXTS[number % 5], "lang": "en" if number % 2 else "de"}
     for number in range(20)
 ]
+SEISMIC = si.Pipeline(query=si.QuerySettings(engine="seismic"))
 QUESTION = "how does bread rise with yeast"
 OPTIONS: dict[str, Any] = {"model": MODEL, "dtype": "float32", "device": "cpu", "keep": ["lang"], "shard_rows": 8}
 
@@ -224,6 +228,70 @@ def test_an_invalid_query_or_filter_is_named(run: si.SearchableRun, loaded: si.S
                 search(given)
     with pytest.raises(si.UsageError, match="cannot be written as JSON: .* Use only lists"):
         loaded.search(QUESTION, filter={"terms": {"lang": {"en"}}})
+    for several in ({}, {"exists": {"field": "lang"}, "term": {"lang": "en"}}):
+        with pytest.raises(si.UsageError, match="filter must be one query"):
+            loaded.search(QUESTION, filter=several)
+
+
+def test_wrong_arguments_are_named(run: si.SearchableRun) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "has no field 'language' for collapse; it has title, text, lang": lambda: run.search("a", collapse="language"),
+        "collapse is for the search of one query": lambda: run.rank([], collapse="lang"),
+        "concurrency needs a server": lambda: run.rank([], concurrency=2),
+        "SearchOptions: k = -1; expected a number above zero": lambda: run.search("a", si.SearchOptions(k=-1)),
+        "QuerySettings: top_k = -3": lambda: si.open_run(run, pipeline=si.Pipeline(query=si.QuerySettings(top_k=-3))),
+        "EncodeSettings: top_k = -1": lambda: si.SparseEncoder(si.Pipeline(encode=si.EncodeSettings(top_k=-1))),
+        "The engine seismic needs a server": lambda: si.open_run(run, pipeline=SEISMIC).search("a"),
+        "One of the queries is 'bread'; expected Query": lambda: list(run.rank(["bread"])),
+        r"The text of a query is 'bread \\ud800'": lambda: run.search("bread \ud800"),
+        "The text of a query is 5": lambda: run.query_weights(5),
+        "The document id is 5; expected a string": lambda: run.explain("a", 5),
+        "The document id is ''": lambda: run.show("d1", ""),
+        "model is int; expected a hub id": lambda: si.open_run(run, model=5),
+        "pipeline is 5; expected a file": lambda: si.open_run(run, pipeline=5),
+        "connection= is str; expected a Connection": lambda: si.open_index("a", connection="http://127.0.0.1:1"),
+        "progress is 'yes'; expected True, False or a Reporter": lambda: si.open_run(run, progress="yes"),
+        "port = 99999; expected a number from 1 to 65535": lambda: si.serve(run, port=99999),
+    }
+    for message, call in calls.items():
+        with pytest.raises(si.UsageError, match=message):
+            call()
+    assert run.search(QUESTION, k=np.int64(3)) == run.search(QUESTION, k=3)
+
+
+def test_a_searched_run_works_in_pickled_and_in_forked_processes(run: si.SearchableRun) -> None:
+    found = run.search(QUESTION, k=3)  # starts the thread that encodes queries
+    assert pickle.loads(pickle.dumps(run)).search(QUESTION, k=3) == found
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=lambda: answers.put(run.query_weights("a river of stone")), daemon=True)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0, "the forked process waits for a thread that it does not have"
+    assert answers.get() == pytest.approx(run.query_weights("a river of stone"))
+
+
+def test_forked_processes_do_not_share_the_connections_of_an_index(loaded: si.SearchableIndex) -> None:
+    questions = [{"yeast": 1.0}, {"river": 1.0}, {"exception": 1.0}]
+    found = [loaded.search(one) for one in questions]
+
+    def search_all() -> None:
+        assert all([loaded.search(one) for one in questions] == found for _ in range(10))
+
+    children = [multiprocessing.get_context("fork").Process(target=search_all, daemon=True) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 4
+
+
+def test_errors_can_be_pickled_for_other_processes(opensearch_url: str) -> None:
+    with si.connect(url=opensearch_url) as client, pytest.raises(si.ClusterError) as refused:
+        client.search("/_all", {"query": {"nothing": {}}}, expected=dict)
+    for error in (refused.value, si.MissingExtraError("serve", "This")):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def test_sixteen_threads_get_the_hits_of_one(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:

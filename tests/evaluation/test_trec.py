@@ -43,9 +43,17 @@ def test_only_requested_queries_are_read(tmp_path):
     assert read_trec_run(path, {"b"}) == {"b": {"x": 1.5}}
 
 
-@pytest.mark.parametrize("line", ["a Q0 x 1 2.5", "a Q0 x 1 high t"])
-def test_an_invalid_line_is_an_error_with_its_number(line, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a Q0 x 1 2.5", "expected six columns"),
+        ("a Q0 x 1 high t", "expected six columns"),
+        ("a Q0 y 1 nan t", "expected six columns"),
+        ("a Q0 x 2 1.5 t", "query 'a' has the document 'x' twice"),
+    ],
+)
+def test_an_invalid_line_is_an_error_with_its_number(line, words, tmp_path):
     path = tmp_path / "run.txt"
     path.write_text(f"a Q0 x 1 2.5 t\n{line}\n")
-    with pytest.raises(CorpusError, match=r"run.txt:2: expected six columns"):
+    with pytest.raises(CorpusError, match=f"run.txt:2: {words}"):
         read_trec_run(path, {"a"})
