@@ -178,8 +178,8 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptio
     with TerminalReporter() as reporter:
         report = write_idf(specs, out, pipeline=pipeline, options=options, progress=reporter)
     line = (
-        f"{report.out}: weights of {report.vocabulary:,} tokens; {report.seen:,} of them occur in "
-        f"{report.documents:,} documents, the rest have weight 1."
+        f"{report.out}: weights of {report.vocabulary:,} tokens, {report.seen:,} of them in "
+        f"{counted(report.documents, 'document')}; the others have weight 1."
     )
     print_report(as_json, {**report._asdict(), "out": str(report.out)}, [line])
     if report.skipped:

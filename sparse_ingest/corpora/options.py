@@ -34,9 +34,7 @@ class CorpusOptions:
     )
     no_text: bool = option(False, "Do not store title and text in the run")
     limit: int | None = option(None, "Read only the first N rows")
-    on_bad_document: Literal["fail", "skip"] = option(
-        "fail", "Stop at a bad document, or omit it and name it in skipped/"
-    )
+    on_bad_document: Literal["fail", "skip"] = option("fail", "Stop at a bad document, or omit and report it")
 
     def open(self, corpus: object) -> Corpus:
         """Return the corpus of a stage: files and addresses, or rows in memory. Raises like `corpus_of`."""

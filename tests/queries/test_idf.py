@@ -204,4 +204,4 @@ def test_idf_does_not_import_torch(folder: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "weights of 10 tokens; 1 of them occur in 1 documents" in done.stdout
+    assert "weights of 10 tokens, 1 of them in 1 document;" in done.stdout

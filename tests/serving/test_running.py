@@ -17,7 +17,7 @@ from support.forked import command
 from support.gate import Gate, gate
 from support.indexes import filled
 from support.runs import make_run
-from support.secure_proxy import secure_proxy
+from support.secure_proxy import SecureProxy, secure_proxy
 from support.services import Served, served
 from support.tables import TOKENS, write_table
 
@@ -173,32 +173,46 @@ def test_a_cluster_that_is_down_is_503_until_it_is_back(behind_gate: tuple[Serve
     assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
 
 
-@pytest.mark.parametrize("status", [302, 400, 401, 403, 429, 500, 503])
-def test_only_the_log_has_the_reason_of_a_cluster_that_refuses(run: Run, client: Client, status: int) -> None:
-    reason = "action [search] is unauthorized for user [secret-user] at secret-host:9300"
-    answer_of_cluster: list[tuple[int, object]] = []
+@pytest.fixture(scope="module")
+def behind_proxy(run: Run, client: Client) -> Iterator[tuple[Served, SecureProxy]]:
     with filled(client, run) as index, secure_proxy(client.address) as proxy:
-        proxy.check = lambda _: answer_of_cluster[0] if answer_of_cluster else None
         with served("--index", index, "--url", proxy.url, "--model", run.manifest.model["document"]) as service:
-            assert service.get("/search", q="catch")["hits"]
-            answer_of_cluster.append((status, {"error": {"type": "security_exception", "reason": reason}}))
-            for path in ("/search?q=catch", "/document?id=4", "/explain?q=catch&id=4", "/targets"):
-                answer = service.ask("GET", path)
-                assert answer.status == (503 if status in (429, 503) else 502)
-                assert answer.message == f"The cluster answered with status {status}. See the service log."
-            assert f"{proxy.url} " in service.log()
+            yield service, proxy
 
 
-def test_a_partial_answer_is_503_without_its_reason(run: Run, client: Client) -> None:
+@pytest.fixture
+def checked(behind_proxy: tuple[Served, SecureProxy]) -> Iterator[tuple[Served, SecureProxy]]:
+    """The service with a cluster that answers; the test may replace the answers."""
+    service, proxy = behind_proxy
+    assert until(lambda: service.ask("GET", "/search", q="catch").status == 200)
+    yield service, proxy
+    proxy.check = None
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 429, 500, 503])
+def test_only_the_log_has_the_reason_of_a_cluster_that_refuses(
+    checked: tuple[Served, SecureProxy], status: int
+) -> None:
+    service, proxy = checked
+    reason = "action [search] is unauthorized for user [secret-user] at secret-host:9300"
+    proxy.check = lambda _: (status, {"error": {"type": "security_exception", "reason": reason}})
+    before = len(service.log())
+    for path in ("/search?q=catch", "/document?id=4", "/explain?q=catch&id=4", "/targets"):
+        answer = service.ask("GET", path)
+        assert answer.status == (503 if status in (429, 503) else 502)
+        assert answer.message == f"The cluster answered with status {status}. See the service log."
+    assert f"{proxy.url} " in service.log()[before:]
+
+
+def test_a_partial_answer_is_503_without_its_reason(checked: tuple[Served, SecureProxy]) -> None:
+    service, proxy = checked
     failure = {"reason": {"type": "node_not_connected_exception", "reason": "[secret-host] Node not connected"}}
     shards = {"total": 2, "successful": 1, "failed": 1, "failures": [failure]}
     partial = {"took": 1, "_shards": shards, "hits": {"hits": []}}
-    with filled(client, run) as index, secure_proxy(client.address) as proxy:
-        with served("--index", index, "--url", proxy.url, "--model", run.manifest.model["document"]) as service:
-            proxy.check = lambda request: (200, partial) if "/_search" in request.path else None
-            answer = service.ask("GET", "/search", q="catch")
-            assert (answer.status, "partial" in answer.message, "secret" in answer.message) == (503, True, False)
-            assert "[secret-host] Node not connected" in service.log()
+    proxy.check = lambda request: (200, partial) if "/_search" in request.path else None
+    answer = service.ask("GET", "/search", q="catch")
+    assert (answer.status, "partial" in answer.message, "secret" in answer.message) == (503, True, False)
+    assert "[secret-host] Node not connected" in service.log()
 
 
 def test_sigterm_waits_for_a_search_that_the_cluster_is_answering(run: Run, client: Client) -> None:
