@@ -5,7 +5,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
-PYTEST := -m pytest -n 2 --dist loadscope
+PYTEST := -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 FAST := -m "not slow and not hub"
 
 # What each .venv/.NAME installs.

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -41,6 +42,23 @@ hypothesis.settings.load_profile("tests")
 for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+# The modules that take longest. They start first, so that no core waits at the end for one of them; the Makefile turns
+# off the order of pytest-xdist, by numbers of tests.
+LONGEST = {
+    "api/test_python_api.py", "checkpoints/test_hub.py", "cluster/test_partial_answers.py", "crash/test_kill_encode.py",
+    "crash/test_kill_load.py", "docs/test_pages.py", "executors/test_ray.py", "faults/test_faulty_loads.py",
+    "loading/test_changes.py", "loading/test_guarded_aliases.py", "loading/test_load.py",
+    "local_server/test_process.py", "planning/test_plan.py", "searching/test_search.py", "serving/test_page.py",
+    "verification/test_verify.py",
+}  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)  # pytest itself reorders tests by their session fixtures
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the tests of `LONGEST` to the start."""
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(folder).as_posix() not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -161,6 +161,15 @@ def _write_stamp(client: Client, there: Index, stamp: Stamp) -> None:
     client.call("PUT", f"{there.path}/_mapping", {"_meta": {**there.mappings.get("_meta", {}), META_KEY: content}})
 
 
+def refuse_other_field(index: Index, stamp: Stamp) -> None:
+    """Raise `ClusterError` if an index was loaded into another field: searches of the new one would not find it."""
+    if index.stamp is not None and index.stamp.field != stamp.field:
+        raise ClusterError(
+            f"Index {index.name!r} was loaded into the field {index.stamp.field!r}, this load has {stamp.field!r}. "
+            f"Pass --field {index.stamp.field}, or load into another index."
+        )
+
+
 def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
     """Raise `ClusterError` if an index was loaded with other pruning: an index has one rule for all its vectors."""
     there = index.stamp

@@ -9,15 +9,12 @@ separator. With quoting `none` each line is a row. In format `msmarco` a line is
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from io import BufferedReader
-from itertools import pairwise, repeat
 from typing import Literal, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
 
 from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, not_utf8, utf8
 from sparse_ingest.corpora.line_pieces import line_pieces
@@ -35,9 +32,8 @@ _MAX_VALUE = 1 << 26
 _MAX_ARRAY = 1 << 30  # bytes; Python objects take several times as many
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
 _JSON_BLANKS = JSON_BLANKS.encode()
-_BLOCK_BYTES = 1 << 17  # split at a time; stays in the second-level cache
-_LINE_FEED, _QUOTE = b'\n"'
 _BLANK_LINES = (b"", b"\n", b"\r", b"\r\n")  # without quotes
+_MOST_COLUMNS = 8  # of a row with quotes that is read without the csv module, which is faster for many short values
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
 
 # First line, values, the reason if it is bad, else None, and the offset and line where the next row starts.
@@ -141,7 +137,8 @@ class TextTable(LineSource):
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on."""
-        rows, names = iter(_Rows(self, offset, line)), self._given
+        reader, names = _Rows(self, offset, line), self._given
+        rows = iter(reader)
         if names is None:
             names = self._header(iter(_Rows(self, 0, 1)) if offset else rows)
         if names is None:
@@ -150,6 +147,7 @@ class TextTable(LineSource):
             chosen = [(name, names.index(name)) for name in self._choose(names)]
         except BadRow as bad:
             raise CorpusError(f"{place_text(self.label, 1)}: {bad}") from bad
+        reader.expect(len(names))
         for at, row, reason, offset, following in rows:
             if following > at + 1:
                 self._count_span(row, at, following - at)
@@ -205,13 +203,20 @@ class _Rows:
         self._separator = _SEPARATORS[table.format]
         self._has_quotes = table.format != "msmarco" and table.quoting != "none"
         self._reason: str | None = None
-        self._blocks_after = 0  # no block starts before this offset
-        self._pause = _BLOCK_BYTES  # bytes to read line by line after the next block that fails
+        self._match: Callable[[bytes, int], re.Match[bytes] | None] | None = None  # a regular row
+        self._block, self._block_start = b"", 0  # the buffered bytes, and their offset
 
     @property
     def line(self) -> int:
         """Return the line where the next unread row starts."""
         return self._reached[0]
+
+    def expect(self, columns: int) -> None:
+        """Set the number of columns, so that regular rows are read without the csv module."""
+        ends = rf"{self._separator}\r\n"
+        value = f'("[^"]*+(?:""[^"]*+)*+"|(?:[^"{ends}][^{ends}]*+)?)'
+        row = self._separator.join([value] * columns) if columns <= _MOST_COLUMNS else "(?!)"
+        self._match = re.compile(rf"{row}\r?\n".encode()).match
 
     def __iter__(self) -> Iterator[_Row]:
         with self._table.opened(self._reached) as opened:
@@ -230,42 +235,46 @@ class _Rows:
                     if not row or row == [""]:
                         continue  # the header may follow, and is read line by line
                     yield line, row, self._reason, self.offset, self.line
-                while rows := self._block(opened.content):
-                    yield from rows
+                yield from self._regular(opened.content)
 
     def _reader(self, texts: Iterable[str]) -> Iterator[list[str]]:
         """Yield the values of each row. Does not read past its last line."""
         if self._has_quotes:
             csv.field_size_limit(_MAX_VALUE)  # of the process; the default is 128 KB
             return csv.reader(texts, delimiter=self._separator, strict=True)
-        return (text.rstrip("\n").removesuffix("\r").split(self._separator) for text in texts)
+        return map(self._split, texts)
 
-    def _block(self, content: BufferedReader) -> list[_Row]:
-        """Parse the next block of rows in one call. Return no rows if it must be read line by line."""
-        if self.offset < self._blocks_after:
-            return []
-        block = content.peek()[:_BLOCK_BYTES]
-        ends, lines = _row_ends(block, quotes=self._has_quotes)
-        if not len(ends):
-            self._blocks_after = self.offset + len(block)
-            return []
-        self._blocks_after, self._pause = self.offset + self._pause, 2 * self._pause
-        if b"\0" in block:
-            return []
-        cuts = [0, *ends.tolist()]
-        try:
-            rows = list(self._reader([block[start:end].decode() for start, end in pairwise(cuts)]))
-        except (csv.Error, UnicodeDecodeError):
-            return []
-        if len(rows) < len(ends):  # a row spans several pieces
-            return []
-        content.read(cuts[-1])
-        offsets, following = (ends + self.offset).tolist(), (lines + self.line).tolist()
-        found = zip([self.line, *following], rows, repeat(None), offsets, following)
-        self.offset = self._blocks_after = offsets[-1]
-        self._pause = _BLOCK_BYTES
-        self._reached[0] = following[-1]
-        return [row for row in found if row[1] and row[1] != [""]]
+    def _split(self, line: str) -> list[str]:
+        """Return the values of a line without quotes."""
+        return line.removesuffix("\n").removesuffix("\r").split(self._separator)
+
+    def _regular(self, content: BufferedReader) -> Iterator[_Row]:
+        """Yield the rows in the buffer, up to one that is incomplete or that needs the csv module or its messages."""
+        if self._match is None:
+            return
+        if self.offset >= self._block_start + len(self._block):
+            self._block, self._block_start = content.peek().partition(b"\0")[0], self.offset
+        block, base, line, quotes = self._block, self._block_start, self.line, self._has_quotes
+        start = self.offset - base
+        with suppress(UnicodeDecodeError):
+            while end := block.find(b"\n", start) + 1:
+                first, raw = line, block[start:end]
+                if quotes and b'"' in raw:
+                    if not (found := self._match(block, start)):
+                        break
+                    row = [_unquoted(text) if text[:1] == '"' else text for text in map(bytes.decode, found.groups())]
+                    end = found.end()
+                    line += block.count(b"\n", start, end)
+                else:
+                    if quotes and b"\r" in raw[:-2]:
+                        break
+                    row = self._split(raw.decode())
+                    line += 1
+                start = end
+                if row != [""]:
+                    yield first, row, None, base + end, line
+        content.read(base + start - self.offset)
+        self.offset, self._reached[0] = base + start, line
 
     def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
         """Yield each line as text."""
@@ -305,13 +314,6 @@ class _Rows:
         return f"{reason}; {_NO_QUOTES}" if "quote" in reason else reason
 
 
-def _row_ends(block: bytes, *, quotes: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return where the rows of a block end if all quotes are regular, and how many lines end up to there."""
-    marks = np.frombuffer(block, np.uint8)
-    is_mark = marks == _LINE_FEED
-    if quotes:
-        is_mark |= marks == _QUOTE
-    places = np.flatnonzero(is_mark)
-    is_quote = marks[places] == _QUOTE
-    ends = np.flatnonzero(~(is_quote | np.logical_xor.accumulate(is_quote)))
-    return places[ends] + 1, np.cumsum(~is_quote)[ends]
+def _unquoted(value: str) -> str:
+    inner = value[1:-1]
+    return inner.replace('""', '"') if '"' in inner else inner

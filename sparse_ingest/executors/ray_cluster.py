@@ -87,7 +87,7 @@ def connected(options: RayOptions, reporter: Reporter) -> Iterator[Pool]:
         if options.address:
             ray.init(address=options.address, **quiet)
         else:
-            _start(options, quiet)
+            _start(quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"connect to {options.address}" if options.address else "start"
         raise RunError(
@@ -105,7 +105,7 @@ def connected(options: RayOptions, reporter: Reporter) -> Iterator[Pool]:
         _restore(handlers)
 
 
-def _start(options: RayOptions, quiet: dict[str, Any]) -> None:
+def _start(quiet: dict[str, Any]) -> None:
     """Start Ray on this machine."""
     # Otherwise Ray listens on all interfaces. It reads the variable when it is imported, and its processes read it too.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"

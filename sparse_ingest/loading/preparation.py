@@ -85,6 +85,7 @@ def make_plan(
     if update:
         there = updates.with_field(there, name, stamp.field, kind, client.dialect)
     if there is not None:
+        indexes.refuse_other_field(there, stamp)
         mappings.check_fits(there, stamp, kind)
         mappings.refuse_other_product(there, stamp.field, client.dialect)
         installed.refuse_encoding_final_pipeline(client, there, stamp.field)

@@ -8,6 +8,7 @@ disk so that memory does not grow with the runs; contents of the same id are com
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Collection, Iterator
 from itertools import accumulate, pairwise
@@ -22,6 +23,7 @@ from sparse_ingest.runs.checking import checked_shard, finished_shards, shard_pa
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_doc_ids, take_rows
 from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
+from sparse_ingest.storage.durable import naming
 
 RANGE_ROWS = 200_000  # rows of both runs merged at a time: 6 MB, five times that while they are sorted
 
@@ -101,7 +103,8 @@ def _places(run: Run) -> tuple[dict[int, slice], int]:
 
 def _flags(scratch: Path, rows: int) -> npt.NDArray[np.bool_]:
     """Return one bool per document on disk, all false; at least one, because an empty file cannot be mapped."""
-    with tempfile.TemporaryFile(dir=scratch) as file:
+    with naming(scratch), tempfile.TemporaryFile(dir=scratch) as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, rows))  # writing to the mapping of a full disk is SIGBUS
         return np.memmap(file, dtype=np.bool_, mode="w+", shape=max(1, rows))
 
 

@@ -16,6 +16,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.storage.durable import naming
+
 Numbers = npt.NDArray[np.uint64]
 SECOND = np.uint64(1 << 63)  # in the last column: the row belongs to the second set
 _Flags = npt.NDArray[np.bool_]
@@ -38,11 +40,9 @@ class SortedPieces:
         inside = np.searchsorted(np.ascontiguousarray(rows[:, 0]), self._borders).tolist()
         first = self._file.seek(0, 2) // (8 * self._width)
         self._cuts.append([first, *(first + place for place in inside), first + len(rows)])
-        try:
+        with naming(self._scratch):
             self._file.write(rows.tobytes())
             self._file.flush()
-        except OSError as error:  # it has no file name
-            raise OSError(error.errno, error.strerror, str(self._scratch)) from error
 
     def ranges(self) -> Iterator[Numbers]:
         """Yield the rows of each range, those with equal first numbers in the order of `add`; then free the disk."""

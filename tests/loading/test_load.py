@@ -374,6 +374,18 @@ def test_pruning_is_recorded_and_loading_with_other_pruning_is_refused(
     assert into(client, index_name, run, replace=True, top_k=1).loaded_shards == 2
 
 
+def test_a_load_into_another_field_of_a_loaded_index_is_refused(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    fields = {name: client.dialect.field_entry() for name in ("a", "b")}
+    client.call("PUT", f"/{index_name}", {"mappings": {"properties": fields}})
+    runs = [make_run(tmp_path / "run"), make_run(tmp_path / "other", more="other")]
+    into(client, index_name, runs[0], field="a")
+    for run in runs:  # searches of b would not find the documents of the first
+        with pytest.raises(ClusterError, match="was loaded into the field 'a', this load has 'b'"):
+            into(client, index_name, run, field="b")
+
+
 def test_an_unfinished_load_resumes_only_with_the_pruning_of_its_journal(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
