@@ -253,8 +253,9 @@ def test_any_rows_are_those_of_the_csv_module(tmp_path_factory, rows, before, se
             expected.append((line, values if is_good else None))
     found = list(corpus.rows())
     assert [(row.line, values_of(row)) for row, _ in found] == expected
-    for place, (_, position) in enumerate(found, 1):
-        assert list(corpus.rows(position)) == found[place:]
+    if found:
+        place = len(found) // 2
+        assert list(corpus.rows(found[place][1])) == found[place + 1 :]
 
 
 @settings(max_examples=50)
