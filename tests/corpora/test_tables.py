@@ -226,7 +226,7 @@ def values_of(row: SourceRow) -> list[str] | None:
     st.integers(1, 3),
 )
 @example('1,a\n2,"b"\n3,""\n4,""""\n"5\n","c,\n""d"\r\n,\n', 0, ",", 2)
-@example("1,a\n2,b\r\n3,c\r4,d\n5,e\n", 0, ",", 2)
+@example("1,a\n2,b\r\n3,c\rd\n4,d\r\r\n5,e\n", 0, ",", 2)
 @example('1,a\n\n2,b\n3,c,d\n4,"e"f\n5,g"h\n6,i', 0, ",", 2)
 @example('1,a\n2"b,"c\nd",e"f\n3,g\n', 0, ",", 2)  # with as many quotes in each line as regular rows have
 @example('"a"\n\n""\n"b\n\n"\n', 0, ",", 1)
