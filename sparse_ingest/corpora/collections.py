@@ -191,16 +191,16 @@ def _query_of_topic(topic: str) -> Query:
 
 
 def _judgments_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, str, str, int]]:
-    at = first = place_text(path, 1)
+    at = place_text(path, 1)
     try:
         if _format(path) != "tsv":
             for at, columns in _rows(path, {_QUERY: "id", _DOCUMENT: "id", _SCORE: "kept field"}, quoting):
                 yield at, *_judgment(columns)
             return
-        for at, text in _texts(path):
+        for number, (at, text) in enumerate(_texts(path)):
             # Blanks separate columns only in lines without a tab: "Geneva Durben" is an id.
             values = text.split("\t") if "\t" in text else text.split()
-            if at != first or values != _HEADER:
+            if number or values != _HEADER:
                 yield at, *_judgment(_columns_of(text, values))
     except BadRow as bad:
         raise CorpusError(f"{at}: {bad}") from bad
@@ -224,7 +224,7 @@ def _judgment(columns: Mapping[str, object]) -> tuple[str, str, int]:
 def _score_of(value: object) -> int:
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            number = float(value)
+            number = float("nan" if "_" in str(value) else value)  # Python reads 1_0 as 10
         except (ValueError, OverflowError):
             number = float("nan")
         if number.is_integer():

@@ -65,7 +65,7 @@ def test_a_bad_query_is_an_error_with_file_and_line(tmp_path, name, content, rea
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("test.tsv", "query-id\tcorpus-id\tscore\nq 1\t7\t2\nq 1\t8\t0\n"),
+        ("test.tsv", "\nquery-id\tcorpus-id\tscore\nq 1\t7\t2\nq 1\t8\t0\n"),
         ("test.tsv", "\ufeffq 1\t7\t2\r\n\r\nq 1\t8\t0"),
         ("qrels.trec", "q 1\t0\t7\t2\nq 1\tQ0\t8\t0\n"),
         ("qrels.jsonl", JSON_QRELS),
@@ -92,6 +92,7 @@ def test_judgments_of_a_folder_are_found(tmp_path, name, content):
     [
         ("q.tsv", "1\t7\t2\n1\t8\tx\n", 'the score is "x"; expected an integer'),
         ("q.tsv", "1\t7\t2\n1\t8\t1.5\n", 'the score is "1.5"'),
+        ("q.tsv", "1\t7\t2\n1\t8\t1_0\n", 'the score is "1_0"'),
         ("q.tsv", "1\t7\t2\n1\t7\t1\n", 'query "1" and document "7" have the score 1 here and 2 before'),
         ("q.tsv", "1\t7\t2\nquery-id\tcorpus-id\tscore\n", 'the score is "score"'),
         ("q.tsv", "1\t7\t2\n1 8 2\n", "query, document and score with tabs between them"),

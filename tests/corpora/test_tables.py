@@ -226,7 +226,7 @@ def values_of(row: SourceRow) -> list[str] | None:
     st.integers(1, 3),
 )
 @example('1,a\n2,"b"\n3,""\n4,""""\n"5\n","c,\n""d"\r\n,\n', 0, ",", 2)
-@example("1,a\n2,b\r\n3,c\r4,d\n5,e\n", 0, ",", 2)
+@example("1,a\n2,b\r\n3,c\rd\n4,d\r\r\n5,e\n", 0, ",", 2)
 @example('1,a\n\n2,b\n3,c,d\n4,"e"f\n5,g"h\n6,i', 0, ",", 2)
 @example('1,a\n2"b,"c\nd",e"f\n3,g\n', 0, ",", 2)  # with as many quotes in each line as regular rows have
 @example('"a"\n\n""\n"b\n\n"\n', 0, ",", 1)
@@ -253,8 +253,9 @@ def test_any_rows_are_those_of_the_csv_module(tmp_path_factory, rows, before, se
             expected.append((line, values if is_good else None))
     found = list(corpus.rows())
     assert [(row.line, values_of(row)) for row, _ in found] == expected
-    for place, (_, position) in enumerate(found, 1):
-        assert list(corpus.rows(position)) == found[place:]
+    if found:
+        place = len(found) // 2
+        assert list(corpus.rows(found[place][1])) == found[place + 1 :]
 
 
 @settings(max_examples=50)
