@@ -1,9 +1,9 @@
 """BERT, RoBERTa and DistilBERT up to the vocabulary projection, computed on packed documents without transformers.
 
 In: a checkpoint's files. Out: the same hidden states as those of transformers' classes, up to the order of sums, in
-less time: transformers takes seconds to import, and here GELU and residual sums are part of the linear layers where
-that is faster, and query, key and value are one product. body.py builds every other checkpoint with transformers, and
-reports missing, damaged or misshapen weights.
+less time: transformers takes seconds to import, and here residual sums are part of the linear layers, and query, key
+and value are one product. body.py builds every other checkpoint with transformers, and reports missing, damaged or
+misshapen weights.
 """
 
 from __future__ import annotations
