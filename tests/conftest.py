@@ -47,10 +47,12 @@ for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.
 # off the order of pytest-xdist, by numbers of tests.
 LONGEST = {
     "api/test_python_api.py", "checkpoints/test_hub.py", "cluster/test_partial_answers.py", "crash/test_kill_encode.py",
-    "crash/test_kill_load.py", "docs/test_pages.py", "executors/test_ray.py", "faults/test_faulty_loads.py",
-    "loading/test_changes.py", "loading/test_guarded_aliases.py", "loading/test_load.py",
-    "local_server/test_process.py", "planning/test_plan.py", "searching/test_search.py", "serving/test_page.py",
-    "verification/test_verify.py",
+    "crash/test_kill_load.py", "docs/test_pages.py", "encoding/test_encode_devices.py", "examples/test_examples.py",
+    "executors/test_ray.py", "faults/test_faulty_loads.py", "loading/test_changes.py",
+    "loading/test_guarded_aliases.py", "loading/test_load.py", "local_server/test_process.py", "planning/test_plan.py",
+    "remote/test_remote_kills.py", "remote/test_remote_loads.py", "reports/test_report_page.py",
+    "searching/test_search.py", "serving/test_page.py", "serving/test_running.py", "serving/test_service_changes.py",
+    "test_wheel.py", "verification/test_verify.py",
 }  # fmt: skip
 
 
