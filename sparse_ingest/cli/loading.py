@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +23,7 @@ from sparse_ingest.cli.options import (
     stage_options,
 )
 from sparse_ingest.cli.progress import TerminalReporter
+from sparse_ingest.errors import shown
 from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.reporting import size_text
 from sparse_ingest.storage.places import Place
@@ -133,10 +136,12 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
     if report.retried:
         lines.append(f"{report.retried:,} refused documents were sent again.")
     print_result(as_json, content, (*lines, *also))
-    if report.refused and not as_json:
+    if report.dead and not as_json:
+        with Path(report.dead).open(encoding="utf-8") as letters:
+            first = json.loads(letters.readline())
         click.echo(
-            f"The cluster refused {report.refused:,} documents; {report.dead} lists them with the reasons. Fix the "
-            "cause, then rerun with --retry-dead.",
+            f"The cluster refused {report.refused:,} documents, such as {shown(first['id'])}: {first['reason']}. "
+            f"{report.dead} lists them all. Fix the cause, then rerun with --retry-dead.",
             err=True,
         )
     return 3 if report.refused else 0

@@ -21,8 +21,8 @@ from sparse_ingest.errors import first_line
 # oneDNN caches a product, and torch its working memory, for every number of rows. packing.py keeps these few: about 16,
 # for 7 products and GELUs of a BERT, which the second cache holds. The default of 1,024 takes gigabytes where documents
 # are padded. Both are read at the first product of the process.
-os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "192")
+for _name, _capacity in {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192"}.items():
+    os.environ[_name] = os.environ.get(_name) or _capacity  # torch crashes if it is set but empty
 
 # Number of rows for which oneDNN chooses the layout; it works for any number.
 ROWS = 2048

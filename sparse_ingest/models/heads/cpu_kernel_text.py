@@ -25,7 +25,6 @@ HALVES = (0, 1)  # of a panel, as a vector has half of its columns
 GROUP_BYTES = 4
 TILE_BYTES = 64  # of a tile's row
 LINE_BYTES = 64  # of a CPU's cache
-AHEAD = 4  # steps from the prefetch of columns to their use: float32 is 4% faster at 128 wide, 8% at 256 and 384
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,9 @@ class Form:
     multiply_tiles: str = ""  # of AMX
     lanes: int = LANES  # sums of a vector
     arguments: str = "{0}, {1}, {2}"  # of `multiply`: the sum and the factors
+    # Steps from the prefetch of columns to their use, 0: without one. float32 is 4% faster at 128 wide, 8% at 256 and
+    # 384 with AVX512; others were not measured.
+    ahead: int = 0
 
     @property
     def both(self) -> str:
@@ -72,10 +74,10 @@ _INT8 = Form(
     "avx512vnni", (12, 8, 4), "<16 x i32>", "<64 x i8>", "@llvm.x86.avx512.vpdpbusd.512",
     "call <16 x i32> @llvm.smax.v16i32", "splat (i32 -2147483648)", "add", "sitofp <16 x i32> {} to <16 x float>",
 )  # fmt: skip
-_FLOAT32 = _float32("avx512f", (12, 8, 4), LANES)
+_FLOAT32 = replace(_float32("avx512f", (12, 8, 4), LANES), ahead=4)
 _BFLOAT16 = replace(
     _FLOAT32, feature="avx512bf16", factors="<32 x bfloat>", multiply="@llvm.x86.avx512bf16.dpbf16ps.512",
-    arguments=Form.arguments,
+    arguments=Form.arguments, ahead=0,
 )  # fmt: skip
 # By dtype and instructions.
 FORMS = {
@@ -170,7 +172,8 @@ def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
       %right0 = load {form.factors}, ptr %columns0, align {align}
       %right1 = load {form.factors}, ptr %columns1, align {align}
     """
-    for line in range(AHEAD * len(HALVES) * align, (AHEAD + 1) * len(HALVES) * align, LINE_BYTES):
+    step = len(HALVES) * align if form.ahead else 0
+    for line in range(form.ahead * step, (form.ahead + 1) * step, LINE_BYTES):
         yield f"  %line{line} = getelementptr i8, ptr %columns0, i64 {line}"
         yield f"  call void @llvm.prefetch.p0(ptr %line{line}, i32 0, i32 3, i32 1)"
     for row in range(rows):
