@@ -85,7 +85,7 @@ def test_commands_that_read_an_index_escape_its_values(
     code, out, err = on_terminal(monkeypatch, "verify", run.path, *target)
     assert code == 1
     refuse_controls(out, err)
-    assert "extra: a" in out and "/2 documents [" in err, "the bar of tqdm works"
+    assert "extra: 'a" in out and "/2 documents [" in err, "the bar of tqdm works"
     stamp = client.call("GET", f"/{index_name}/_mapping")[index_name]["mappings"]["_meta"]
     stamp["sparse_ingest"]["model"]["document"] = NAMED
     client.call("PUT", f"/{index_name}/_mapping", {"_meta": stamp})
