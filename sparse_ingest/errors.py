@@ -120,12 +120,12 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
 
 
 def refuse_negative(settings: T) -> T:
-    """Return a dataclass of settings. Raise `UsageError` if one is below zero, also in settings within it."""
+    """Return a dataclass of settings. Raise `UsageError` if one is below zero, also in nested settings."""
     for name, value in vars(settings).items():
         if hasattr(value, "__dataclass_fields__"):
             refuse_negative(value)
         elif isinstance(value, int | float) and value < 0:
-            raise UsageError(f"{type(settings).__name__}: {name} = {value}; expected a number above zero.")
+            raise UsageError(f"{type(settings).__name__}: {name} = {value}; expected a number that is not negative.")
     return settings
 
 

@@ -60,7 +60,7 @@ LONGEST = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move the tests of `LONGEST` to the start."""
     folder = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(folder).as_posix() not in LONGEST)
+    items.sort(key=lambda item: os.path.relpath(item.path, folder) not in LONGEST)
 
 
 @pytest.fixture(scope="session")

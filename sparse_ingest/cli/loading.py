@@ -23,10 +23,10 @@ from sparse_ingest.cli.options import (
     stage_options,
 )
 from sparse_ingest.cli.progress import TerminalReporter
-from sparse_ingest.errors import shown
+from sparse_ingest.errors import counted, shown
 from sparse_ingest.loading.options import PublishOptions
-from sparse_ingest.reporting import size_text
-from sparse_ingest.storage.places import Place
+from sparse_ingest.reporting import shortened, size_text
+from sparse_ingest.storage.places import Place, place_of
 from sparse_ingest.verification.options import SAMPLE, VerifyOptions
 
 if TYPE_CHECKING:
@@ -137,11 +137,13 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
         lines.append(f"{report.retried:,} refused documents were sent again.")
     print_result(as_json, content, (*lines, *also))
     if report.dead and not as_json:
-        with Path(report.dead).open(encoding="utf-8") as letters:
+        dead = place_of(report.dead)
+        with dead.open("rb") if isinstance(dead, Path) else dead.open() as letters:
             first = json.loads(letters.readline())
+        why = _printable(shortened(first["reason"].rstrip("."), 300))
         click.echo(
-            f"The cluster refused {report.refused:,} documents, such as {shown(first['id'])}: {first['reason']}. "
-            f"{report.dead} lists them all. Fix the cause, then rerun with --retry-dead.",
+            f"The cluster refused {counted(report.refused, 'document')}, such as {shown(first['id'])}: {why}. All are "
+            f"listed in {report.dead}. Fix the cause, then rerun with --retry-dead.",
             err=True,
         )
     return 3 if report.refused else 0
@@ -219,6 +221,6 @@ def _listed(what: str, doc_ids: Sequence[str], count: int) -> Iterator[str]:
         yield f"  and {count - len(doc_ids):,} more are {what}"
 
 
-def _printable(doc_id: str) -> str:
-    """Return an id, quoted if it could move the cursor or add lines: any client may have chosen it."""
-    return doc_id if doc_id.isprintable() else ascii(doc_id)
+def _printable(text: str) -> str:
+    """Return an id or a reason, quoted if it could move the cursor or add lines: any client may have chosen it."""
+    return text if text.isprintable() else ascii(text)

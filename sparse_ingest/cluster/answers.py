@@ -93,8 +93,9 @@ class PlainConnection(opensearchpy.Urllib3HttpConnection):
     """Keeps the Retry-After and Location headers of errors, which opensearch-py drops, and limits answers."""
 
     def _create_urllib3_pool(self) -> None:
-        super()._create_urllib3_pool()
-        self.pool, self._process = BoundedPool(self.pool, self.host + self.url_prefix), os.getpid()
+        # Not by the base class, which would show other threads a pool without limits.
+        pool = BoundedPool(self._urllib3_pool_factory(), self.host + self.url_prefix)  # type: ignore[no-untyped-call]
+        self.pool, self._process = pool, os.getpid()
 
     def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
         """Send one request; return status, headers and text of the answer."""

@@ -61,11 +61,11 @@ def index_body(settings: IndexSettings, stamp: Stamp | None, dialect: Dialect) -
     """Return the body that creates the index: the pipeline's JSON with its field name, source mode and stamp.
 
     Raises:
-        PipelineError: the field has an impossible name, or the body does not exist, is no JSON object, or lacks it.
+        PipelineError: the field has an invalid name, or the body does not exist, is no JSON object or lacks the field.
     """
     # A pattern in `_source.excludes` would exclude other fields too.
-    is_pattern = "*" in settings.field or settings.field.endswith(".")
-    if reason := "a pattern, or a dot at its end" if is_pattern else refused_name(settings.field):
+    reason = "a pattern" if "*" in settings.field else refused_name(settings.field)
+    if reason := "a dot at its end" if settings.field.endswith(".") else reason:
         raise PipelineError(f"The sparse field cannot be {settings.field!r} ({reason}). Choose another [index] field.")
     name = settings.body or settings.kind
     packaged = packaged_folder() / dialect.product / f"{name}.json"

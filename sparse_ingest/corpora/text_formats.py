@@ -33,7 +33,7 @@ _MAX_ARRAY = 1 << 30  # bytes; Python objects take several times as many
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
 _JSON_BLANKS = JSON_BLANKS.encode()
 _BLANK_LINES = (b"", b"\n", b"\r", b"\r\n")  # without quotes
-_MOST_COLUMNS = 8  # of a row with quotes that is read without the csv module, which is faster for many short values
+_MOST_COLUMNS = 8  # of a row with quotes; the csv module reads wider ones
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
 
 # First line, values, the reason if it is bad, else None, and the offset and line where the next row starts.
@@ -204,7 +204,7 @@ class _Rows:
         self._has_quotes = table.format != "msmarco" and table.quoting != "none"
         self._reason: str | None = None
         self._match: Callable[[bytes, int], re.Match[bytes] | None] | None = None  # a regular row
-        self._block, self._block_start = b"", 0  # the buffered bytes, and their offset
+        self._block, self._block_start, self._block_end = b"", 0, 0  # the buffered bytes up to a NUL, their offsets
 
     @property
     def line(self) -> int:
@@ -252,8 +252,10 @@ class _Rows:
         """Yield the rows in the buffer, up to one that is incomplete or that needs the csv module or its messages."""
         if self._match is None:
             return
-        if self.offset >= self._block_start + len(self._block):
-            self._block, self._block_start = content.peek().partition(b"\0")[0], self.offset
+        if self.offset >= self._block_end:
+            buffered = content.peek()
+            self._block, self._block_start = buffered.partition(b"\0")[0], self.offset
+            self._block_end = self.offset + len(buffered)
         block, base, line, quotes = self._block, self._block_start, self.line, self._has_quotes
         start = self.offset - base
         with suppress(UnicodeDecodeError):

@@ -159,7 +159,7 @@ def evaluate(
     size = (chosen.k or needed) + own
     if chosen.k is not None and chosen.k < needed:
         logger.warning(
-            "-k %d is below the cutoff %d of a measure: hits after %d are missing.", chosen.k, needed, chosen.k
+            "k = %d is below the cutoff %d of a measure: hits after %d are missing.", chosen.k, needed, chosen.k
         )
     reporter.begin("queries", collection.judged)
     with written(chosen.trec_run, (query.id for query in collection.queries())) as trec:

@@ -62,7 +62,8 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
                     raise ValueError
             except ValueError:
                 raise CorpusError(
-                    f"{place_text(path, number)}: expected six columns (query Q0 document rank score tag), found "
+                    f"{place_text(path, number)}: expected six columns (query Q0 document rank score tag) and a "
+                    "number as score, found "
                     f"{line.strip()[:80]!r}."
                 ) from None
             if query_id in wanted:

@@ -142,7 +142,7 @@ def roll_back(
 
     Raises:
         UsageError: the name is an index, or an alias of several others.
-        ClusterError: `to` does not exist, its load is not finished, or it has too few documents.
+        ClusterError: `to` does not exist or is closed, its load is not finished, or it has too few documents.
     """
     reporter = reporter_of(progress)
     with connect(connection, url=url) as client:

@@ -74,6 +74,7 @@ def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions)
 def build_sender(worker: Worker, sending: Sending, reporter: Reporter) -> Callable[[range], list[Sent]]:
     """Connect to the cluster, and return the function that sends shards with the pace of this process."""
     client = connect(sending.connection, reporter=reporter)
+    operations = replace(sending.operations, run=open_run(sending.operations.run.path))  # refused if it is not here
     pace = Pace(max_rate=sending.max_rate and sending.max_rate / worker.processes)
 
     def send_shards(shards: range) -> list[Sent]:
@@ -82,7 +83,7 @@ def build_sender(worker: Worker, sending: Sending, reporter: Reporter) -> Callab
     def send_shard(shard: int) -> Sent:
         began, rows = time.monotonic(), 0
         refused: list[Refusal] = []
-        requests = sending.operations.requests(shard, max_bytes=pace.max_bytes)
+        requests = operations.requests(shard, max_bytes=pace.max_bytes)
         how: dict[str, Any] = {"pace": pace, "retries": sending.retries, "final_pipeline": sending.final_pipeline}
         for outcome in send(client, requests, target=sending.alias, **how):
             rows += outcome.documents

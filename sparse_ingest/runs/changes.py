@@ -8,7 +8,6 @@ disk so that memory does not grow with the runs; contents of the same id are com
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Collection, Iterator
 from itertools import accumulate, pairwise
@@ -104,7 +103,9 @@ def _places(run: Run) -> tuple[dict[int, slice], int]:
 def _flags(scratch: Path, rows: int) -> npt.NDArray[np.bool_]:
     """Return one bool per document on disk, all false; at least one, because an empty file cannot be mapped."""
     with naming(scratch), tempfile.TemporaryFile(dir=scratch) as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, rows))  # writing to the mapping of a full disk is SIGBUS
+        for start in range(0, max(1, rows), 1 << 20):  # written first: with a full disk, the mapping is SIGBUS
+            file.write(bytes(min(1 << 20, max(1, rows) - start)))
+        file.flush()
         return np.memmap(file, dtype=np.bool_, mode="w+", shape=max(1, rows))
 
 

@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
+from weakref import WeakSet
 
 from sparse_ingest.models.query_encoders import QueryEncoder, query_encoder
 from sparse_ingest.pipeline import ModelSettings
@@ -32,9 +33,10 @@ class BatchedEncoder:
         self.batches: Counter[int] = Counter()
         self._built: QueryEncoder | None = None
         self._begin()
+        _ENCODERS.add(self)
 
     def _begin(self) -> None:
-        self._process, self._lock = os.getpid(), Lock()
+        self._lock = Lock()
         self._kept: dict[str, Future[QueryWeights]] = {}
         self._waiting: deque[tuple[str, Future[QueryWeights]]] = deque()
         self._thread = ThreadPoolExecutor(1, "queries")
@@ -81,9 +83,17 @@ class BatchedEncoder:
         return self._encoder().encode(texts)
 
     def _encoder(self) -> QueryEncoder:
-        if self._process != os.getpid():  # forked: it has none of the threads, and maybe a held lock
-            self._begin()
         if self._built is None:
             with self._lock:
                 self._built = self._built or query_encoder(self.model)
         return self._built
+
+
+def _begin_again() -> None:
+    """Give the encoders of a forked process a thread of its own, and a lock that nobody holds."""
+    for encoder in _ENCODERS:
+        encoder._begin()
+
+
+_ENCODERS: WeakSet[BatchedEncoder] = WeakSet()
+os.register_at_fork(after_in_child=_begin_again)

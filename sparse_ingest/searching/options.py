@@ -34,7 +34,8 @@ class SearchOptions(HybridSettings):
         """Raise `UsageError` for a filter that is not one query."""
         if self.filter is not None and not (isinstance(self.filter, Mapping) and len(self.filter) == 1):
             raise UsageError(
-                'filter must be one query, an object with one key, such as {"term": {"lang": "en"}}. For none, omit it.'
+                'filter must be one query, an object with one key, such as {"term": {"lang": "en"}}. Omit it to search '
+                "without a filter."
             )
 
 

@@ -123,12 +123,11 @@ class SearchableRun(Run):
         """Return the options of a search. Raise `UsageError` for those that would have no effect on a run."""
         why = "needs a server, and a run is searched exactly without one"
         refuse_options(options, ("filter", "allow_partial"), why)
-        engine = self._given.query.engine
-        if options.concurrency > 1 or engine not in (None, "exact"):
-            raise UsageError(f"{'concurrency' if options.concurrency > 1 else f'The engine {engine}'} {why}. Omit it.")
+        if options.concurrency > 1:
+            raise UsageError(f"concurrency {why}. Omit it.")
         refuse_hybrid(self._given.query, options, why)
         names = self.manifest.identity.get("fields") or {}
-        known = ["title", "text", *names.get("keep", ())]
+        known = [*(("title", "text") if names.get("carry_text", True) else ()), *names.get("keep", ())]
         known += [PARENT] if self.manifest.identity.get("overflow") == "passages" else []
         if names and options.collapse is not None and options.collapse not in known:
             raise UsageError(

@@ -136,7 +136,7 @@ def test_a_query_that_finds_its_own_id_is_reported_and_can_be_ignored(
 
 def test_k_below_the_cutoff_of_a_measure_is_reported(run_path, collection):
     answer = command("evaluate", "--queries", collection, "--run", run_path, "-k", 1, "--json")
-    assert "-k 1 is below the cutoff 100" in answer.err
+    assert "k = 1 is below the cutoff 100" in answer.err
     assert json.loads(answer.out)["RR"] == pytest.approx(1 / 3)
 
 

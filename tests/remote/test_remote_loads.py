@@ -53,6 +53,8 @@ def test_dead_letters_are_stored_in_the_store_and_sent_again(
     assert report.refused == 2 and report.dead == f"{report.journal}/dead.jsonl"
     lines = RemotePath.at(report.dead).read_bytes().splitlines()
     assert sorted(json.loads(line)["id"] for line in lines) == ["small", "words"]
+    again = command("load", f"{bucket}/run", "--index", index_name, "--url", client.address)
+    assert again.code == 3 and f'such as "{json.loads(lines[0])["id"]}": ' in again.err, again.err
     assert into(client, index_name, run, retry_dead=True, pipeline=broken_titles(tmp_path, client)).retried == 2
     assert verify(run.path, index=index_name, connection=Connection(client.address)).refused_documents == 2
 

@@ -73,7 +73,6 @@ def test_an_open_address_without_a_token_is_warned_about(run: Run) -> None:
         (("--run", "{run}", "--host", "192.0.2.1"), 2, "Cannot listen on 192.0.2.1 port"),
         (("--run", "{run}", "--host", "no such host"), 2, "Cannot listen on no such host"),
         (("--run", "{run}", "--token-file", "{empty}"), 2, "has no token"),
-        (("--run", "{run}", "--engine", "two-phase"), 2, "The engine two-phase needs a server"),
         (("--run", "{run}", "--compare", "bm25"), 2, "an engine of an index"),
         (("--run", "{run}", "--compare", "{run}"), 2, "compared with itself"),
         (("--run", "{run}", "--quoting", "none"), 2, "quoting is for queries"),
