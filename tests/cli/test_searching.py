@@ -272,6 +272,7 @@ def test_engine_filter_and_hybrid_are_applied(
     [
         (["--filter", "{"], "--filter is not JSON"),
         (["--filter", "[]"], "filter must be one query"),
+        (["--filter", "null"], "--filter is null; expected one query"),
         (["--filter", '{"a":' * 2_000 + "1" + "}" * 2_000], "--filter is not JSON: it is nested more than 100 levels"),
         (["--filter", '{"a":' * 150 + "1" + "}" * 150], "--filter is not JSON: it is nested more than 100 levels deep"),
         (["--filter", "@/dev/zero"], "--filter @/dev/zero is not JSON: it has "),
