@@ -90,7 +90,7 @@ class BatchedEncoder:
 
 
 def _begin_again() -> None:
-    """Give the encoders of a forked process a thread of its own, and a lock that nobody holds."""
+    """Give the encoders of a forked process a thread of its own, and a lock that no thread holds."""
     for encoder in _ENCODERS:
         encoder._begin()
 

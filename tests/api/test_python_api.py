@@ -238,7 +238,7 @@ def test_wrong_arguments_are_named(run: si.SearchableRun) -> None:
         "has no field 'language' for collapse; it has title, text, lang": lambda: run.search("a", collapse="language"),
         "collapse is for the search of one query": lambda: run.rank([], collapse="lang"),
         "concurrency needs a server": lambda: run.rank([], concurrency=2),
-        "SearchOptions: k = -1; expected a number that is not negative": lambda: run.search("a", si.SearchOptions(k=-1)),
+        "SearchOptions: k = -1; expected a number that": lambda: run.search("a", si.SearchOptions(k=-1)),
         "QuerySettings: top_k = -3": lambda: si.open_run(run, pipeline=si.Pipeline(query=si.QuerySettings(top_k=-3))),
         "EncodeSettings: top_k = -1": lambda: si.SparseEncoder(si.Pipeline(encode=si.EncodeSettings(top_k=-1))),
         "One of the queries is 'bread'; expected Query": lambda: list(run.rank(["bread"])),
