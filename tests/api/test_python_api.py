@@ -32,7 +32,6 @@ ROWS = [
     {"_id": f"d{number}", "title": f"part {number}", "text": TEXTS[number % 5], "lang": "en" if number % 2 else "de"}
     for number in range(20)
 ]
-SEISMIC = si.Pipeline(query=si.QuerySettings(engine="seismic"))
 QUESTION = "how does bread rise with yeast"
 OPTIONS: dict[str, Any] = {"model": MODEL, "dtype": "float32", "device": "cpu", "keep": ["lang"], "shard_rows": 8}
 
