@@ -37,7 +37,9 @@ from sparse_ingest.cluster.failures import (
     is_block,
     missing_part,
     redirect_message,
+    refused_message,
     unreachable_message,
+    who_asks,
 )
 from sparse_ingest.cluster.failures import UnreachableError as UnreachableError
 from sparse_ingest.cluster.versions import dialect_of
@@ -220,7 +222,9 @@ class Client:
             if error.status == 404 and self._connection.aws_service == "aoss":
                 why = "Amazon OpenSearch Serverless has no version"
             elif error.status == 403 and "cluster:monitor/main" in error.reason:
-                why = f"{self.address} does not report its version to {_who(self._connection)} (cluster:monitor/main)"
+                why = (
+                    f"{self.address} does not report its version to {who_asks(self._connection)} (cluster:monitor/main)"
+                )
             elif error.status == 405:  # a distribution of Elasticsearch without the module for `GET /`
                 why = ""
             else:
@@ -233,7 +237,7 @@ class Client:
             # Without `GET /`, the state of the cluster has its UUID.
             state = root or allowed("/_cluster/state/version?filter_path=cluster_uuid") or {}
             cluster_uuid = checked(state.get("cluster_uuid", "unknown"), Uuid)
-            who = _who(self._connection)
+            who = who_asks(self._connection)
             return dialect_of(root, self._product_header(), self.address, who, allowed), cluster_uuid
         except Exception as error:
             if found := malformed(error, self.address):
@@ -259,7 +263,7 @@ class Client:
             message = redirect_message(error.status_code, self.address, path, getattr(error, "location", None))
         elif is_block(error.status_code, kind):
             message = blocked_message(self.address, path, reason)
-        elif refused := _refused(error.status_code, self.address, self._connection):
+        elif refused := refused_message(error.status_code, self.address, self._connection):
             message = f"{refused} Its reason: {without_headers(reason)[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
@@ -373,32 +377,3 @@ def _check_options(connection: Connection, address: Address) -> None:
 def path_of(name: str) -> str:
     """Return the path of an index or alias."""
     return f"/{quote(name, safe='')}"
-
-
-def _who(connection: Connection) -> str:
-    if connection.aws_service:
-        return "these AWS credentials"
-    if connection.api_key:
-        return "this API key"
-    if connection.user:
-        return f"user {connection.user!r}"
-    return "this client certificate" if connection.client_cert else "a client without a user name"
-
-
-def _refused(status: int, address: str, connection: Connection) -> str | None:
-    if status not in (401, 403):
-        return None
-    who = _who(connection)
-    if connection.aws_service:
-        return (
-            f"{address} refuses {who} ({status}). Check AWS_PROFILE, --aws-region, --aws-service and the access policy."
-        )
-    if status == 403:
-        return f"{address} forbids this to {who} (403): grant the right, or pass another --user."
-    if connection.api_key:
-        return f"{address} does not accept {who} (401): check that it is complete, encoded and not expired."
-    if connection.user:
-        return f"{address} does not accept {who} with this password (401). Check both."
-    if connection.client_cert:
-        return f"{address} does not know {who} (401): pass --user and --password as well."
-    return f"{address} requires authentication (401): pass --user and --password, or a client certificate."

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote, urljoin
 from opensearchpy.exceptions import ConnectionTimeout, SSLError, TransportError
 
 from sparse_ingest.cluster.access import expired_in
+from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.storage.places import without_secrets
 
@@ -177,3 +178,34 @@ def _tls_failure(cause: str, ca: str | None) -> str:
     if ca:
         unknown = f"Its certificate was signed by a CA that is not in {ca}. Get the certificate of that CA."
     return next(text for pattern, text in _TLS_FAILURES if re.search(pattern, cause)).format(short, unknown)
+
+
+def who_asks(connection: Connection) -> str:
+    """Return what a cluster knows the client by, for a message."""
+    if connection.aws_service:
+        return "these AWS credentials"
+    if connection.api_key:
+        return "this API key"
+    if connection.user:
+        return f"user {connection.user!r}"
+    return "this client certificate" if connection.client_cert else "a client without a user name"
+
+
+def refused_message(status: int, address: str, connection: Connection) -> str | None:
+    """Return the message of a missing right or sign-in; None for other statuses."""
+    if status not in (401, 403):
+        return None
+    who = who_asks(connection)
+    if connection.aws_service:
+        return (
+            f"{address} refuses {who} ({status}). Check AWS_PROFILE, --aws-region, --aws-service and the access policy."
+        )
+    if status == 403:
+        return f"{address} forbids this to {who} (403): grant the right, or pass another --user."
+    if connection.api_key:
+        return f"{address} does not accept {who} (401): check that it is complete, encoded and not expired."
+    if connection.user:
+        return f"{address} does not accept {who} with this password (401). Check both."
+    if connection.client_cert:
+        return f"{address} does not know {who} (401): pass --user and --password as well."
+    return f"{address} requires authentication (401): pass --user and --password, or a client certificate."
