@@ -222,7 +222,7 @@ def _query_of(text: str) -> dict[str, Any]:
         raise UsageError(f"{place} cannot be read: {first_line(error)}.") from error
     except ValueError as error:
         raise UsageError(f"{place} is not JSON: {first_line(error)}. Example: '{_FILTER}'.") from error
-    if query is None:  # which is "no filter" in Python
+    if query is None:  # in Python None is no filter
         raise UsageError(f"{place} is null; expected one query, such as '{_FILTER}'.")
     return cast(dict[str, Any], query)  # SearchOptions refuses what is not one query
 

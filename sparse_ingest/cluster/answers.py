@@ -93,7 +93,7 @@ class PlainConnection(opensearchpy.Urllib3HttpConnection):
     """Keeps the Retry-After and Location headers of errors, which opensearch-py drops, and limits answers."""
 
     def _create_urllib3_pool(self) -> None:
-        # Not by the base class, which would show other threads a pool without limits.
+        # The base class would set a pool without limits first, and other threads could take it.
         pool = BoundedPool(self._urllib3_pool_factory(), self.host + self.url_prefix)  # type: ignore[no-untyped-call]
         self.pool, self._process = pool, os.getpid()
 

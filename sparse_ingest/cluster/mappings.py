@@ -63,10 +63,11 @@ def index_body(settings: IndexSettings, stamp: Stamp | None, dialect: Dialect) -
     Raises:
         PipelineError: the field has an invalid name, or the body does not exist, is no JSON object or lacks the field.
     """
+    field = settings.field
     # A pattern in `_source.excludes` would exclude other fields too.
-    reason = "a pattern" if "*" in settings.field else refused_name(settings.field)
-    if reason := "a dot at its end" if settings.field.endswith(".") else reason:
-        raise PipelineError(f"The sparse field cannot be {settings.field!r} ({reason}). Choose another [index] field.")
+    reason = "a dot at its end" if field.endswith(".") else "a pattern" if "*" in field else refused_name(field)
+    if reason:
+        raise PipelineError(f"The sparse field cannot be {field!r} ({reason}). Choose another [index] field.")
     name = settings.body or settings.kind
     packaged = packaged_folder() / dialect.product / f"{name}.json"
     path = packaged if packaged.is_file() else Path(name)

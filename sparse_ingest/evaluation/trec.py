@@ -62,17 +62,14 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
                     raise ValueError
             except ValueError:
                 raise CorpusError(
-                    f"{place_text(path, number)}: expected six columns (query Q0 document rank score tag) and a "
-                    "number as score, found "
-                    f"{line.strip()[:80]!r}."
+                    f"{place_text(path, number)}: expected six columns (query Q0 document rank score tag) and a number "
+                    f"as score, found {line.strip()[:80]!r}."
                 ) from None
             if query_id in wanted:
                 scores = found.setdefault(query_id, {})
                 if doc_id in scores:
-                    where = place_text(path, number)
-                    raise CorpusError(
-                        f"{where}: query {query_id!r} has the document {doc_id!r} twice. Remove one line."
-                    )
+                    twice = f"query {query_id!r} has the document {doc_id!r} twice"
+                    raise CorpusError(f"{place_text(path, number)}: {twice}. Remove one line.")
                 scores[doc_id] = value
     return found
 

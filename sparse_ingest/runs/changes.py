@@ -24,6 +24,7 @@ from sparse_ingest.runs.shards import ShardPart, read_doc_ids, take_rows
 from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
 from sparse_ingest.storage.durable import naming
 
+_WRITTEN = 1 << 20  # bytes at a time
 RANGE_ROWS = 200_000  # rows of both runs merged at a time: 6 MB, five times that while they are sorted
 
 _CONTENT, _PLACE = 2, 3  # columns, after both halves of the hash of the id
@@ -102,11 +103,13 @@ def _places(run: Run) -> tuple[dict[int, slice], int]:
 
 def _flags(scratch: Path, rows: int) -> npt.NDArray[np.bool_]:
     """Return one bool per document on disk, all false; at least one, because an empty file cannot be mapped."""
+    size = max(1, rows)
     with naming(scratch), tempfile.TemporaryFile(dir=scratch) as file:
-        for start in range(0, max(1, rows), 1 << 20):  # written first: with a full disk, the mapping is SIGBUS
-            file.write(bytes(min(1 << 20, max(1, rows) - start)))
+        # Written before it is mapped: if the disk is full, a write is an error and the mapping would be SIGBUS.
+        for start in range(0, size, _WRITTEN):
+            file.write(bytes(min(_WRITTEN, size - start)))
         file.flush()
-        return np.memmap(file, dtype=np.bool_, mode="w+", shape=max(1, rows))
+        return np.memmap(file, dtype=np.bool_, mode="w+", shape=size)
 
 
 def _add(run: Run, places: dict[int, slice], pieces: SortedPieces, mark: np.uint64, refused: frozenset[str]) -> None:

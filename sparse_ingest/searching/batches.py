@@ -19,6 +19,7 @@ from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
 
 QUERIES_AT_ONCE = 32  # texts per batch
 KEPT = 64  # queries whose weights a masked LM keeps
+_ENCODERS: WeakSet[BatchedEncoder] = WeakSet()  # of this process
 
 
 class BatchedEncoder:
@@ -90,10 +91,9 @@ class BatchedEncoder:
 
 
 def _begin_again() -> None:
-    """Give the encoders of a forked process a thread of its own, and a lock that no thread holds."""
+    """Give each encoder of a forked process a new thread and a new lock: its old ones are in the other process."""
     for encoder in _ENCODERS:
         encoder._begin()
 
 
-_ENCODERS: WeakSet[BatchedEncoder] = WeakSet()
 os.register_at_fork(after_in_child=_begin_again)

@@ -35,12 +35,12 @@ class QueryModel:
     def __init__(self, pipeline: Pipeline, encoder: BatchedEncoder | None = None) -> None:
         self.pipeline = pipeline
         self.encoder = encoder or BatchedEncoder(pipeline.model)
-        self._last: tuple[str, QueryWeights] = "", {}
+        self._last: tuple[object, QueryWeights] = object(), {}  # equal to no text
 
     def weights(self, text: str) -> QueryWeights:
         """Return the weights of one query. Raise `UsageError` if there is no text."""
         last, weights = self._last
-        if not text or last != text:
+        if last != text:
             weights = self.encode(text)
             self._last = text, weights
             if not weights:

@@ -123,7 +123,7 @@ class SearchableRun(Run):
         """Return the options of a search. Raise `UsageError` for those that would have no effect on a run."""
         why = "needs a server, and a run is searched exactly without one"
         refuse_options(options, ("filter", "allow_partial"), why)
-        if options.concurrency > 1:
+        if options.concurrency > 1:  # 1 is the default
             raise UsageError(f"concurrency {why}. Omit it.")
         refuse_hybrid(self._given.query, options, why)
         names = self.manifest.identity.get("fields") or {}
