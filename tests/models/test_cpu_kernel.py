@@ -75,6 +75,17 @@ def test_emulated_instructions_match_the_formula(instructions, dtype, width, voc
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("rows_at_once", [1, 33, 200, sum(LENGTHS)])
+def test_groups_of_documents_have_the_bits_of_all_together(rows_at_once: int) -> None:
+    rows, weight, bias, of_columns, of_documents = random_inputs(torch.float32, 100, 33, LENGTHS)
+    head = Kernel(weight, bias, of_columns, instructions="avx512")
+    head._rows_at_once = None
+    together = head(rows, Packing(LENGTHS, CPU), of_documents)
+    head._rows_at_once = rows_at_once
+    assert torch.equal(head(rows, Packing(LENGTHS, CPU), of_documents), together)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
 def test_the_instructions_of_this_cpu_match_the_formula(dtype) -> None:
     if (instructions := instructions_for(dtype, 128)) is None:

@@ -6,7 +6,9 @@ In: packed hidden states as 8-bit integers, bfloat16 or float32. Out: weights be
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Iterator
 
 import torch
 from torch.nn.functional import pad
@@ -23,6 +25,11 @@ AMX_BFLOAT16_BYTES = 1024
 # The same for float32, where torch's product of wide rows is as fast. AVX512: 1.6 at 128 wide, 1.2 at 256, 1.0 at 512;
 # AVX2: 1.05 at 768 wide, 0.95 at 1024.
 FLOAT32_BYTES = {"avx512": 1536, "avx2": 3072}
+# Documents are computed in groups whose rows of float32 fit half of the second-level cache, as each panel is multiplied
+# with all rows of a group. Encoding is 5% faster with AVX512 at 256 wide, and as fast at 128. Other dtypes have shorter
+# rows.
+CACHE_SHARE = 2
+USUAL_CACHE = 1 << 20  # bytes, where the system does not tell
 
 
 class Kernel:
@@ -54,7 +61,9 @@ class Kernel:
         self._before = pad(before, (0, missing))
         self._scales = pad(torch.ones(self._columns) if scales is None else scales, (0, missing))
         self._bias = pad(bias.to(torch.float32), (0, missing))
-        text = kernel_text(form, weight.shape[1] * weight.itemsize)
+        row_bytes = weight.shape[1] * weight.itemsize
+        self._rows_at_once = _second_cache() // CACHE_SHARE // row_bytes if weight.dtype == torch.float32 else None
+        text = kernel_text(form, row_bytes)
         self._maxima = compile_kernel(text, form.feature)
 
     def __call__(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor | None = None) -> torch.Tensor:
@@ -73,12 +82,24 @@ class Kernel:
         documents = len(packing.lengths)
         scales = torch.ones(documents) if scales is None else scales.contiguous()
         found = torch.empty(documents, self._panels * self._panel)
-        tensors = (self._before, scales, self._scales, self._bias, found)
-        self._maxima(
-            rows.data_ptr(), self._weight.data_ptr(), starts.data_ptr(), documents, self._panels,
-            *(tensor.data_ptr() for tensor in tensors),
-        )  # fmt: skip
+        for group in self._groups(starts):
+            tensors = (self._before, scales[group], self._scales, self._bias, found[group])
+            self._maxima(
+                rows.data_ptr(), self._weight.data_ptr(), starts[group].data_ptr(), group.stop - group.start,
+                self._panels, *(tensor.data_ptr() for tensor in tensors),
+            )  # fmt: skip
         return found[:, : self._columns]
+
+    def _groups(self, starts: torch.Tensor) -> Iterator[slice]:
+        """Yield the documents that are computed together; `starts` has their first rows and the number of all rows."""
+        documents, first = len(starts) - 1, 0
+        while first < documents:
+            behind = documents
+            if self._rows_at_once is not None:
+                border = starts[first] + self._rows_at_once
+                behind = max(first + 1, int(torch.searchsorted(starts, border, right=True)) - 1)
+            yield slice(first, behind)
+            first = behind
 
 
 def instructions_for(dtype: torch.dtype, width: int) -> str | None:
@@ -94,6 +115,13 @@ def instructions_for(dtype: torch.dtype, width: int) -> str | None:
         return None if too_wide else "amx"
     has_instructions = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}.get(dtype)
     return "avx512" if has_instructions and has_instructions() else None
+
+
+def _second_cache() -> int:
+    """Return the size of this CPU's second-level cache in bytes."""
+    name = "SC_LEVEL2_CACHE_SIZE"
+    size = os.sysconf(name) if name in os.sysconf_names else 0
+    return size if size > 0 else USUAL_CACHE
 
 
 def compile_kernel(text: str, feature: str | None = None) -> Compiled:
