@@ -60,7 +60,8 @@ def ours(job: Job, texts: Sequence[str]) -> Contender:
     checkpoint, settings = _model(job)
 
     def build(dtype: str) -> DocumentEncoder:
-        return DocumentEncoder(checkpoint, settings, device=job["device"], dtype=dtype)
+        # With calls of few documents as in SparseEncoder, otherwise as in a run.
+        return DocumentEncoder(checkpoint, settings, device=job["device"], dtype=dtype, all_cores=bool(job.get("call")))
 
     dtype = job["dtype"]
     if dtype == "auto":

@@ -63,7 +63,7 @@ class DocumentEncoder:
 
     `settings` must be resolved (checkpoints/settings.py). `vocabulary` has the token string of each id; `maker`
     computes vectors from token ids. A GPU applies `rules`, if they are set, to copy fewer terms; they do not replace
-    `prune`.
+    `prune`. `all_cores` is that of `VectorMaker`.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class DocumentEncoder:
         dtype: str,
         batch_tokens: int | None = None,
         window_stride: int | None = None,
+        all_cores: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.rules = NO_RULES
@@ -82,7 +83,9 @@ class DocumentEncoder:
         # transformers imports its modules at first use, which two threads cannot do at the same time.
         with TORCH_STATE:
             self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
-            self.maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
+            self.maker = VectorMaker(
+                checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype, all_cores=all_cores
+            )
         self.batch_tokens = batch_tokens or self.maker.usual_batch_tokens
         self.vocabulary = self.maker.vocabulary
 
@@ -168,7 +171,9 @@ class DocumentEncoder:
             raise BudgetLowered(str(self.device), len(error.places), self.batch_tokens, self.maker.workers) from error
 
 
-def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device: str, dtype: str) -> DocumentEncoder:
+def build_document_encoder(
+    checkpoint: Checkpoint, pipeline: Pipeline, *, device: str, dtype: str, all_cores: bool = False
+) -> DocumentEncoder:
     """Build the encoder of a resolved pipeline (checkpoints/settings.py); `device` and errors as in `choose_device`."""
     return DocumentEncoder(
         checkpoint,
@@ -177,6 +182,7 @@ def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device
         dtype=dtype,
         batch_tokens=pipeline.encode.batch_tokens,
         window_stride=pipeline.encode.window_stride,
+        all_cores=all_cores,
     )
 
 

@@ -273,7 +273,9 @@ class SparseEncoder:
 
         checkpoint = self._checkpoint
         resolved = resolve_pipeline(self._pipeline, checkpoint)
-        encoder = build_document_encoder(checkpoint, resolved, device=self._device, dtype=resolved.encode.dtype)
+        encoder = build_document_encoder(
+            checkpoint, resolved, device=self._device, dtype=resolved.encode.dtype, all_cores=True
+        )
         return DocumentSide(encoder, resolved)
 
     def _build_queries(self) -> _QueryEncoding:

@@ -94,7 +94,7 @@ def build_query_encoder(
     query_side = replace(checkpoint, document=checkpoint.query)
     device = choose_device(device)
     encoder = DocumentEncoder(
-        query_side, as_documents(settings), device=device, dtype="float32", batch_tokens=batch_tokens
+        query_side, as_documents(settings), device=device, dtype="float32", batch_tokens=batch_tokens, all_cores=True
     )
     return MaskedLMQueryEncoder(encoder, max_active_dims=checkpoint.max_active_dims)
 

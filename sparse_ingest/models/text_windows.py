@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The same windows as in a run, so that the same texts share batches and get the same bits.
+# The same windows as in a run, so that the same texts share batches; a batch that is not alone then has the same bits.
 WINDOW_TEXTS = 8192
 WINDOW_CHARACTERS = 32 << 20
 

@@ -1,9 +1,10 @@
 """Token ids to sparse vectors: batches, body, head and compaction, over the workers of one device.
 
 In: token ids of inputs. Out: token ids and weights above zero of each, in their order. Batches run longest first, on a
-CPU in single-threaded workers (two workers of one thread are faster than one of two); on a GPU the next batch starts
-before the terms of the previous one are read. Batches depend only on lengths and the budget, so a run that is resumed
-elsewhere has the same ones. Calls from several threads run one after another.
+CPU in single-threaded workers (two workers of one thread are faster than one of two), or on all cores if there is only
+one batch and it is not part of a run; on a GPU the next batch starts before the terms of the previous one are read.
+Batches depend only on lengths and the budget, so a run that is resumed elsewhere has the same ones. Calls from several
+threads run one after another.
 """
 
 from __future__ import annotations
@@ -50,11 +51,18 @@ LEAST_PER_ROOT = 8
 # 0.3 ms per layer and 0.6 ms for the rest: on an H200 at 40% of its peak, 3 ms (BERT-tiny) to 24 ms (gte-base) against
 # 1.2 to 4.2 ms. The largest tensor has 268 MB. Estimated from the models' arithmetic, not measured.
 GPU_NUMBERS = 1 << 25
+# Operations of one layer for each thread of a lone batch, half a millisecond on one core: BERT-tiny is no faster with
+# two threads for 127 tokens, and MiniLM for 16. A layer has about 12 weights for each pair of its width.
+LEAST_OF_THREAD = 5e7
+LAYER_OPERATIONS = 2 * 12
 # Documents of a batch: each has a dense row of the vocabulary until it is compacted.
 BATCH_DOCUMENTS = {"cpu": 64, "cuda": 1024}
 # Held while a model is loaded or computes: the number of torch's threads, and the default dtype that transformers sets
 # while it loads a model, are process-wide. Reentrant for calls from within a batch.
 TORCH_STATE = threading.RLock()
+# The threads of OpenMP do not exist in a forked process, which would wait for them forever.
+_forked = threading.Event()
+os.register_at_fork(after_in_child=_forked.set)
 
 Vector = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
 NOTHING: Vector = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
@@ -75,12 +83,23 @@ class NotFinite(SparseIngestError):
 
 
 class VectorMaker:
-    """A model with its output on one device. `vocabulary` has the string of each column, such as a token."""
+    """A model with its output on one device. `vocabulary` has the string of each column, such as a token.
+
+    With `all_cores` a batch that is alone uses all cores of a CPU; its last bits may then depend on their number.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, settings: ModelSettings, tokenizer: Tokenizer, *, device: torch.device, dtype: str
+        self,
+        checkpoint: Checkpoint,
+        settings: ModelSettings,
+        tokenizer: Tokenizer,
+        *,
+        device: torch.device,
+        dtype: str,
+        all_cores: bool = False,
     ) -> None:
         self.device = device
+        self._all_cores = all_cores and device.type == "cpu"
         self.workers = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
         trusted, in_body = settings.trust_remote_code, DTYPES[dtype]
         self._dtype = str(in_body).removeprefix("torch.")
@@ -129,8 +148,9 @@ class VectorMaker:
         rows: list[Vector] = [NOTHING] * len(token_ids)
         without_token = 0
         results = self.on_workers if is_cpu else self.ahead
+        threads = self._threads_of_lone(int(lengths.sum())) if len(batches) == 1 else 1
         # Closed as soon as `progress` raises: batches that have not started are then not computed.
-        with _on(self.device), _one_thread(), closing(results(token_ids, batches, rules)) as answers:
+        with _on(self.device), _threads(threads), closing(results(token_ids, batches, rules)) as answers:
             for batch, (vectors, dropped) in zip(batches, answers, strict=True):
                 for place, vector in zip(batch, vectors, strict=True):
                     rows[place] = vector
@@ -144,7 +164,7 @@ class VectorMaker:
         Only these columns are computed, in float32. Weights that documents never have are 0. Raise `UsageError` if the
         projection is not in float32, or terms are not from single tokens.
         """
-        with _on(self.device), _one_thread(), torch.inference_mode():
+        with _on(self.device), _threads(1), torch.inference_mode():
             hidden = self.body.hidden([token_ids], self._padding_id)[0].float()
             ids, chosen = torch.from_numpy(token_ids), torch.tensor(columns, dtype=torch.int64)
             if self.body.projection:
@@ -205,6 +225,13 @@ class VectorMaker:
             values = logarithm(found, self._activation).numpy()
             return self._split(Terms(counts, columns.astype(np.int32), values, int(dropped)))
 
+    def _threads_of_lone(self, tokens: int) -> int:
+        """Return the number of threads for a batch that is alone."""
+        if not self._all_cores or _forked.is_set():
+            return 1
+        operations = LAYER_OPERATIONS * tokens * self.body.width**2
+        return min(self.workers, max(1, int(operations / LEAST_OF_THREAD)))
+
     def _start(self, token_ids: Sequence[TokenIds], rules: Pruning) -> Transfer:
         with torch.inference_mode():
             weights, dropped = self._weights(token_ids)
@@ -248,15 +275,15 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let each worker compute on one thread, which also fixes the order of every sum on any machine."""
+def _threads(most: int) -> Iterator[None]:
+    """Let each worker compute on this number of threads. One fixes the order of every sum on any machine."""
     with TORCH_STATE:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        usual = torch.get_num_threads()
+        torch.set_num_threads(min(most, usual))
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(usual)
 
 
 def usual_batch_tokens(device: str, width: int) -> int:

@@ -6,6 +6,7 @@ import logging
 import platform
 import struct
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,8 +52,13 @@ def expected_of(rows, weight, bias, of_columns, of_documents, lengths) -> torch.
 
 
 @pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Emulate the instructions on one thread: all threads share the emulated tiles."""
     monkeypatch.setattr(cpu_kernel, "compile_kernel", compile_emulated)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(usual)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -84,6 +90,16 @@ def test_groups_of_documents_have_the_bits_of_all_together(rows_at_once: int) ->
     together = head(rows, Packing(LENGTHS, CPU), of_documents)
     head._rows_at_once = rows_at_once
     assert torch.equal(head(rows, Packing(LENGTHS, CPU), of_documents), together)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("threads", "vocabulary"), [(2, 33), (3, 500), (16, 500)])
+def test_threads_divide_the_columns_with_the_bits_of_one(threads: int, vocabulary: int) -> None:
+    rows, weight, bias, of_columns, of_documents = random_inputs(torch.float32, 100, vocabulary, LENGTHS)
+    head = Kernel(weight, bias, of_columns, instructions="avx512")
+    expected = head(rows, Packing(LENGTHS, CPU), of_documents)
+    torch.set_num_threads(threads)
+    assert torch.equal(head(rows, Packing(LENGTHS, CPU), of_documents), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 from support.checkpoints import TEXTS, build_encoder, make_masked_lm
 
+from sparse_ingest.models import vectors
 from sparse_ingest.models.heads import compaction
 from sparse_ingest.models.memory import DidNotFit
 from sparse_ingest.models.vectors import NotFinite
@@ -87,3 +91,67 @@ def test_out_of_memory_in_an_asynchronous_batch_names_the_batch(encoder, monkeyp
     with pytest.raises(DidNotFit) as caught:
         answers(maker, maker.ahead, token_ids)
     assert caught.value.places[0] == sum(seen)
+
+
+@pytest.fixture
+def threads(encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a maker use three cores for any lone batch. Return the number of threads of each batch, as they come."""
+    maker, seen = encoder.maker, []
+    compute = maker.compute
+    monkeypatch.setattr(maker, "_all_cores", True)
+    monkeypatch.setattr(maker, "workers", 3)
+    monkeypatch.setattr(maker, "compute", lambda *given: seen.append(torch.get_num_threads()) or compute(*given))
+    monkeypatch.setattr(vectors, "LEAST_OF_THREAD", 1)
+    torch.set_num_threads(4)
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def usual_threads():
+    usual = torch.get_num_threads()
+    yield
+    torch.set_num_threads(usual)
+
+
+def test_a_lone_batch_uses_all_cores(encoder, threads: list[int]) -> None:
+    [expected] = answers_alone(encoder, MANY[:3])
+    encoder.maker._all_cores = False
+    [found] = answers_alone(encoder, MANY[:3])
+    assert threads == [3, 1]
+    for (ids, weights), (other_ids, other_weights) in zip(found, expected, strict=True):
+        assert ids.tolist() == other_ids.tolist()
+        np.testing.assert_allclose(weights, other_weights, rtol=1e-5, atol=1e-6)
+
+
+def answers_alone(encoder, texts):
+    token_ids = [ids for ids, _ in encoder.tokenize(texts)]
+    rows, _ = encoder.maker.make(token_ids, 1 << 20, lambda *_: None)
+    return [rows]
+
+
+def test_threads_of_a_lone_batch_are_at_most_those_of_torch_and_as_many_as_its_work_is_worth(
+    encoder, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    answers_alone(encoder, MANY[:1])
+    monkeypatch.setattr(vectors, "LEAST_OF_THREAD", 1e12)
+    answers_alone(encoder, MANY[:1])
+    assert threads == [2, 1]
+
+
+def test_several_batches_have_one_thread_each(encoder, threads: list[int]) -> None:
+    encoder.encode(MANY)
+    assert len(threads) > 1 and set(threads) == {1}
+
+
+def test_a_forked_process_does_not_wait_for_threads_that_it_lacks(encoder, threads: list[int]) -> None:
+    """torch's product of large matrices starts the threads of OpenMP, for which a forked process would wait."""
+    large = torch.ones(512, 512)
+    large @ large
+    answers_alone(encoder, MANY[:1])
+    if (child := os.fork()) == 0:
+        signal.alarm(60)
+        threads.clear()
+        answers_alone(encoder, MANY[:1])
+        os._exit(threads != [1])
+    assert threads == [3] and os.waitpid(child, 0)[1] == 0

@@ -79,6 +79,7 @@ def build_encoder(
     dtype: str = "float32",
     batch_tokens: int | None = None,
     window_stride: int | None = None,
+    all_cores: bool = False,
     **settings: Any,
 ) -> Any:
     """Return a `DocumentEncoder` of a checkpoint; `settings` is `[model]`."""
@@ -90,7 +91,13 @@ def build_encoder(
     checkpoint = read_checkpoint(str(model))
     resolved = resolve_settings(ModelSettings(**settings), checkpoint)
     return DocumentEncoder(
-        checkpoint, resolved, device="cpu", dtype=dtype, batch_tokens=batch_tokens, window_stride=window_stride
+        checkpoint,
+        resolved,
+        device="cpu",
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        window_stride=window_stride,
+        all_cores=all_cores,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.nn.functional import pad
@@ -30,6 +31,7 @@ FLOAT32_BYTES = {"avx512": 1536, "avx2": 3072}
 # rows.
 CACHE_SHARE = 2
 USUAL_CACHE = 1 << 20  # bytes, where the system does not tell
+PARTS_OF_THREAD = 2  # for threads that end at about the same time
 
 
 class Kernel:
@@ -79,16 +81,28 @@ class Kernel:
         if rows.dtype == torch.int8:
             rows = rows.view(torch.uint8) ^ 128
         rows = rows.contiguous()
-        documents = len(packing.lengths)
-        scales = torch.ones(documents) if scales is None else scales.contiguous()
-        found = torch.empty(documents, self._panels * self._panel)
+        scales = torch.ones(len(packing.lengths)) if scales is None else scales.contiguous()
+        threads = torch.get_num_threads()  # above one for a batch that is alone
+        parts = min(PARTS_OF_THREAD * threads, self._panels) if threads > 1 else 1
+        if parts == 1:
+            return self._of_panels(slice(0, self._panels), rows, starts, scales)[:, : self._columns]
+        borders = [self._panels * number // parts for number in range(parts + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            found = pool.map(lambda part: self._of_panels(part, rows, starts, scales), map(slice, borders, borders[1:]))
+            return torch.cat(list(found), dim=1)[:, : self._columns]
+
+    def _of_panels(self, panels: slice, rows: torch.Tensor, starts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Return the weights of adjacent panels, whatever the number of threads with the same bits."""
+        columns = slice(panels.start * self._panel, panels.stop * self._panel)
+        found = torch.empty(len(scales), columns.stop - columns.start)
+        before, of_columns, bias = self._before[columns], self._scales[columns], self._bias[columns]
         for group in self._groups(starts):
-            tensors = (self._before, scales[group], self._scales, self._bias, found[group])
+            addresses = (tensor.data_ptr() for tensor in (before, scales[group], of_columns, bias, found[group]))
             self._maxima(
-                rows.data_ptr(), self._weight.data_ptr(), starts[group].data_ptr(), group.stop - group.start,
-                self._panels, *(tensor.data_ptr() for tensor in tensors),
+                rows.data_ptr(), self._weight[panels].data_ptr(), starts[group].data_ptr(), group.stop - group.start,
+                panels.stop - panels.start, *addresses,
             )  # fmt: skip
-        return found[:, : self._columns]
+        return found
 
     def _groups(self, starts: torch.Tensor) -> Iterator[slice]:
         """Yield the documents that are computed together; `starts` has their first rows and the number of all rows."""
