@@ -79,7 +79,7 @@ def open_corpus(
     sources: list[Source] = []
     for spec, files in found:
         if spec.startswith(PREFIX):
-            sources.append(hub_source(spec, choose, source_of, quoting))
+            sources.append(hub_source(spec, choose, source_of, quoting, notes))
         for file in files:
             # The name if it is unique: positions are then the same on every machine and in every folder.
             label = file.name if names[file.name] == 1 else file.place
