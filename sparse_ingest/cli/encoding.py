@@ -45,11 +45,11 @@ def encode(
     \b
     sparse-ingest encode --pipeline splade-mini --corpus corpus.jsonl --out RUN
 
-    Several machines share a run: --plan-only on one, then --part 1/N to N/N with the same options, at once or one after
-    another, then --finish.
+    Several machines share a run: --plan-only on one, then --part 1/N to N/N with the same options, at the same time or
+    one after another, then --finish.
 
-    Exit code 3: finished, but bad documents were skipped (listed in RUN/skipped), or a dry run found some. A part ends
-    with 0 also then.
+    Exit code 3: finished, but bad documents were skipped (listed in RUN/skipped), or a dry run found some. --part then
+    exits with 0.
     """
     from sparse_ingest.encoding import encode as encoding
 

@@ -20,7 +20,7 @@ import pyarrow.types as types
 from msgspec.structs import replace
 
 from sparse_ingest.corpora.arrow_headers import batch_rows
-from sparse_ingest.corpora.documents import BadRow
+from sparse_ingest.corpora.documents import BadRow, refuse_repeated
 from sparse_ingest.corpora.json_values import json_value
 from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record
@@ -180,6 +180,7 @@ def chosen_columns(schema: pa.Schema, choose: ChooseColumns, label: str) -> list
     """Return the columns to read, whose types are correct. Raise `CorpusError`."""
     try:
         chosen = choose(schema.names)
+        refuse_repeated(schema.names, chosen)
         _refuse_types(schema, chosen)
     except BadRow as bad:
         raise CorpusError(f"{label}: {bad}") from bad
@@ -189,8 +190,6 @@ def chosen_columns(schema: pa.Schema, choose: ChooseColumns, label: str) -> list
 def _refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
     """Raise `BadRow` if a column has the wrong type for its role; `chosen` is from `needed_columns`."""
     for name, role in chosen.items():
-        if (times := schema.names.count(name)) > 1:
-            raise BadRow(f"{times} columns are named {shown(name)}")
         type_ = schema.field(name).type
         of_values = type_.value_type if types.is_dictionary(type_) else type_
         # A column of JSON may have only strings.
@@ -199,7 +198,7 @@ def _refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
         if role in ("text", "title") and not strings:
             raise BadRow(f"{found}; expected strings")
         integers = types.is_integer(of_values) or (types.is_decimal(of_values) and of_values.scale <= 0)
-        if role == "id" and not (strings or integers):
+        if role == "id" and not (strings or integers or str(of_values) == "extension<arrow.uuid>"):
             raise BadRow(f"{found}; expected strings or integers")
 
 

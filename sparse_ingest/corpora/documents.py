@@ -8,7 +8,7 @@ empty. Duplicate ids are not detected.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json.encoder import encode_basestring
 from typing import NoReturn
@@ -235,6 +235,13 @@ def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]
     text_in(columns, fields.text)
     roles[fields.text or "text"] = "text"
     return {name: roles[name] for name in names if name in roles}
+
+
+def refuse_repeated(names: Sequence[object], chosen: Iterable[str]) -> None:
+    """Raise `BadRow` if the table has one of these columns more than once."""
+    for name in chosen:
+        if (times := names.count(name)) > 1:
+            raise BadRow(f"{times} columns are named {shown(name)}; expected one")
 
 
 def without_carried(fields: FieldNames) -> FieldNames:

@@ -44,6 +44,7 @@ _DOCUMENTATION = re.compile(
     r"(readme|licen[cs]e|notice|copying|changelog|citation|contributing)(\.(md|txt|rst|cff|bib|html))?|.*\.md",
     re.IGNORECASE,
 )
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _LISTED = 3  # names in a message
 _BEIR_CORPUS = ("corpus.jsonl", *(f"corpus.jsonl{packed}" for packed in PACKED), "corpus.parquet")
 _MTEB_CORPUS = "corpus"  # a folder
@@ -78,7 +79,7 @@ def open_corpus(
     sources: list[Source] = []
     for spec, files in found:
         if spec.startswith(PREFIX):
-            sources.append(hub_source(spec, choose, source_of, quoting))
+            sources.append(hub_source(spec, choose, source_of, quoting, notes))
         for file in files:
             # The name if it is unique: positions are then the same on every machine and in every folder.
             label = file.name if names[file.name] == 1 else file.place
@@ -138,12 +139,13 @@ def _format_of(name: str) -> str | None:
 
 def _unclear(file: StoredFile, advice: str | None = None) -> CorpusError:
     """Return the error for a file of unknown format; the default advice depends on its content."""
-    kind = file.kind()
+    kind, suffix = file.kind(), suffix_of(file.name)
+    if suffix in _SPREADSHEETS:
+        advice = advice or "Export it as csv."
     if file.name.lower().endswith(ARCHIVE_SUFFIXES) or is_never_read(kind):
         what = kind if is_never_read(kind) else "an archive by its name"
         advice = advice or f"{advice_for(kind) if kind and is_never_read(kind) else UNPACK}."
         return CorpusError(f'"{file.place}" is not read: it is {what}, which is not a corpus format. {advice}')
-    suffix = suffix_of(file.name)
     found = f'unknown suffix "{suffix}"' if suffix else "no suffix"
     known = f"{', '.join(FORMAT_OF_SUFFIX)}, each but .parquet also {' or '.join(PACKED)}"
     advice = advice or _advice(file.name, kind, suffix)

@@ -27,7 +27,7 @@ from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
 from sparse_ingest.corpora.splits import BATCH_ROWS, SavedDataset, Split, sizes_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, file_changed, is_packed, suffix_of
 from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
-from sparse_ingest.errors import CorpusError, UsageError, needs_extra
+from sparse_ingest.errors import CorpusError, UsageError, listed, needs_extra
 from sparse_ingest.storage.hub_session import guard_hub, hub_address
 from sparse_ingest.storage.places import place_of
 from sparse_ingest.storage.waiting import call_with_timeout
@@ -36,6 +36,7 @@ _ROW_BITS = 40  # of an offset; the higher bits are the data file
 _HEAD_BYTES = 1 << 16
 # Settings of a dataset that our readers support.
 _HEEDED = ("name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter")
+_DATA = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 OpenFile = Callable[..., Source]  # source_of in files.py, which imports this module
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
@@ -48,8 +49,12 @@ class DataFile(NamedTuple):
     size: int
 
 
-def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Quoting | None = None) -> Source:
+def hub_source(
+    spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Quoting | None, notes: list[str]
+) -> Source:
     """Return the split of a dataset as a source; `quoting` is for csv and tsv.
+
+    A message about files of a folder that the library does not read is added to `notes`.
 
     Raises:
         CorpusError: the dataset, config or split does not exist, or cannot be reached.
@@ -65,10 +70,10 @@ def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Q
             _refuse_quoting(quoting, named, "arrow")
             return _saved(named, choose)
         if named.local:
-            return _streamed(named, choose, open_file, quoting)
+            return _streamed(named, choose, open_file, quoting, notes)
         guard_hub()
         place = f"the hub {hub_address()}, for the dataset {named.path}"
-        return call_with_timeout(lambda: _streamed(named, choose, open_file, quoting), place)
+        return call_with_timeout(lambda: _streamed(named, choose, open_file, quoting, notes), place)
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -236,7 +241,9 @@ def _begin_of_json(file: FoundFile, label: str) -> str:
 # Finding a split
 
 
-def _streamed(named: Named, choose: ChooseColumns, open_file: OpenFile, quoting: Quoting | None) -> Source:
+def _streamed(
+    named: Named, choose: ChooseColumns, open_file: OpenFile, quoting: Quoting | None, notes: list[str]
+) -> Source:
     with finding(named):
         builder = _builder(named)
         commit = found[1] if (found := _COMMIT.search(str(builder.base_path or ""))) else None
@@ -249,6 +256,8 @@ def _streamed(named: Named, choose: ChooseColumns, open_file: OpenFile, quoting:
         named = named._replace(split=split, config=builder.config.name)
         _refuse_quoting(quoting, named, kind)
         files = _data_files(named, builder, split)
+        if named.local and (missed := _missed(named, builder)):
+            notes.append(f"Skipped in {named.label}: {listed(missed, 3)}. hf: reads files of one format, here {kind}.")
         stream = partial(_stream_of, builder, split, kind, quoting)
         return StreamedDataset(
             named, stream, choose, open_file, files=files, format=format, commit=commit, quoting=quoting
@@ -334,6 +343,17 @@ def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
     return found
 
 
+def _missed(named: Named, builder: Any) -> list[str]:
+    """Return the names of data files of a folder that the library skips: it infers one format."""
+    if builder.config.name != "default":
+        return []
+    read = {
+        os.path.relpath(file, named.path) for files in builder.config.data_files.values() for file in map(str, files)
+    }
+    names = (os.path.relpath(path, named.path) for path in Path(named.path).rglob("*") if path.is_file())
+    return sorted(name for name in names if suffix_of(name) in _DATA and name not in read and name[0] not in "._")
+
+
 def _saved(named: Named, choose: ChooseColumns) -> Source:
     import datasets
 
@@ -357,6 +377,6 @@ def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str
         return asked
     if asked is None and len(there) == 1:
         return there[0]
-    listed = ", ".join(there) or "none"
+    known = ", ".join(there) or "none"
     found = f'no {what} "{asked}"' if asked else f"{len(there)} {what}s, and none was named"
-    raise CorpusError(f"The dataset {named.name} has {found}; available {what}s: {listed}. Name one, as in {FORM}.")
+    raise CorpusError(f"The dataset {named.name} has {found}; available {what}s: {known}. Name one, as in {FORM}.")

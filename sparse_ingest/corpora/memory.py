@@ -20,14 +20,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 
 from sparse_ingest.corpora.columns import Row, rows_of, slices_of
-from sparse_ingest.corpora.documents import BadRow, FieldNames, needed_columns, without_carried
+from sparse_ingest.corpora.documents import BadRow, FieldNames, needed_columns, refuse_repeated, without_carried
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.json_values import json_line, type_name
 from sparse_ingest.corpora.sources import Corpus
@@ -52,8 +52,12 @@ def corpus_of(
     format: str | None = None,
     columns: Sequence[str] | None = None,
     quoting: Quoting | None = None,
+    limit: int | None = None,
 ) -> Corpus:
-    """Return the corpus of a value: a `Corpus`, names of files (`open_corpus`), or rows (`memory_corpus`)."""
+    """Return the corpus of a value: a `Corpus`, names of files (`open_corpus`), or rows (`memory_corpus`).
+
+    `limit` is for rows; of files the stages read no more.
+    """
     if isinstance(corpus, Corpus):
         return corpus
     if isinstance(corpus, (list, tuple)) and not corpus:
@@ -65,17 +69,17 @@ def corpus_of(
     for option, value in (("format", format), ("columns", columns), ("quoting", quoting)):
         if value is not None:
             raise UsageError(f"{option} is for files; rows in memory have their own columns. Omit it.")
-    return memory_corpus(corpus, fields=fields)
+    return memory_corpus(corpus, fields=fields, limit=limit)
 
 
-def memory_corpus(rows: object, *, fields: FieldNames) -> Corpus:
-    """Write rows to a temporary file, and return the corpus that reads and owns it.
+def memory_corpus(rows: object, *, fields: FieldNames, limit: int | None = None) -> Corpus:
+    """Write the first `limit` rows to a temporary file, and return the corpus that reads and owns it.
 
     Rows are an iterable of mappings, a pandas or polars DataFrame, an object with `__arrow_c_stream__` (an Arrow table,
     batch or reader), or a `datasets` Dataset or IterableDataset. Its exceptions are not caught.
     """
     fields = without_carried(fields)
-    found = _rows_in(rows, _choice(fields))
+    found = islice(_rows_in(rows, _choice(fields)), limit)  # a stream may be endless
     folder = ScratchFolder()
     try:
         path = folder.path / "rows.jsonl"
@@ -121,11 +125,9 @@ def _choice(fields: FieldNames) -> Choose:
         kept = tuple(name for name in fields.keep if name in names)  # optional, as in JSON lines
         try:
             needed = needed_columns(names, replace(fields, keep=kept))
+            refuse_repeated(names, needed)
         except BadRow as bad:
             return str(bad)
-        for name in needed:
-            if (times := names.count(name)) > 1:
-                return f"{times} columns are named {shown(name)}"
         return {name: names.index(name) for name in sorted(needed)}
 
     return choose

@@ -33,6 +33,13 @@ _ZSTD_BYTES = 1 << 14
 # UnicodeDecodeError: in the column names of an Arrow table.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, UnicodeDecodeError)
 
+# Words in Arrow's errors for what it does not support, and what to do.
+_NOT_DAMAGED = {
+    "too much memory": "Decompress it with zstd -d --long=31",
+    "Dictionary mismatch": "Decompress it with zstd -d -D DICTIONARY",
+    "crypt": "Write it without encryption",
+}
+
 
 def about(path: Place) -> dict[str, Any] | None:
     """Return the type, size in bytes and version of a file or folder, as `RemotePath.about` does; None if missing."""
@@ -61,9 +68,9 @@ class FoundFile:
             advice = "Check the address; folders on the web cannot be listed." if on_the_web else "Check the name."
             raise CorpusError(f'There is no file or folder "{path}". {advice}')
         if now["type"] != "file":
-            advice = "Narrow the folder or glob to files, with a glob such as FOLDER/*.jsonl."
+            advice = "Narrow the folder or glob to files, with a glob such as FOLDER/**/*.jsonl."
             if now["type"] == "other":
-                advice = "Pass a stream on standard input, as -."
+                advice = "Save its content to a file; a corpus may also be standard input (-)."
             raise CorpusError(f'"{path}" is not a file. {advice}')
         if now["size"] is None:
             raise CorpusError(f"The server of {path} does not report its size. Download it, and name the file.")
@@ -240,9 +247,11 @@ class FileSource:
                 expected, kind = self._expected(), self.file.kind()
                 if expected is not None and kind not in (None, EMPTY, expected):
                     raise self._not_as_named(kind, expected) from error
-                raise CorpusError(
-                    f"{self.file.place} is damaged or cut off {after}: {first_line(error)}. Download or copy it again."
-                ) from error
+                what, advice = "is damaged or cut off", "Download or copy it again"
+                for words, other in _NOT_DAMAGED.items():
+                    if words in str(error):
+                        what, advice = "cannot be read", other
+                raise CorpusError(f"{self.file.place} {what} {after}: {first_line(error)}. {advice}.") from error
             raise CorpusError(
                 f"{self.file.place} cannot be read {after}: {error.strerror or first_line(error)}. Check the disk."
             ) from error

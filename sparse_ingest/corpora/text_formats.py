@@ -16,7 +16,15 @@ from functools import partial
 from io import BufferedReader
 from typing import Literal, TypeAlias
 
-from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, not_utf8, utf8
+from sparse_ingest.corpora.documents import (
+    JSON_BLANKS,
+    BadRow,
+    columns_text,
+    json_object,
+    not_utf8,
+    refuse_repeated,
+    utf8,
+)
 from sparse_ingest.corpora.line_pieces import line_pieces
 from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record
@@ -31,6 +39,11 @@ MSMARCO_COLUMNS = ("_id", "text")
 _MAX_VALUE = 1 << 26
 _MAX_ARRAY = 1 << 30  # bytes; Python objects take several times as many
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
+_OTHER_SEPARATORS = {
+    "\t": "Pass --format tsv",
+    ";": "Convert the file, so that commas separate columns",
+    ",": "Pass --format csv",
+}
 _JSON_BLANKS = JSON_BLANKS.encode()
 _BLANK_LINES = (b"", b"\n", b"\r", b"\r\n")  # without quotes
 _MOST_COLUMNS = 8  # of a row with quotes; the csv module reads wider ones
@@ -145,8 +158,9 @@ class TextTable(LineSource):
             return
         try:
             chosen = [(name, names.index(name)) for name in self._choose(names)]
+            refuse_repeated(names, dict(chosen))
         except BadRow as bad:
-            raise CorpusError(f"{place_text(self.label, 1)}: {bad}") from bad
+            raise CorpusError(f"{place_text(self.label, 1)}: {self._other_form(names) or bad}") from bad
         reader.expect(len(names))
         for at, row, reason, offset, following in rows:
             if following > at + 1:
@@ -182,12 +196,19 @@ class TextTable(LineSource):
             self._spanning += 1
             self._longest = max(lines, self._longest)
 
+    def _other_form(self, names: Sequence[str]) -> str | None:
+        """Return what is wrong if a header seems to have another separator."""
+        advice = [advice for separator, advice in _OTHER_SEPARATORS.items() if separator in names[0]]
+        if len(names) > 1 or not advice:
+            return None
+        separator = shown(_SEPARATORS[self.format])
+        return (
+            f"the header has one column, {shown(names[0])}; {self.format} has {separator} between columns. {advice[0]}."
+        )
+
     def _header(self, rows: Iterator[_Row]) -> Sequence[str] | None:
         """Return the names in the first row; None for an empty file."""
         line, names, reason, *_ = next(rows, (1, None, None))
-        if names and not reason and len(set(names)) < len(names):
-            twice = next(name for place, name in enumerate(names) if name in names[:place])
-            reason = f"duplicate column {shown(twice)}"
         if reason:
             advice = "Fix it; for a file without a header, name its columns with --columns."
             raise CorpusError(f"{place_text(self.label, line)}: the header cannot be read: {reason}. {advice}")

@@ -22,7 +22,7 @@ from sparse_ingest.encoding.duplicates import hash_in_tasks
 from sparse_ingest.encoding.job import Job
 from sparse_ingest.encoding.options import EncodeOptions, with_options
 from sparse_ingest.encoding.planner import part_of
-from sparse_ingest.encoding.settings import resolve
+from sparse_ingest.encoding.settings import resolve, warn_of_unseen
 from sparse_ingest.errors import RunError, UsageError, counted
 from sparse_ingest.executors.local import Worker, run_on_devices
 from sparse_ingest.executors.tasks import tasks_of_ray
@@ -206,7 +206,10 @@ def dry_run(
     reporter = reporter_of(progress)
     source = _opened(corpus, full, chosen, reporter)
     how: dict[str, Any] = {"shard_rows": chosen.shard_rows, "overflow": full.encode.overflow, "reporter": reporter}
-    found, sample = survey(Cursor(source, chosen.limit), tokenizer, **how)
+    cursor = Cursor(source, chosen.limit)
+    if not tokenizer:  # otherwise the job of the sample warns
+        warn_of_unseen(cursor, source.fields.keep, reporter)
+    found, sample = survey(cursor, tokenizer, **how)
     for message in source.merged():
         reporter.warn(message)
     if found.tokens:

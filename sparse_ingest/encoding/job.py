@@ -26,7 +26,7 @@ from sparse_ingest.encoding.duplicates import Duplicates
 from sparse_ingest.encoding.estimate import Estimate
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.encoding.planner import planned, rows_of
-from sparse_ingest.encoding.settings import refuse_clashes, resolve, run_identity
+from sparse_ingest.encoding.settings import refuse_clashes, resolve, run_identity, warn_of_unseen
 from sparse_ingest.encoding.shard_maker import ShardMaker, stop_if_requested
 from sparse_ingest.encoding.spool import Spool
 from sparse_ingest.encoding.stages import WALL, Stages
@@ -100,6 +100,7 @@ class Job:
             refuse_other_settings(self.old, self._identity(dtype)[1])
         if existing and existing.has_vocabulary():
             return existing
+        warn_of_unseen(self.cursor, self.corpus.fields.keep, self.reporter)
         self._encoder = self._encoder or self._encoder_of(dtype)
         record = model_record(self.checkpoint, self.model, self.requested_model)
         manifest = Manifest(FORMAT, *self._identity(dtype), self.options.shard_rows, record, auto)

@@ -39,7 +39,7 @@ class EncodeOptions(RayOptions, CorpusOptions, Pruning):
     allow_empty: bool = option(False, "Finish a run without documents")
     trust_corpus: bool = option(False, "Continue without hashing the rows of finished shards again")
     plan_only: bool = option(False, "Only create the run and find where its shards start")
-    part: str | None = option(None, "Make one of N equal parts of the shards, then end; I from 1 to N", metavar="I/N")
+    part: str | None = option(None, "Encode one of N equal parts of the shards, then end; I from 1 to N", metavar="I/N")
     finish: bool = option(False, "Check the shards of all parts, and complete the run")
     reuse: Path | RemotePath | str | None = option(
         None, "Copy the vectors of texts that are in this run, encoded with the same settings", metavar="OLD_RUN"

@@ -6,20 +6,24 @@ identity of the run.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, refuse_lone_stride, resolve_pipeline
-from sparse_ingest.corpora.sources import Corpus
+from sparse_ingest.corpora.sources import Corpus, Cursor
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.errors import PipelineError, UsageError, counted, shown
 from sparse_ingest.models.query_encoders import require_torch
 from sparse_ingest.pipeline import EncodeSettings, Pipeline
 from sparse_ingest.records import PARENT
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.manifest import identity_of
 from sparse_ingest.storage.places import Place
 
+_FIRST = 256  # documents
 _FIRST_RULES = ("top_k", "max_ratio", "min_weight")
 
 
@@ -49,6 +53,14 @@ def refuse_clashes(corpus: Corpus, settings: EncodeSettings, *, reuse: Place | N
             )
     if reuse and reuse.resolve() == out.resolve():
         raise UsageError(f"--reuse {reuse} is the same run as --out. Name an older run.")
+
+
+def warn_of_unseen(cursor: Cursor, keep: Sequence[str], reporter: Reporter) -> None:
+    """Warn of kept fields that none of the first documents has; JSON lines may lack them, or the name is misspelled."""
+    first = [json.loads(row.document.fields) for row in cursor.peek(_FIRST if keep else 0) if row.document]
+    if first and (unseen := [shown(name) for name in keep if not any(name in fields for fields in first)]):
+        found = f"None of the first {counted(len(first), 'document')} has the field {', '.join(unseen)}"
+        reporter.warn(f"{found}. Check the spelling of --keep.")
 
 
 def run_identity(

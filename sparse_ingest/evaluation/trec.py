@@ -51,7 +51,7 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
     """
     found: dict[str, dict[str, float]] = {}
     # Invalid bytes can only be in an id, which then matches no other.
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not (columns := line.split()):
                 continue

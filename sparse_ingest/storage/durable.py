@@ -20,6 +20,7 @@ from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import Place, RemotePath
 
 _ATTEMPTS = 5
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -67,7 +68,7 @@ def atomic_file(path: Path, *, exclusive: bool = False, sync: bool = True) -> It
         if exclusive:
             # A hard link fails if the name exists, so one of two processes wins, with a complete file.
             with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
+                _link(temporary, path)
         else:
             Path(temporary).replace(path)
     finally:
@@ -125,7 +126,7 @@ def add_whole(scratch: Path, target: Place, sha256: str | None, kept: Callable[[
             if isinstance(target, RemotePath):
                 target.upload(scratch, exclusive=True)
             else:
-                os.link(scratch, target)
+                _link(scratch, target)
         except FileNotFoundError:  # another process has finished the run, and removed this file
             if not kept():
                 raise
@@ -141,6 +142,19 @@ def add_whole(scratch: Path, target: Place, sha256: str | None, kept: Callable[[
         sync_folder(target.parent)
         return True
     raise StorageError(f"Another process keeps writing {target}. Stop it, then run the command again.")
+
+
+def _link(source: Path | str, target: Path) -> None:
+    """Create a hard link. Raise `StorageError` if the file system has none, such as FAT or a mounted bucket."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise StorageError(
+            f"{target} cannot be created: its file system has no hard links ({error.strerror}). Write to a folder on "
+            "another file system, and copy it afterwards."
+        ) from error
 
 
 def _sha256_of(path: Place) -> str | None:

@@ -1,5 +1,6 @@
 """More than 200 broken files in all formats: each gives one message with its place, and no row is lost silently."""
 
+import base64
 import bz2
 import io
 import json
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption
 import pytest
 from support.forms import PACKED, STREAMED, content_of, packed
 
@@ -260,6 +262,40 @@ def test_a_file_whose_content_does_not_match_its_name_is_reported(
     with pytest.raises(CorpusError, match=re.escape(message)) as raised:
         list(open_corpus([str(tmp_path / name)], fields=FieldNames()).rows())
     assert "damaged" not in str(raised.value)
+
+
+def zstd_frame(content: bytes, window: bytes, dictionary: bytes = b"") -> bytes:
+    """Return one block in a frame with this byte for the size of its window, and the id of a dictionary."""
+    block = (len(content) << 3 | 1).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd" + bytes([len(dictionary)]) + window + dictionary + block + content
+
+
+def encrypted() -> bytes:
+    class Keys(pq.encryption.KmsClient):
+        def wrap_key(self, key_bytes, master_key_identifier):
+            return base64.b64encode(key_bytes)
+
+    configuration = pq.encryption.EncryptionConfiguration(footer_key="key", column_keys={"key": ["text"]})
+    factory = pq.encryption.CryptoFactory(lambda _: Keys())
+    properties = factory.file_encryption_properties(pq.encryption.KmsConnectionConfig(), configuration)
+    table, stream = pa.table({"_id": ["1"], "text": ["a"]}), io.BytesIO()
+    with pq.ParquetWriter(stream, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("c.jsonl.zst", zstd_frame(LINES, b"\xa8"), "Decompress it with zstd -d --long=31."),
+        ("c.jsonl.zst", zstd_frame(LINES, b"\x38", b"\7"), "Decompress it with zstd -d -D DICTIONARY."),
+        ("c.parquet", encrypted(), "Write it without encryption."),
+    ],
+)
+def test_what_arrow_does_not_read_is_not_called_damaged(tmp_path: Path, name: str, content: bytes, advice: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=rf"{name} cannot be read after (line|row) 0: .*\. {re.escape(advice)}$"):
+        list(open_corpus([str(tmp_path / name)], fields=FieldNames()).rows())
 
 
 def test_compressed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

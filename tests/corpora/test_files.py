@@ -357,7 +357,6 @@ ARCHIVES = {
     "c.zip": b"PK\x05\x06" + bytes(18),
     "c.7z": b"7z\xbc\xaf\x27\x1c\x00\x04",
     "c.tar.gz": gzip.compress(bytes(1024)),
-    "c.xlsx": b"PK\x03\x04" + bytes(26),
 }
 
 
@@ -380,6 +379,7 @@ def test_archives_are_refused_with_advice_to_unpack_them(tmp_path, name):
         ("c.bin", bytes(range(256)), "It is neither text, Parquet nor Arrow: omit it."),
         ("c.bin", gzip.compress(b"{}", mtime=0), "It is gzip. Rename it to end in .gz after the suffix of its format"),
         ("c.bin", b"PAR1\x15\x04\x15PAR1", "It is Parquet. Pass --format parquet, or rename it to end in .parquet."),
+        ("c.xlsx", b"PK\x03\x04" + bytes(26), "which is not a corpus format. Export it as csv."),
         ("_SUCCESS", b"", "It is empty: omit it."),
         ("LICENSE", b"MIT", "It seems to be documentation: omit it."),
     ],
@@ -420,7 +420,9 @@ def test_a_folder_in_a_folder_or_glob_is_refused(tmp_path):
 
 def test_a_pipe_is_refused_with_advice(tmp_path):
     os.mkfifo(tmp_path / "p.jsonl")
-    with pytest.raises(CorpusError, match="is not a file. Pass a stream on standard input"):
+    with pytest.raises(
+        CorpusError, match="is not a file. Save its content to a file; a corpus may also be standard input"
+    ):
         names(tmp_path / "p.jsonl")
 
 

@@ -121,6 +121,16 @@ def test_a_folder_gives_the_documents_of_its_files(folder: Path, lines: Path, tm
     )  # fmt: skip
 
 
+def test_files_of_a_format_that_the_library_skips_are_reported(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ROWS[:2])
+    (tmp_path / "b.csv").write_text("_id,text\n1,a\n")
+    corpus = corpus_of(f"hf:{tmp_path}", keep=())
+    assert len(list(corpus.rows())) == 2
+    assert corpus.notes == (
+        f"Skipped in hf:{tmp_path.name}:default:train: b.csv. hf: reads files of one format, here json.",
+    )
+
+
 def test_a_saved_dataset_gives_its_documents(tmp_path: Path) -> None:
     expected = documents(corpus_of(jsonl(tmp_path / "all.jsonl", ROWS)))
     dataset = datasets.Dataset.from_list(ROWS)

@@ -221,7 +221,7 @@ def test_a_column_with_a_duplicate_name_makes_bad_rows() -> None:
         pd.DataFrame([["1", "a", "b"]], columns=["_id", "text", "text"]),
         pa.table([["1"], ["a"], ["b"]], names=["_id", "text", "text"]),
     ):
-        assert reasons(table) == ['2 columns are named "text"']
+        assert reasons(table) == ['2 columns are named "text"; expected one']
 
 
 def test_bad_rows_have_the_hash_of_bad_rows_in_a_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ from support.forms import rows_of
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.memory import memory_corpus
+from sparse_ingest.corpora.options import CorpusOptions
 from sparse_ingest.corpora.sources import Cursor, Position
 from sparse_ingest.errors import CorpusError
 
@@ -50,6 +52,7 @@ PROGRAM = """
 import os, sys, resource
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.memory import memory_corpus
+from sparse_ingest.corpora.options import CorpusOptions
 from sparse_ingest.errors import SparseIngestError
 rows = ({"_id": str(number), "text": "a" * 1000} for number in range(5000))
 if sys.argv[1] == "full":
@@ -158,3 +161,9 @@ def test_a_spool_that_its_owner_deleted_is_an_error() -> None:
     copy = pickle.loads(pickle.dumps(memory_corpus(ROWS, fields=FIELDS)))
     with pytest.raises(CorpusError, match="rows.jsonl cannot be read"):
         rows_of(copy)
+
+
+def test_an_endless_stream_is_read_up_to_the_limit() -> None:
+    rows = ({"_id": str(number), "text": "a"} for number in itertools.count())
+    assert len(list(CorpusOptions(limit=3).open(rows).rows())) == 3
+    assert next(rows)["_id"] == "3"

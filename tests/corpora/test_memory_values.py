@@ -272,6 +272,13 @@ def test_ids_of_the_arrow_json_type_are_strings_and_integers(tmp_path: Path) -> 
     assert rows[2].reason == 'the id in "_id" is 1.5; expected a non-empty string or an integer'
 
 
+def test_ids_may_be_uuids(tmp_path: Path) -> None:
+    ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(range(16))], pa.binary(16)))
+    pq.write_table(pa.table({"id": ids, "text": ["a"]}), tmp_path / "c.parquet")
+    ((row, _),) = open_corpus([str(tmp_path / "c.parquet")], fields=FieldNames()).rows()
+    assert row.document.id == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+
+
 def test_bytes_in_a_parquet_file_make_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"_id": ["1", "2"], "text": ["a", "b"], "kept": [None, b"raw"]}), path)

@@ -123,7 +123,6 @@ def test_a_value_above_the_limit_is_an_error_of_the_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (b"id,text,id\n", 'duplicate column "id"'),
         (b"id,te\xe9xt\n", "not UTF-8: byte 0xe9"),
         ("id,text\n".encode("utf-16"), "not UTF-8: byte 0xff at byte 1"),
         (b'id,"text" x\n', "something follows a closing quote"),
@@ -132,6 +131,27 @@ def test_a_value_above_the_limit_is_an_error_of_the_file(tmp_path, monkeypatch):
 def test_a_bad_header_is_an_error(tmp_path, header, reason):
     with pytest.raises(CorpusError, match=rf"c.csv:1: the header cannot be read: {reason}.*--columns"):
         read(write(tmp_path / "c.csv", header + b"1,a\n"))
+
+
+def test_a_repeated_column_is_an_error_if_it_is_read(tmp_path):
+    path = write(tmp_path / "c.csv", "id,text,note,note,,\n1,a,b,c,,\n")
+    assert documents(path) == [("1", "a")]
+    with pytest.raises(CorpusError, match=re.escape('c.csv:1: 2 columns are named "note"; expected one')):
+        read(path, keep=("note",))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "advice"),
+    [
+        ("c.csv", "id;text", '"id;text"; csv has "," between columns. Convert the file, so that commas'),
+        ("c.csv", "sep=;", '"sep=;"; csv has "," between columns. Convert'),
+        ("c.csv", "id\ttext", r'"id\ttext"; csv has "," between columns. Pass --format tsv.'),
+        ("c.tsv", "id,text", r'"id,text"; tsv has "\t" between columns. Pass --format csv.'),
+    ],
+)
+def test_a_header_with_another_separator_is_an_error_with_advice(tmp_path, name, header, advice):
+    with pytest.raises(CorpusError, match=re.escape(f"{name}:1: the header has one column, {advice}")):
+        read(write(tmp_path / name, f"{header}\n"))
 
 
 @pytest.mark.parametrize(

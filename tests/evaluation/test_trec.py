@@ -37,6 +37,12 @@ def test_ids_that_are_invalid_in_a_run_file_are_refused(bad_id):
             trec_lines(found)
 
 
+def test_a_byte_order_mark_is_not_part_of_the_first_query(tmp_path):
+    path = tmp_path / "run.txt"
+    path.write_text("a Q0 x 1 1.5 t\n", encoding="utf-8-sig")
+    assert read_trec_run(path, {"a"}) == {"a": {"x": 1.5}}
+
+
 def test_only_requested_queries_are_read(tmp_path):
     path = tmp_path / "run.txt"
     path.write_text("a Q0 x 1 2.5 t\n\nb Q0 x 1 1.5 t\n")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from sparse_ingest.cli import main
-from sparse_ingest.storage.durable import naming
+from sparse_ingest.errors import StorageError
+from sparse_ingest.storage.durable import add_whole, naming, write_atomic
 
 
 def write_to_full_disk() -> None:
@@ -43,3 +45,19 @@ def test_an_error_with_a_file_name_keeps_it(tmp_path: Path) -> None:
     with pytest.raises(ConnectionResetError) as reset, naming(tmp_path):
         raise ConnectionResetError(errno.ECONNRESET, "of a network, not of a disk")
     assert reset.value.filename is None
+
+
+def test_a_file_system_without_hard_links_is_reported_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: object, target: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)  # as on FAT
+
+    monkeypatch.setattr(os, "link", refused)
+    (tmp_path / "scratch").write_bytes(b"a")
+    message = "file cannot be created: its file system has no hard links .*Write to a folder on another file system"
+    with pytest.raises(StorageError, match=message):
+        write_atomic(tmp_path / "file", b"a", exclusive=True)
+    with pytest.raises(StorageError, match=message):
+        add_whole(tmp_path / "scratch", tmp_path / "file", None, lambda: False)
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
