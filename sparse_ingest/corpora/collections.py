@@ -14,7 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from sparse_ingest.corpora.documents import BadRow, FieldNames, id_in, needed_columns, require, text_in, utf8
+from sparse_ingest.corpora.documents import (
+    BadRow,
+    FieldNames,
+    id_in,
+    needed_columns,
+    refuse_repeated,
+    require,
+    text_in,
+    utf8,
+)
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, suffix_of
 from sparse_ingest.corpora.text_formats import Quoting
@@ -92,6 +101,7 @@ def _rows(
             return needed_columns([name for name in names if name != "title"], FieldNames())
         for name in wanted:
             require(name, dict.fromkeys(names))
+        refuse_repeated(names, wanted)
         return wanted
 
     source = source_of(FoundFile.found(path), choose, label=str(path), quoting=quoting)

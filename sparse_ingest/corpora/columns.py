@@ -20,7 +20,7 @@ import pyarrow.types as types
 from msgspec.structs import replace
 
 from sparse_ingest.corpora.arrow_headers import batch_rows
-from sparse_ingest.corpora.documents import BadRow, refuse_repeated
+from sparse_ingest.corpora.documents import BadRow
 from sparse_ingest.corpora.json_values import json_value
 from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record
@@ -180,7 +180,6 @@ def chosen_columns(schema: pa.Schema, choose: ChooseColumns, label: str) -> list
     """Return the columns to read, whose types are correct. Raise `CorpusError`."""
     try:
         chosen = choose(schema.names)
-        refuse_repeated(schema.names, chosen)
         _refuse_types(schema, chosen)
     except BadRow as bad:
         raise CorpusError(f"{label}: {bad}") from bad

@@ -8,7 +8,7 @@ empty. Duplicate ids are not detected.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json.encoder import encode_basestring
 from typing import NoReturn
@@ -216,10 +216,10 @@ def _title_in(columns: Mapping[str, object], name: str | None) -> str:
     return text_in(columns, name, "title")
 
 
-def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]:
+def needed_columns(names: Sequence[str], fields: FieldNames) -> dict[str, str]:
     """Return the columns of a table that documents need, each with its role: id, text, title or kept field.
 
-    Raise `BadRow` if one is missing, also a kept field.
+    Raise `BadRow` if one is missing, also a kept field, or repeated.
     """
     # Values that pass every check.
     columns = dict.fromkeys(names, "1")
@@ -234,10 +234,11 @@ def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]
         roles[fields.id or ("_id" if "_id" in columns else "id")] = "id"
     text_in(columns, fields.text)
     roles[fields.text or "text"] = "text"
+    refuse_repeated(names, roles)
     return {name: roles[name] for name in names if name in roles}
 
 
-def refuse_repeated(names: Sequence[object], chosen: Iterable[str]) -> None:
+def refuse_repeated(names: Sequence[str], chosen: Iterable[str]) -> None:
     """Raise `BadRow` if the table has one of these columns more than once."""
     for name in chosen:
         if (times := names.count(name)) > 1:

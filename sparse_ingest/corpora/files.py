@@ -199,6 +199,11 @@ def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -
         notes.append(
             f"Skipped: {listed(missed, _LISTED)}. Read: {listed(names, _LISTED)}. To read a skipped file, name it."
         )
+    if any(place.name == "_delta_log" for place in places):
+        notes.append(
+            f"{data[0].parent} is a Delta Lake table: rows that were changed or deleted are read too, from files of "
+            "earlier versions. Export the current version if there are any."
+        )
     files: list[StoredFile] = [FoundFile.found(place) for place in data]
     unknown = [] if format else [file for file in files if _format_of(file.name) is None]
     archives = [file for file in unknown if file.name.lower().endswith(ARCHIVE_SUFFIXES)]

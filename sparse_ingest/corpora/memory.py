@@ -27,7 +27,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from sparse_ingest.corpora.columns import Row, rows_of, slices_of
-from sparse_ingest.corpora.documents import BadRow, FieldNames, needed_columns, refuse_repeated, without_carried
+from sparse_ingest.corpora.documents import BadRow, FieldNames, needed_columns, without_carried
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.json_values import json_line, type_name
 from sparse_ingest.corpora.sources import Corpus
@@ -125,7 +125,6 @@ def _choice(fields: FieldNames) -> Choose:
         kept = tuple(name for name in fields.keep if name in names)  # optional, as in JSON lines
         try:
             needed = needed_columns(names, replace(fields, keep=kept))
-            refuse_repeated(names, needed)
         except BadRow as bad:
             return str(bad)
         return {name: names.index(name) for name in sorted(needed)}

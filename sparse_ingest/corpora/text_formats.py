@@ -16,15 +16,7 @@ from functools import partial
 from io import BufferedReader
 from typing import Literal, TypeAlias
 
-from sparse_ingest.corpora.documents import (
-    JSON_BLANKS,
-    BadRow,
-    columns_text,
-    json_object,
-    not_utf8,
-    refuse_repeated,
-    utf8,
-)
+from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, not_utf8, utf8
 from sparse_ingest.corpora.line_pieces import line_pieces
 from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.sources import ChooseColumns, Record
@@ -158,7 +150,6 @@ class TextTable(LineSource):
             return
         try:
             chosen = [(name, names.index(name)) for name in self._choose(names)]
-            refuse_repeated(names, dict(chosen))
         except BadRow as bad:
             raise CorpusError(f"{place_text(self.label, 1)}: {self._other_form(names) or bad}") from bad
         reader.expect(len(names))

@@ -271,7 +271,7 @@ def zstd_frame(content: bytes, window: bytes, dictionary: bytes = b"") -> bytes:
 
 
 def encrypted() -> bytes:
-    class Keys(pq.encryption.KmsClient):
+    class Keys(pq.encryption.KmsClient):  # type: ignore[misc]
         def wrap_key(self, key_bytes, master_key_identifier):
             return base64.b64encode(key_bytes)
 

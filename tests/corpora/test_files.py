@@ -328,7 +328,7 @@ def test_an_explicit_format_overrides_suffixes(tmp_path):
 @pytest.mark.parametrize("spec", ["", "*"])
 def test_marker_files_and_documentation_in_a_folder_are_skipped(tmp_path, spec):
     data = [write(tmp_path / f"part-{number}.jsonl", doc(f"d{number}")) for number in range(5)]
-    marks = ("_SUCCESS", "_committed_1", "._SUCCESS.crc", "part-0.jsonl.crc", ".gitattributes", "_delta_log/0.json")
+    marks = ("_SUCCESS", "_committed_1", "._SUCCESS.crc", "part-0.jsonl.crc", ".gitattributes")
     for name in marks:
         write(tmp_path / name)
     assert (names(tmp_path / spec), notes(tmp_path / spec)) == ([path.name for path in data], [])
@@ -340,6 +340,14 @@ def test_marker_files_and_documentation_in_a_folder_are_skipped(tmp_path, spec):
         "a skipped file, name it."
     ]
     assert names(tmp_path / "_more.jsonl") == names(tmp_path / "_*.jsonl") == ["_more.jsonl"]
+
+
+def test_a_delta_lake_table_is_read_with_a_note(tmp_path):
+    for name in ("part-0.jsonl", "_delta_log/0.json"):
+        write(tmp_path / name, doc())
+    assert names(tmp_path) == ["part-0.jsonl"]
+    (note,) = notes(tmp_path)
+    assert note.startswith(f"{tmp_path} is a Delta Lake table: rows that were changed or deleted are read too")
 
 
 def test_a_folder_of_only_underscore_names_is_read(tmp_path):
