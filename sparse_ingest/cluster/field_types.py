@@ -43,6 +43,8 @@ _DATE = re.compile(
 def fits(value: str | float, entry: Mapping[str, Any]) -> bool:
     """Return whether a mapped field indexes a value unchanged; True for types that are not checked here."""
     kind = entry.get("type", "object")
+    if kind == "alias":  # of a field: a name for searches only
+        return False
     if kind == "keyword":
         short = not isinstance(value, str) or len(value) <= _MAX_TERM // 4 or len(value.encode()) <= _MAX_TERM
         return short or "ignore_above" in entry

@@ -125,6 +125,23 @@ def need_index(client: Client, name: str, advice: str) -> Index:
     return index
 
 
+def refuse_mixed(client: Client, alias: str, index: Index) -> None:
+    """Raise `ClusterError` if an alias also searches an index with other vectors: their scores are not comparable."""
+    for name, entry in (client.find(path_of(alias), expected=Indexes) or {}).items():
+        other = Index(name, "", entry.get("mappings", {})).stamp
+        if other and index.stamp and _vectors(other) != _vectors(index.stamp):
+            raise ClusterError(
+                f"Alias {alias!r} searches {index.name!r} and {name!r}, which have vectors of different models or in "
+                f"different fields. Name one of them, or serve one: sparse-ingest load --alias {alias} --to INDEX"
+            )
+
+
+def _vectors(stamp: Stamp) -> tuple[Any, ...]:
+    # The path of the files does not count: their hash is among the other keys.
+    model = {key: value for key, value in stamp.model.items() if key not in ("document", "query")}
+    return stamp.field, stamp.vocabulary_sha256, model
+
+
 def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
     """Create an index that does not exist. Its primaries may not be started yet when this returns."""
     try:
@@ -187,6 +204,15 @@ def refuse_unreadable(index: Index | None) -> None:
         raise ClusterError(
             f"Index {index.name!r} {index.unreadable}, so its content is unknown. Correct it (PUT "
             f"{index.path}/_mapping), name another index, or load again with --replace --from-scratch."
+        )
+
+
+def refuse_required_routing(index: Index) -> None:
+    """Raise `ClusterError` if the mapping requires a routing: it would refuse every document of a run."""
+    if str(index.mappings.get("_routing", {}).get("required")).lower() == "true":
+        raise ClusterError(
+            f"Index {index.name!r} requires a routing for each document (_routing.required in its mapping or in an "
+            "index template), and a run has none. Load into an index without it."
         )
 
 

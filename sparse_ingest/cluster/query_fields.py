@@ -35,18 +35,24 @@ _COMPOUND = frozenset(
 )
 _QUERIES = ("must", "should", "filter", "must_not", "query", "queries", "positive", "negative")
 _BOUNDS = ("gt", "gte", "lt", "lte")
+# Types with fields that the mapping does not list.
+_WITH_OWN_NAMES = ("flat_object", "flattened", "rank_features", "sparse_vector", "join", "search_as_you_type")
 _ALWAYS = METADATA | {"_doc_count", "_primary_term", "_size", "_tier", "_type"}
 _SHOWN = 30  # fields that a message lists
 logger = logging.getLogger(__name__)
 
 
 class _Use(NamedTuple):
-    """A field that a search names. `any_kind`: it may be an object; `between`: the search has a numeric range of it."""
+    """A field that a search names, and the path of the nested clause around it.
+
+    `any_kind`: it may be an object; `between`: the search has a numeric range of it.
+    """
 
     name: str
     place: str = "the filter"
     any_kind: bool = False
     between: bool = False
+    nested: str = ""
 
 
 def refuse_unmapped(
@@ -65,7 +71,9 @@ def refuse_unmapped(
         mappings = [entry.get("mappings", {}) for entry in found.values()]
         missing = [one for one in uses if mappings and not any(_maps(mapping, one) for mapping in mappings)]
     if not missing:
-        _warn_of_keywords(mappings[0] if mappings else {}, uses)
+        mapping = mappings[0] if mappings else {}
+        _refuse_unreached(mapping, uses)
+        _warn_of_keywords(mapping, uses)
         return
     name, place = missing[0][:2]
     stamps = [mapping.get("_meta", {}).get(META_KEY, {}).get("fields") or {} for mapping in mappings]
@@ -80,7 +88,7 @@ def refuse_unmapped(
     )
 
 
-def _fields_of(query: Any) -> Iterator[_Use]:
+def _fields_of(query: Any, nested: str = "") -> Iterator[_Use]:
     """Yield the fields that the clauses of a query name, without patterns."""
     for clause, content in query.items() if isinstance(query, Mapping) else ():
         if not isinstance(content, Mapping):
@@ -96,17 +104,20 @@ def _fields_of(query: Any) -> Iterator[_Use]:
             if isinstance(name, str) and "*" not in name:
                 bounds = content.get(name) if clause == "range" else None
                 between = isinstance(bounds, Mapping) and any(type(bounds.get(key)) in (int, float) for key in _BOUNDS)
-                yield _Use(name, any_kind=clause in ("exists", "nested"), between=between)
+                around = name if clause == "nested" else nested
+                yield _Use(name, any_kind=clause in ("exists", "nested"), between=between, nested=around)
         # The filter of a knn: of Elasticsearch beside the field, of OpenSearch within it.
-        around = [content, *content.values()] if clause == "knn" else [content] if clause in _COMPOUND else []
-        for inner in (one.get(key) for one in around if isinstance(one, Mapping) for key in _QUERIES):
+        parts = [content, *content.values()] if clause == "knn" else [content] if clause in _COMPOUND else []
+        within = str(content.get("path")) if clause == "nested" else nested
+        for inner in (one.get(key) for one in parts if isinstance(one, Mapping) for key in _QUERIES):
             for each in inner if isinstance(inner, list) else [inner]:
-                yield from _fields_of(each)
+                yield from _fields_of(each, within)
 
 
 def _maps(mapping: Mapping[str, Any], use: _Use) -> bool:
     """Return whether a mapping has a field, a multi-field or, with `any_kind`, an object."""
-    if use.name in _ALWAYS or use.name in (mapping.get("derived") or {}):
+    computed = (name for key in ("derived", "runtime") for name in mapping.get(key) or ())
+    if use.name in _ALWAYS or any(is_within(use.name, name) for name in computed):
         return True
     entry = _entry(mapping, use.name)
     return entry is not None and (use.any_kind or "properties" not in entry)
@@ -116,12 +127,26 @@ def _entry(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     """Return the entry of a field, or of the field around it if that maps no inner fields."""
     entry: Any = mapping
     for part in name.split("."):
-        if entry.get("type") in ("flat_object", "rank_features", "sparse_vector", "join"):
+        if entry.get("type") in _WITH_OWN_NAMES:
             break
         entry = (entry.get("properties") or {}).get(part) or (entry.get("fields") or {}).get(part)
         if entry is None:
             return None
     return dict(entry)
+
+
+def _refuse_unreached(mapping: Mapping[str, Any], uses: Sequence[_Use]) -> None:
+    """Raise `UsageError` for a nested object, or a field of it, outside a nested clause: no document has it there."""
+    for use in uses:
+        entry, path = mapping, ""
+        for part in use.name.split("."):
+            entry, path = (entry.get("properties") or {}).get(part) or {}, f"{path}.{part}".lstrip(".")
+            copied = "true" in (str(entry.get(f"include_in_{where}")).lower() for where in ("parent", "root"))
+            if entry.get("type") == "nested" and not copied and not is_within(use.nested, path):
+                raise UsageError(
+                    f"The field {use.name!r} of {use.place} is in the nested object {path!r}, so only a nested clause "
+                    f'finds it. Write {{"nested": {{"path": "{path}", "query": ...}}}}.'
+                )
 
 
 def _warn_of_keywords(mapping: Mapping[str, Any], uses: Sequence[_Use]) -> None:

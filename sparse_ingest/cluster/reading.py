@@ -25,10 +25,12 @@ from sparse_ingest.cluster.mappings import field_mapping
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.records import TermShare, batched
+from sparse_ingest.records import TermShare
 
+_MOST_CLAUSES = 1 << 15  # of one query, about 0.5 MB: Elasticsearch may allow more
 _SPARE_CLAUSES = 8  # for the filter on ids, and for those that a rewrite may add
-_SEARCHES = 25  # in one _msearch, to stay below 1 MiB: nginx refuses larger requests by default
+_SEARCHES = 25  # in one _msearch
+_MAX_BYTES = 900_000  # of one _msearch: nginx refuses more than 1 MiB by default
 _RAW_SCORE = "raw dot product score (quantized): "
 # The explanation of one token in a segment with clusters.
 _CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* doc_weight=(\d+)")
@@ -48,7 +50,7 @@ class StoredReader:
         self, client: Client, index: str, field: str, max_clauses: int, *, ceiling_search: float | None = None
     ) -> None:
         self._client, self._index, self._field = client, index, field
-        self._group = max(1, max_clauses - _SPARE_CLAUSES)
+        self._group = max(1, min(max_clauses, _MOST_CLAUSES) - _SPARE_CLAUSES)
         self._seismic = ceiling_search is not None
         # A power of two, which changes only the exponent of a sum, and large enough for a byte above zero.
         self._weight = 1.0 if ceiling_search is None or ceiling_search < 2 * LEVELS else 64.0
@@ -151,15 +153,15 @@ def read_fields(client: Client, index: str, field: str, doc_ids: Sequence[str]) 
 def search_many(
     client: Client, path: str, bodies: Iterable[Mapping[str, Any]], index: str, *, at_once: int, filter_path: str = ""
 ) -> Iterator[Any]:
-    """Send searches, `at_once` of them in one `_msearch`, and yield their responses in order."""
+    """Send searches, at most `at_once` of them in one `_msearch`, and yield their responses in order."""
     params = {"max_concurrent_searches": "2"}
     if filter_path:
         params["filter_path"] = f"responses.error,responses.status,responses._shards,responses.t*,{filter_path}"
     bypass = client.dialect.no_pipeline if client.version >= PIPELINE_IN_BODY_SINCE else {}
     header = b'{"allow_partial_search_results":true}\n' if client.allow_partial else b"{}\n"
-    for some in batched(bodies, at_once):
-        lines = b"".join(header + json.dumps({**body, **bypass}).encode() + b"\n" for body in some)
-        answer = client.call("POST", path, lines, params=params, timeout_s=300, expected=Responses)
+    lines = (header + json.dumps({**body, **bypass}).encode() + b"\n" for body in bodies)
+    for some in _joined(lines, at_once):
+        answer = client.call("POST", path, some, params=params, timeout_s=300, expected=Responses)
         for response in answer["responses"]:
             if "error" in response:
                 kind, reason = error_of(response)
@@ -174,6 +176,18 @@ def search_many(
                     )
                 raise unsearchable(client, index, kind, reason)
             yield response
+
+
+def _joined(lines: Iterable[bytes], at_once: int) -> Iterator[bytes]:
+    """Join at most `at_once` lines, up to `_MAX_BYTES`; a longer line stays alone."""
+    some: list[bytes] = []
+    for line in lines:
+        if some and (len(some) == at_once or sum(map(len, some)) + len(line) > _MAX_BYTES):
+            yield b"".join(some)
+            some = []
+        some.append(line)
+    if some:
+        yield b"".join(some)
 
 
 def unsearchable(client: Client, index: str, kind: str, reason: str) -> UnsearchableFieldError:

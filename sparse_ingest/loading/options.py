@@ -48,6 +48,7 @@ class LoadOptions(RayOptions, Pruning):
     async_translog: bool = option(
         False, "Let the server confirm writes before they are on disk; if it crashes, other clients may lose theirs"
     )
+    withheld: str | None = None  # an alias that an index template must not give to a new index; set by `publish`
 
     @property
     def pruning(self) -> dict[str, int | float | None]:

@@ -41,6 +41,7 @@ class LoadPlan(NamedTuple):
         update: documents are updated, not indexed.
         added: the mapping of the fields to add to an existing index.
         notes: messages about kept fields, method parameters and pruning.
+        withheld: an alias that a new index must not have.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LoadPlan(NamedTuple):
     update: bool = False
     added: Mapping[str, Any] = {}
     notes: Sequence[str] = ()
+    withheld: str | None = None
 
 
 def make_plan(
@@ -86,6 +88,7 @@ def make_plan(
         there = updates.with_field(there, name, stamp.field, kind, client.dialect)
     if there is not None:
         indexes.refuse_other_field(there, stamp)
+        indexes.refuse_required_routing(there)
         mappings.check_fits(there, stamp, kind)
         mappings.refuse_other_product(there, stamp.field, client.dialect)
         installed.refuse_encoding_final_pipeline(client, there, stamp.field)
@@ -114,7 +117,9 @@ def make_plan(
     if there is None and kind == "sparse_vector":
         body, fitted = seismic.fit(body, stamp.field, report)
         notes += [*([fitted] if fitted else []), *seismic.advice(report.documents)]
-    return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, update, added, [*notes, *pruned.notes()])
+    notes += pruned.notes()
+    how: dict[str, Any] = {"update": update, "added": added, "notes": notes, "withheld": options.withheld}
+    return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, **how)
 
 
 def _is_replaced(there: indexes.Index, name: str, run_id: str, from_scratch: bool) -> bool:
@@ -174,6 +179,7 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
         aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}
         body = installed.carried_over(old, plan.body) if old else plan.body
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
+        _undo_template(client, plan, index, reporter)
         if not updates.keeps_vectors(index, plan.stamp.field, client.dialect):
             reporter.note(updates.notice(index, plan.stamp.field, client.dialect))
         return index
@@ -190,3 +196,20 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
         indexes.stamp_index(client, plan.there, plan.stamp)
         return indexes.check_uuid(client, plan.there)
     return plan.there
+
+
+def _undo_template(client: Client, plan: LoadPlan, index: indexes.Index, reporter: Reporter) -> None:
+    """Undo what an index template gave to the new index: the alias of `publish`, and keys of another stamp.
+
+    A template that was copied from the mapping of another index has the stamp of that one.
+    """
+    indexes.refuse_required_routing(index)
+    if plan.withheld in index.aliases:
+        remove = {"remove": {"index": index.name, "alias": plan.withheld}}
+        client.call("POST", "/_aliases", {"actions": [remove]})
+        reporter.note(
+            f"An index template gave index {index.name!r} the alias {plan.withheld!r}, so searches would find "
+            "documents before they are verified. It was removed until then; remove it from the template too."
+        )
+    if index.meta != plan.stamp.as_meta():
+        indexes.update_stamp(client, index, lambda _: plan.stamp)

@@ -88,7 +88,8 @@ def publish(
             raise UsageError(
                 f"Alias {alias!r} serves {name!r}, which --replace would delete. Omit it or move the alias."
             )
-    report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=chosen, progress=reporter)
+    loading = with_changes(chosen, withheld=alias)
+    report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=loading, progress=reporter)
     with connect(target_cluster, reporter=reporter) as client:
         target = indexes.need_index(client, name, _LIST)
         served = aliases.served_by(client, alias)

@@ -322,9 +322,12 @@ def open_index(
 
 
 def _need_index(client: Client, name: str) -> Index:
-    from sparse_ingest.cluster.indexes import need_index
+    from sparse_ingest.cluster.indexes import need_index, refuse_mixed
 
-    return need_index(client, name, "Create it with `sparse-ingest load`.")
+    index = need_index(client, name, "Create it with `sparse-ingest load`.")
+    if index.name != name:
+        refuse_mixed(client, name, index)
+    return index
 
 
 def _model_of(index: Index) -> object:

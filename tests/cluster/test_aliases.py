@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.loads import into
+from support.runs import make_run
 
 from sparse_ingest.cluster import aliases, indexes
-from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.searching.search import open_index
 
 pytestmark = pytest.mark.both_products(quick=False)
 
@@ -70,3 +74,19 @@ def test_a_name_of_an_index_and_an_alias_of_two_indexes_are_refused(client: Clie
 def test_a_name_that_can_match_several_indexes_is_refused(client: Client, name: str) -> None:
     with pytest.raises(UsageError, match="is not a name of an alias"):
         aliases.served_by(client, name)
+
+
+def test_an_alias_of_indexes_with_different_models_is_not_searched(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    alias = f"{index_name}-alias"
+    for number, model in enumerate(("one", "one", "two")):
+        run = make_run(tmp_path / str(number), {f"d{number}": {"river": 1.0 + number}}, model=model)
+        into(client, f"{index_name}-{number}", run)
+        index = indexes.need_index(client, f"{index_name}-{number}", "")
+        add(client, index, alias, is_write_index=number == 0)
+        if number < 2:
+            with open_index(alias, connection=Connection(client.address)) as opened:
+                assert len(opened.search({"river": 1.0})) == number + 1
+    with pytest.raises(ClusterError, match=f"searches '{index_name}-0' and '{index_name}-2', which have vectors of"):
+        open_index(alias, connection=Connection(client.address))

@@ -118,12 +118,13 @@ TRIED: dict[str, list[object]] = {
              1600000000000, True, " 2026-01-05"],
     "keyword": [BIG, 1.5, True, "x" * 32766, "x" * 32767, "é" * 16383, "é" * 16384],
     "text": [BIG, True, 1.5, "x" * 40000],
+    "alias": ["x", 1],
 }  # fmt: skip
 
 
 def test_a_type_accepts_what_the_server_stores_unchanged(client: Client, index_name: str) -> None:
     tried = [(kind, value) for kind, values in TRIED.items() for value in values]
-    properties = {kind: {"type": kind} for kind in TRIED}
+    properties = {kind: {"type": kind} for kind in TRIED} | {"alias": {"type": "alias", "path": "keyword"}}
     client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": False, "properties": properties}})
     lines = [
         f'{{"index":{{"_id":"{place}"}}}}\n{json.dumps({kind: value})}\n' for place, (kind, value) in enumerate(tried)

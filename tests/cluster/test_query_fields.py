@@ -21,6 +21,8 @@ MAPPING: dict[str, Any] = {
         "meta": {"properties": {"lang": {"type": "keyword"}}},
         "parts": {"type": "nested", "properties": {"size": {"type": "long"}}},
         "labels": {"type": "flat_object"},
+        "wide": {"type": "nested", "include_in_root": True, "properties": {"size": {"type": "long"}}},
+        "suggest": {"type": "search_as_you_type"},
         "sparse": {"type": "rank_features"},
     },
 }
@@ -34,6 +36,8 @@ GOOD = [
     {"term": {"_id": "1"}},
     {"term": {"labels.any.thing": "x"}},
     {"nested": {"path": "parts", "query": {"range": {"parts.size": {"gt": 1}}}}},
+    {"term": {"wide.size": 1}},
+    {"match": {"suggest._2gram": "x"}},
     {"multi_match": {"query": "x", "fields": ["title^2", "unknown*"]}},
     {"script": {"script": {"source": "doc['unknown'].size() > 0"}}},
     {"a_clause_of_2031": {"unknown": 1}},
@@ -96,6 +100,20 @@ def test_an_unmapped_field_is_refused_with_the_list_of_mapped_fields(
     ) as error:
         refuse_unmapped(client, f"/{mapped}", MAPPING, filter, None)
     assert "rank_features" not in str(error.value)
+
+
+@pytest.mark.parametrize("clause", [{"term": {"parts.size": 1}}, {"exists": {"field": "parts"}}], ids=str)
+def test_a_nested_field_outside_its_nested_clause_is_refused(client: Client, clause: dict[str, Any]) -> None:
+    within: dict[str, Any] = {"nested": {"path": "wide", "query": clause}}
+    for filter in (clause, {"bool": {"must_not": clause}}, within):
+        with pytest.raises(UsageError, match="of the filter is in the nested object 'parts'"):
+            refuse_unmapped(client, "/unused", MAPPING, filter, None)
+
+
+def test_runtime_and_flattened_fields_of_elasticsearch_are_accepted(client: Client) -> None:
+    mapping = {"runtime": {"day": {"type": "keyword"}}, "properties": {"labels": {"type": "flattened"}}}
+    filter = {"bool": {"filter": [{"term": {"day": "x"}}, {"term": {"labels.any": "x"}}]}}
+    refuse_unmapped(client, "/unused", mapping, filter, None)
 
 
 def test_the_message_states_if_documents_have_the_unmapped_field(client: Client, mapped: str) -> None:

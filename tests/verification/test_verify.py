@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from support.loads import StopBefore
 from support.runs import DOCUMENTS, make_run
-from support.secure_proxy import secure_proxy
+from support.secure_proxy import Refusal, Request, secure_proxy
 
 from sparse_ingest.cli import loading
+from sparse_ingest.cluster import postings, reading
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.loading.load import load
@@ -231,6 +232,24 @@ def test_long_documents_are_read_in_groups_of_max_clause_count(client: Client, i
     report = compare(client, index_name, run)
     assert report.ok
     assert report.checked_weights == 5000
+
+
+@pytest.mark.opensearch_only
+@pytest.mark.parametrize("sample", [4, None])
+def test_requests_and_answers_stay_small_in_an_index_with_a_large_window(
+    client: Client, index_name: str, loaded: Run, monkeypatch: pytest.MonkeyPatch, sample: int | None
+) -> None:
+    client.call("PUT", f"/{index_name}/_settings", {"index.max_result_window": 2**31 - 1})
+    for module, name, value in ((postings, "PAGE", 2), (reading, "_MAX_BYTES", 3000), (reading, "_MOST_CLAUSES", 20)):
+        monkeypatch.setattr(module, name, value)
+
+    def check(request: Request) -> Refusal | None:
+        return (413, {}) if len(request.body) > 3000 or b'"size": 2147483647' in request.body else None
+
+    with secure_proxy(client.address, check=check) as proxy:
+        report = verify(loaded.path, index=index_name, connection=Connection(proxy.url), sample=sample)
+    assert report.ok
+    assert report.checked_documents == (sample or len(DOCUMENTS))
 
 
 def test_an_unfinished_load_is_a_difference(client: Client, index_name: str, tmp_path: Path) -> None:
