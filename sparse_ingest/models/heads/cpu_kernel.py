@@ -57,9 +57,9 @@ class Kernel:
         self._weight[full:, :, :rest] = groups[full * self._panel :].T
         # One 8-bit factor must be unsigned, so 128 is added to the rows and subtracted here.
         is_int8 = weight.dtype == torch.int8
-        before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros(self._columns)
+        before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros_like(bias, dtype=torch.float32)
         self._before = pad(before, (0, missing))
-        self._scales = pad(torch.ones(self._columns) if scales is None else scales, (0, missing))
+        self._scales = pad(torch.ones_like(bias, dtype=torch.float32) if scales is None else scales, (0, missing))
         self._bias = pad(bias.to(torch.float32), (0, missing))
         row_bytes = weight.shape[1] * weight.itemsize
         self._rows_at_once = _second_cache() // CACHE_SHARE // row_bytes if weight.dtype == torch.float32 else None
@@ -80,8 +80,9 @@ class Kernel:
             rows = rows.view(torch.uint8) ^ 128
         rows = rows.contiguous()
         documents = len(packing.lengths)
-        scales = torch.ones(documents) if scales is None else scales.contiguous()
-        found = torch.empty(documents, self._panels * self._panel)
+        # The default dtype is of the process: another thread may set it, as transformers does while it loads a model.
+        scales = torch.ones(documents, dtype=torch.float32) if scales is None else scales.contiguous()
+        found = torch.empty(documents, self._panels * self._panel, dtype=torch.float32)
         for group in self._groups(starts):
             tensors = (self._before, scales[group], self._scales, self._bias, found[group])
             self._maxima(
