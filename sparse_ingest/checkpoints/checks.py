@@ -83,9 +83,11 @@ def _refuse_code(path: Path) -> None:
         kernel = IMPLEMENTATION.fullmatch(key) and any(one not in BUILT_IN for one in named)
         own_tokenizer = key == "auto_map" and path.name == "tokenizer_config.json"
         if value and (kernel or own_tokenizer or key in CODE_KEYS):
+            is_quantized = key in ("quantization_config", "compression_config")
+            advice = "Use the model that was quantized" if is_quantized else "Remove the key in a copy of the folder"
             raise CheckpointError(
                 f"{path} has {key} = {short_repr(value)}, for which a library would fetch or import code. This is "
-                "refused, also with --trust-remote-code. Remove the key in a copy of the folder, or use another model."
+                f"refused, also with --trust-remote-code. {advice}, or use another model."
             )
 
 
@@ -143,6 +145,11 @@ def tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     _refuse_code(path)
     config = {key: value for key, value in read_json(path).items() if not DROPPED.fullmatch(key)}
+    if config.get("truncation_side") == "left":
+        raise CheckpointError(
+            f'{path} has truncation_side = "left"; expected "right": the beginning of a long text is read. Set it in a '
+            "copy of the folder if that suits the model."
+        )
     name = config.get("tokenizer_class")
     if name is not None and not (isinstance(name, str) and TOKENIZER_CLASS.fullmatch(name)):
         raise damaged(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from sparse_ingest.checkpoints.card import (
@@ -23,7 +24,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint, remot
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
 from sparse_ingest.checkpoints.sides import NO_WORDS, AutoencoderSide, LexicalSide, ModelSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.pipeline import ModelSettings, Pipeline, pipeline_named
 
 # OpenSearch 3.3 to 3.8 store a key of `sparse_vector` in 15 bits and a sign.
 SEISMIC_IDS = 32768
@@ -78,17 +79,17 @@ class Inspection:
     warnings: list[str]
 
 
-def inspect_model(model: ModelSettings | str) -> Inspection:
+def inspect_model(model: str | Path | ModelSettings | Pipeline) -> Inspection:
     """Describe a model without loading its weights.
 
     Args:
-        model: Settings, or the name of a model: a hub id, a folder, or package:NAME/PATH.
+        model: A hub id, a folder, package:NAME/PATH, a pipeline or its name, or settings.
 
     Raises:
         UsageError: no model is named.
         CheckpointError: it cannot be found, or its family is unknown.
     """
-    model = ModelSettings(document=model) if isinstance(model, str) else model
+    model = pipeline_named(model).model
     if model.document is None:
         raise UsageError("No model: give MODEL or --pipeline.")
     warnings: list[str] = []

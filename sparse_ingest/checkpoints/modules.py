@@ -47,6 +47,7 @@ class _Settings(TypedDict, total=False):
     processor_kwargs: _Lengths | None
     tokenizer_args: _Lengths | None
     processing_kwargs: dict[str, _Lengths | None] | None
+    modality_config: dict[str, Any] | None
     query_length: Length
     document_length: Length
     max_seq_length: Length
@@ -144,7 +145,13 @@ def read_transformer(transformer: Module, task: str, expected: str) -> dict[str,
     Raise `CheckpointError` if it is declared with another transformer_task than `expected`, or a file is malformed.
     """
     found = (path for name in TRANSFORMER_CONFIGS if (path := transformer.folder / name).exists())
-    config = read_as(next(found, transformer.folder / TRANSFORMER_CONFIGS[0]), _Settings)
+    path = next(found, transformer.folder / TRANSFORMER_CONFIGS[0])
+    config = read_as(path, _Settings)
+    if "message" in (config.get("modality_config") or {}):
+        raise CheckpointError(
+            f"{path} has modality_config.message: sentence-transformers puts each text into the chat template of the "
+            "tokenizer, which is not supported. Use another model."
+        )
     if (job := config.get("transformer_task", expected)) != expected:
         raise CheckpointError(
             f'{transformer.folder} is declared with transformer_task = "{job}"; expected "{expected}".'

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from sparse_ingest.checkpoints.modules import damaged, read_as
 from sparse_ingest.errors import short_repr
-from sparse_ingest.storage.foreign_json import checked, parse_json
+from sparse_ingest.storage.foreign_json import LFS_POINTER, NOT_FETCHED, checked, parse_json
 
 MAX_HEADER_BYTES = 8 << 20  # 80,000 tensors; a masked LM has some hundreds
 MAX_DIMENSIONS = 8
@@ -56,7 +56,9 @@ def read_header(path: Path) -> tuple[int, dict[str, Tensor]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            if (start := stream.read(8)) == LFS_POINTER[:8]:
+                raise ValueError(NOT_FETCHED)
+            length = int.from_bytes(start, "little")
             if MAX_HEADER_BYTES < length <= size:
                 raise ValueError(f"its header has {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read")
             header = parse_json(stream.read(min(length, MAX_HEADER_BYTES)))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import get_args, overload
+from typing import TYPE_CHECKING, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,9 @@ from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
 
+if TYPE_CHECKING:
+    import torch
+
 QUERIES_AT_ONCE = 256  # texts between two reports of progress
 
 
@@ -50,8 +53,9 @@ class SparseEncoder:
 
     The model is read, and downloaded if it is on the hub, at the first call of `encode_document` or `encode_query`.
     Queries of an inference-free model need neither torch nor transformers. Threads may share an encoder: weight tables
-    are looked up at the same time, a masked LM computes one call after another. Weights on outputs without a token, for
-    example in a padded vocabulary, are omitted from documents; a warning is logged the first time.
+    are looked up at the same time, a masked LM computes one call after another. A pickled encoder has only its
+    settings: each process builds a model of its own. Weights on outputs without a token, for example in a padded
+    vocabulary, are omitted from documents; a warning is logged the first time.
 
     `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay float32:
     `[encode] weights` is for runs. `encode_query` applies `[query] top_k` and `max_ratio`, as `query` does.
@@ -60,7 +64,7 @@ class SparseEncoder:
         model: a hub id, a folder, `package:NAME/PATH`, the path of a pipeline file (`.toml`), the name of a packaged
             pipeline, a `ModelSettings` or a `Pipeline`. A folder of that name is preferred over a packaged pipeline.
         device: where masked LMs compute: "auto" (the first GPU that torch sees, otherwise the CPU), "cpu", "cuda" or
-            "cuda:N".
+            "cuda:N", or a torch.device.
         dtype: number type of the document model: "float32", "bfloat16", "float16", "int8" or "int8-bfloat16". "auto"
             is the pipeline's, or float32 if it has none: unlike `encode`, this tries no faster types. Queries are
             always computed in float32.
@@ -79,7 +83,7 @@ class SparseEncoder:
         self,
         model: str | Path | ModelSettings | Pipeline,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: Dtype = "auto",
         trust_remote_code: bool = False,
         revision: str | None = None,
@@ -111,10 +115,14 @@ class SparseEncoder:
         batch_tokens = positive_integer("batch_tokens", batch_tokens) or encode.batch_tokens
         encode = replace(encode, dtype=dtype, batch_tokens=batch_tokens)
         self._pipeline = replace(pipeline, model=settings, encode=encode)
-        self._device = device
+        self._device = str(device)
         self._building = threading.RLock()  # locked while a side is built
         self._documents: DocumentSide | None = None
         self._queries: _QueryEncoding | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the settings: another process builds the model again."""
+        return partial(SparseEncoder, device=self._device), (self._pipeline,)
 
     def __repr__(self) -> str:
         model = self._pipeline.model

@@ -22,6 +22,7 @@ from sparse_ingest.checkpoints.modules import damaged
 from sparse_ingest.checkpoints.sides import LanguageModelSide, ModelSide
 from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.errors import CheckpointError, first_line, short_repr
+from sparse_ingest.storage.foreign_json import LFS_POINTER, NOT_FETCHED
 
 # Defaults of the remote code, and the only values that transformers' `gte` supports.
 GTE_CHOICES = {
@@ -43,6 +44,8 @@ MAPPINGS = {
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING", "AutoModel": "MODEL_MAPPING",
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
 }  # fmt: skip
+# Types of weights, of torch and in safetensors; others are of quantized models, with scales in further tensors.
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, "F64", "F32", "F16", "BF16"}
 # A model may exceed its weights by this; the difference is then reported as missing.
 SPARE_NUMBERS, SPARE_TENSORS = 1 << 24, 500
 logger = logging.getLogger(__name__)
@@ -140,11 +143,21 @@ def read_slices(files: Iterable[Path]) -> dict[str, Any]:
             tensors |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict
         else:
             tensors |= _read_pickle(path)
+    for name, one in tensors.items():
+        dtype = one.dtype if isinstance(one, torch.Tensor) else one.get_dtype()
+        if name.endswith("weight") and dtype not in FLOATS:
+            raise CheckpointError(
+                f"The tensor {short_repr(name)} has the type {dtype}: quantized weights, which are not supported. Use "
+                "the model that was quantized."
+            )
     return tensors
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(NOT_FETCHED)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise ValueError(f"it has a {type(content).__name__}; expected tensors by name")
@@ -212,9 +225,12 @@ def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
     # The pooler of a model without a head is not used, and often not saved.
     names = (name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing := [*sorted(names), *sorted(shapes)]:
+        others = sorted(report["unexpected_keys"])
+        unused = f" It has others, such as {short_repr(others[0])}." if others else ""
         raise CheckpointError(
             f"{name} lacks {len(missing)} of the weights that {built} needs, or has them in another shape, such as "
-            f"{missing[0]}. Fetch the model again, or use a checkpoint with its masked-LM head."
+            f"{missing[0]}.{unused} Fetch the model again, or use a checkpoint with its masked-LM head, saved with "
+            "save_pretrained()."
         )
 
 
@@ -294,7 +310,7 @@ def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
         frequencies = 1.0 / (theta * factor) ** places / factor ** (1 / half)
     else:
         steps = torch.arange(1, half + 1, dtype=torch.float32)
-        growth = torch.tensor(factor).log() / half**mixed
+        growth = torch.tensor(factor, dtype=torch.float32).log() / half**mixed
         frequencies = 1.0 / theta**places / (growth * steps**mixed).exp()
     rotary.inv_freq.copy_(frequencies)
     rotary.original_inv_freq.copy_(frequencies)

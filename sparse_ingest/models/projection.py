@@ -93,7 +93,7 @@ def _traced(model: Any, sample: torch.Tensor) -> tuple[torch.Tensor, list[tuple[
 def _linear(layer: torch.nn.Linear) -> Projection:
     """Replace a linear layer with the identity. Its weight is freed, unless it is that of the embeddings too."""
     weight = layer.weight.detach()
-    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().clone()
+    bias = weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach().clone()
     layer.weight = torch.nn.Parameter(weight.new_empty(0), requires_grad=False)
     layer.forward = lambda input: input  # type: ignore[method-assign]
     return Projection(weight, bias)
@@ -101,7 +101,7 @@ def _linear(layer: torch.nn.Linear) -> Projection:
 
 def _measured(model: Any, layer: torch.nn.Module, hidden: torch.Tensor) -> Projection:
     """Measure the step after a layer: its output for zeros is the bias, for the unit vectors weight and bias."""
-    units = torch.cat([torch.zeros_like(hidden[0, :1]), torch.eye(hidden.shape[-1])]).unsqueeze(0)
+    units = torch.cat([torch.zeros_like(hidden[0, :1]), torch.eye(hidden.shape[-1], dtype=hidden.dtype)]).unsqueeze(0)
     found = _after(model, layer, units)[0]
     return Projection((found[1:] - found[0]).T.contiguous(), found[0].clone())
 

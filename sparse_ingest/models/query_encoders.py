@@ -6,6 +6,7 @@ import importlib.util
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
@@ -13,20 +14,21 @@ from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.checkpoints.sides import ModelSide, WeightTableSide
 from sparse_ingest.errors import MissingExtraError, UsageError
 from sparse_ingest.models.memory import until_it_fits
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.pipeline import ModelSettings, Pipeline, pipeline_named
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder
 
 
-def query_encoder(model: ModelSettings) -> QueryEncoder:
+def query_encoder(model: str | Path | ModelSettings | Pipeline) -> QueryEncoder:
     """Build the query encoder of a model: its weight table where the checkpoint has one, otherwise its masked LM.
 
     Raises:
         UsageError: no model is named.
         MissingExtraError: the checkpoint needs torch, which is not installed.
     """
+    model = pipeline_named(model).model
     checkpoint = query_checkpoint(model)
     if isinstance(checkpoint.query, WeightTableSide):
         return build_weight_table(checkpoint, resolve_query_settings(model, checkpoint))

@@ -108,7 +108,9 @@ def checked_texts(texts: str | Iterable[str]) -> list[str]:
     """Return texts as a list; a single string is one text. Raise `UsageError` for a text that is not Unicode text."""
     if isinstance(texts, str):
         texts = [texts]
-    if not isinstance(texts, Iterable) or isinstance(texts, bytes | bytearray | Mapping | AbstractSet):
+    # A DataFrame iterates over the names of its columns.
+    is_other = isinstance(texts, bytes | bytearray | Mapping | AbstractSet) or hasattr(texts, "columns")
+    if not isinstance(texts, Iterable) or is_other:
         raise UsageError(f"The texts are {type(texts).__name__}; expected a string, or a sequence of strings.")
     chosen = list(texts)
     for place, text in enumerate(chosen):

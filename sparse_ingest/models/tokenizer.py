@@ -162,8 +162,7 @@ class Tokenizer:
         loaded = _bert_tokenizer(folder) or _any_tokenizer(folder)
         self._tokenizer, self.padding_id, self._special = loaded.tokenizer, loaded.padding_id, loaded.special
         self.special_ids = loaded.special_ids
-        self._characters = 0
-        self._prompt = settings.document_prompt or ""
+        self._characters, self._prompt = 0, settings.document_prompt or ""
         with tokenizer_errors(folder):
             make_plain(self._tokenizer, lower_case=bool(settings.lower_case))
             self._prompt_tokens = len(self._ids(self._prompt))
@@ -376,8 +375,7 @@ def _any_tokenizer(folder: Path) -> Loaded:
     if (path := folder / "tokenizer.json").exists():
         with tokenizer_errors(path):
             tokenizer_text(path)
-    config = read_config(folder)
-    kind = str(config.get("model_type") or "")
+    kind = str((config := read_config(folder)).get("model_type") or "")
     # Without a config it reads the model's.
     like = AutoConfig.for_model(kind) if transformers_has(kind) else PretrainedConfig()
     like.tokenizer_class = config.get("tokenizer_class")
@@ -390,9 +388,11 @@ def _any_tokenizer(folder: Path) -> Loaded:
         }.items():
             (Path(temporary) / name).write_text(json.dumps(content))
         loaded = AutoTokenizer.from_pretrained(temporary, config=like, local_files_only=True, trust_remote_code=False)
+        if not loaded.is_fast:
+            raise CheckpointError(f"{folder}: {type(loaded).__name__} is not a fast tokenizer. Use another model.")
     special = {name: loaded.convert_tokens_to_ids(token) for name, token in loaded.special_tokens_map.items()}
-    special_ids = sorted(set(loaded.all_special_ids))
-    return Loaded(loaded.backend_tokenizer, int(loaded.pad_token_id or 0), special_ids, special)
+    padding_id, special_ids = int(loaded.pad_token_id or 0), sorted(set(loaded.all_special_ids))
+    return Loaded(loaded.backend_tokenizer, padding_id, special_ids, special)
 
 
 def _ascending(starts: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:

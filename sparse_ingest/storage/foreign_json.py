@@ -20,6 +20,8 @@ from sparse_ingest.storage.places import Place
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 100
+LFS_POINTER = b"version https://git-lfs"
+NOT_FETCHED = "it is a pointer of Git LFS, not the file: run git lfs pull in its folder"
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 T = TypeVar("T")
 
@@ -68,6 +70,8 @@ def read_bytes(path: Place, max_bytes: int = MAX_BYTES) -> bytes:
         raise ValueError("it is not a regular file")
     with path.open("rb") if isinstance(path, Path) else path.open() as file:
         content = file.read(max_bytes + 1)
+    if content.startswith(LFS_POINTER):
+        raise ValueError(NOT_FETCHED)
     _refuse_large(content, max_bytes)
     return content
 

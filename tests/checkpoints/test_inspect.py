@@ -23,7 +23,8 @@ from sparse_ingest.checkpoints.card import count_parameters, named_ranges, read_
 from sparse_ingest.checkpoints.inspect import Inspection, inspect_model
 from sparse_ingest.checkpoints.sides import NO_WORDS
 from sparse_ingest.errors import CheckpointError, UsageError
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.models.query_encoders import query_encoder
+from sparse_ingest.pipeline import ModelSettings, Pipeline
 
 CLEAN = "package:cognition/model"
 CONFIG = {
@@ -317,6 +318,17 @@ def test_each_error_is_one_message(arguments: list[str], code: int, message: str
     answer = command("inspect", *arguments)
     assert (answer.code, answer.out) == (code, "")
     assert message in answer.err and answer.err.count("\n") == 1
+
+
+def test_the_model_is_named_as_in_other_functions(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "table")
+    settings = ModelSettings(query=str(table))
+    assert query_encoder(Pipeline(settings)).encode(["river"]) == query_encoder(table).encode(["river"]) != [{}]
+    assert inspect_model(table) == inspect_model(str(table)) == inspect_model(ModelSettings(document=str(table)))
+    wrong: Any = 7
+    for function in (inspect_model, query_encoder):
+        with pytest.raises(UsageError, match="model is int; expected a hub id"):
+            function(wrong)
 
 
 def test_without_a_model_the_function_raises_a_usage_error() -> None:

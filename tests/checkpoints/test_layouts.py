@@ -147,6 +147,12 @@ def test_the_config_name_of_the_first_releases_is_found(tmp_path: Path) -> None:
             "Expected `int`, got `str` - at `$[0].idx`",
         ),
         ("1_SpladePooling/config.json", None, "The pooling has no settings: looked for"),
+        # As saved with a tokenizer that has a chat template.
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"text": {"method": "forward"}, "message": {"method": "forward"}}},
+            "puts each text into the chat template of the tokenizer",
+        ),
     ],
 )
 def test_invalid_settings_are_one_message(tmp_path: Path, name: str, content: object, message: str) -> None:

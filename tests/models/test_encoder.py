@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.checkpoints import PACKAGED, TEXTS, make_masked_lm, make_router, make_splade_card, write_idf
 from support.families import DOCUMENTS, FAMILY_OF_TWIN, QUERIES, Twin, assert_same, changed, reference_of
@@ -161,6 +163,7 @@ def test_any_sequence_of_strings_is_accepted(plain: str) -> None:
         ({"river": 1}, "The texts are dict"),
         ({"river"}, "The texts are set"),
         (None, "The texts are NoneType"),
+        (pd.DataFrame({"text": ["river"]}), "The texts are DataFrame"),
     ],
 )
 def test_a_value_that_is_not_a_text_is_refused_with_its_position(plain: str, texts: Any, message: str) -> None:
@@ -246,8 +249,14 @@ def test_options_are_checked_before_anything_is_read(model: Any, options: dict[s
 
 
 def test_a_missing_device_is_refused(plain: str) -> None:
-    with pytest.raises(UsageError, match="expected auto, cpu, cuda"):
-        SparseEncoder(plain, device="tpu").encode_document("river")
+    import torch
+
+    other: Any = None
+    for device in ("tpu", other, torch.device("meta")):
+        with pytest.raises(UsageError, match="expected auto, cpu, cuda"):
+            SparseEncoder(plain, device=device).encode_document("river")
+    expected = shared(plain).encode_document("river")
+    assert SparseEncoder(plain, device=torch.device("cpu")).encode_document("river") == expected
 
 
 def test_repr_shows_model_device_and_dtype() -> None:
@@ -464,3 +473,30 @@ def test_weights_of_ids_without_a_token_are_warned_about_once(
     assert [record.getMessage().partition(":")[0].split(" ", 1)[1] for record in caplog.records] == [
         "weights were omitted"
     ]
+
+
+# Other code in the process
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_the_default_dtype_of_the_process_changes_nothing(plain: str, dtype: str) -> None:
+    """transformers sets it while another thread loads a model; a kernel would write beyond shorter numbers."""
+    import torch
+
+    expected, encoder = shared(plain).encode_document(TEXTS), SparseEncoder(plain)
+    encoder.encode_document("the river")
+    try:
+        torch.set_default_dtype(getattr(torch, dtype))
+        for one in (encoder, SparseEncoder(plain)):
+            assert one.encode_document(TEXTS).weights.tobytes() == expected.weights.tobytes()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_pickled_encoder_builds_its_model_again(plain: str, built: list[str]) -> None:
+    encoder = SparseEncoder(plain, max_length=9, dtype="bfloat16", device="cpu")
+    expected = encoder.encode_document(TEXTS)
+    built.clear()
+    found = pickle.loads(pickle.dumps(encoder))
+    assert repr(found) == repr(encoder) and not built
+    assert found.encode_document(TEXTS).weights.tobytes() == expected.weights.tobytes() and len(built) == 1

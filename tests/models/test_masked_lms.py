@@ -103,6 +103,47 @@ def test_a_pickle_whose_tensors_are_larger_than_its_bytes_is_refused(own: Path) 
         build_encoder(own)
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_are_refused(own: Path, kind: torch.dtype) -> None:
+    """Their shape fits if the scales are in other tensors, and their config lost its quantization_config."""
+    tensors, name = load_file(own / "model.safetensors"), "bert.encoder.layer.0.output.dense.weight"
+    save_file({**tensors, name: tensors[name].to(kind)}, own / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"'{name}' has the type .*: quantized weights"):
+        build_encoder(own)
+
+
+def test_weights_under_other_names_are_named(own: Path) -> None:
+    """Such as those of torch.compile and of DistributedDataParallel."""
+    tensors = {f"_orig_mod.{name}": one for name, one in load_file(own / "model.safetensors").items()}
+    save_file(tensors, own / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 44 of the weights .* It has others, such as '_orig_mod\.bert"):
+        build_encoder(own)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_recognized(own: Path, name: str) -> None:
+    if name == "pytorch_model.bin":
+        (own / "model.safetensors").unlink()
+    (own / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 438000000\n")
+    with pytest.raises(CheckpointError, match=f"{name} .*pointer of Git LFS, not the file: run git lfs pull"):
+        build_encoder(own)
+
+
+def test_a_tokenizer_in_python_is_refused(own: Path) -> None:
+    (own / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "river"]))
+    settings = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "basic"}
+    (own / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="BertJapaneseTokenizer is not a fast tokenizer"):
+        build_encoder(own)
+
+
+def test_a_tokenizer_that_keeps_the_end_is_refused(own: Path) -> None:
+    path = own / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": "left"}))
+    with pytest.raises(CheckpointError, match='truncation_side = "left"; expected "right"'):
+        build_encoder(own)
+
+
 def test_safetensors_are_preferred_to_a_pickle(bert: Path, own: Path) -> None:
     (own / "pytorch_model.bin").write_bytes(b"anything")
     assert np.array_equal(weights_of(own), weights_of(bert))

@@ -59,9 +59,9 @@ class Kernel:
         self._weight[full:, :, :rest] = groups[full * self._panel :].T
         # One 8-bit factor must be unsigned, so 128 is added to the rows and subtracted here.
         is_int8 = weight.dtype == torch.int8
-        before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros(self._columns)
+        before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros_like(bias, dtype=torch.float32)
         self._before = pad(before, (0, missing))
-        self._scales = pad(torch.ones(self._columns) if scales is None else scales, (0, missing))
+        self._scales = pad(torch.ones_like(bias, dtype=torch.float32) if scales is None else scales, (0, missing))
         self._bias = pad(bias.to(torch.float32), (0, missing))
         row_bytes = weight.shape[1] * weight.itemsize
         self._rows_at_once = _second_cache() // CACHE_SHARE // row_bytes if weight.dtype == torch.float32 else None
@@ -81,7 +81,8 @@ class Kernel:
         if rows.dtype == torch.int8:
             rows = rows.view(torch.uint8) ^ 128
         rows = rows.contiguous()
-        scales = torch.ones(len(packing.lengths)) if scales is None else scales.contiguous()
+        # The default dtype is of the process: another thread may set it, as transformers does while it loads a model.
+        scales = torch.ones(len(packing.lengths), dtype=torch.float32) if scales is None else scales.contiguous()
         threads = torch.get_num_threads()  # above one for a batch that is alone
         parts = min(PARTS_OF_THREAD * threads, self._panels) if threads > 1 else 1
         if parts == 1:
@@ -94,7 +95,7 @@ class Kernel:
     def _of_panels(self, panels: slice, rows: torch.Tensor, starts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """Return the weights of adjacent panels, whatever the number of threads with the same bits."""
         columns = slice(panels.start * self._panel, panels.stop * self._panel)
-        found = torch.empty(len(scales), columns.stop - columns.start)
+        found = torch.empty(len(scales), columns.stop - columns.start, dtype=torch.float32)
         before, of_columns, bias = self._before[columns], self._scales[columns], self._bias[columns]
         for group in self._groups(starts):
             addresses = (tensor.data_ptr() for tensor in (before, scales[group], of_columns, bias, found[group]))

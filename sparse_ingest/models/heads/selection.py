@@ -64,7 +64,8 @@ def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = Fa
     A compiler that is missing, or cannot compile for the device, may raise any exception.
     """
     generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(1000, 128, generator=generator), torch.randn(1000, generator=generator)
+    weight = torch.randn(1000, 128, generator=generator, dtype=torch.float32)
+    bias = torch.randn(1000, generator=generator, dtype=torch.float32)
     return _works(weight, bias, device=device, dtype=dtype, int8=int8)
 
 
