@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def children_of(process: int) -> list[int]:
     """Return the pids of the device processes of a process."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = status.read_text().rpartition(")")
-            line = status.with_name("cmdline").read_text()
-        except OSError:  # the process has ended
-            continue
-        if rest.split()[1] == str(process) and "executors.local" in line:
-            found.append(int(name.split()[0]))
+    for children in Path("/proc").glob(f"{process}/task/*/children"):
+        with suppress(OSError):  # a process has ended
+            found += [
+                int(child)
+                for child in children.read_text().split()
+                if "executors.local" in Path(f"/proc/{child}/cmdline").read_text()
+            ]
     return sorted(found)
 
 
@@ -90,7 +90,7 @@ def test_two_processes_give_the_bytes_of_one(corpus: Corpus, tmp_path: Path) -> 
         out, log = tmp_path / f"run-{attempt}", tmp_path / f"log-{attempt}"
         parent = start(*corpus.arguments(out, "cpu,cpu"), "--json", "-v", log=log)
         first = wait_until(lambda parent=parent: children_of(parent.pid), parent, log)[0]
-        wait_until(lambda out=out: any(out.glob("done/part-*")), parent, log)
+        wait_until(lambda out=out: any(out.glob("tmp/part-*")), parent, log)
         os.kill(first, signal.SIGSTOP)
         finished = len(list(out.glob("done/part-*")))
         if finished < 10:

@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 def until(there: Callable[[], T], why: Callable[[], object] = lambda: "") -> T:
     """Poll `there` until it returns something true, and return that. After the deadline fail with `why`."""
-    end = time.monotonic() + HANGING_S
+    end, pause_s = time.monotonic() + HANGING_S, 0.001
     while not (found := there()):
         assert time.monotonic() < end, why()
-        time.sleep(0.002)
+        time.sleep(pause_s := min(2 * pause_s, 0.016))
     return found
