@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from support.checkpoints import make_masked_lm
 from support.deadlines import HANGING_S, until
-from support.forked import command, start
+from support.forked import command, set_window_rows, start
 from support.run_contents import contents, lasting
 
 from sparse_ingest.encoding import shard_maker
@@ -27,6 +27,7 @@ from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import read_doc_ids
 
 SHARD_ROWS, WINDOW_ROWS = 20, 6
+SMALL_WINDOWS = partial(set_window_rows, WINDOW_ROWS)
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
 
 
@@ -58,7 +59,7 @@ class Undisturbed:
 
     def kill(self, out: Path, log: Path, when: Callable[[float], bool]) -> bool:
         """Start the command, and kill it when `when` is true for the elapsed seconds. Return whether it was alive."""
-        process = start(*self.arguments, "--out", out, log=log, window_rows=WINDOW_ROWS)
+        process = start(*self.arguments, "--out", out, log=log, prepare=SMALL_WINDOWS)
         began = time.monotonic()
         while process.is_alive() and not when(time.monotonic() - began):
             time.sleep(0.0005)
@@ -145,7 +146,7 @@ def test_killed_with_long_documents_and_with_vectors_of_an_old_run(name: str, tm
             "--part",
             f"{part}/2",
             log=tmp_path / f"log-{part}",
-            window_rows=WINDOW_ROWS,
+            prepare=SMALL_WINDOWS,
         )
         for part in (1, 2)
     ]
@@ -218,16 +219,14 @@ def test_killed_while_duplicates_are_removed_from_shards(undisturbed: Undisturbe
 def test_a_killed_part_is_made_again_by_another_process(undisturbed: Undisturbed, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     assert command(*undisturbed.arguments, "--out", out, "--plan-only").code == 0
-    first = start(*undisturbed.arguments, "--out", out, "--part", "1/2", log=log, window_rows=WINDOW_ROWS)
+    first = start(*undisturbed.arguments, "--out", out, "--part", "1/2", log=log, prepare=SMALL_WINDOWS)
     until((out / "shards" / "part-00001.parquet").exists, log.read_text)
     second = start(
-        *undisturbed.arguments, "--out", out, "--part", "2/2", log=tmp_path / "second", window_rows=WINDOW_ROWS
+        *undisturbed.arguments, "--out", out, "--part", "2/2", log=tmp_path / "second", prepare=SMALL_WINDOWS
     )
     first.kill()
     first.join(HANGING_S)
-    again = start(
-        *undisturbed.arguments, "--out", out, "--part", "1/2", log=tmp_path / "again", window_rows=WINDOW_ROWS
-    )
+    again = start(*undisturbed.arguments, "--out", out, "--part", "1/2", log=tmp_path / "again", prepare=SMALL_WINDOWS)
     for process in (second, again):
         process.join(HANGING_S)
         assert process.exitcode == 0, (tmp_path / "second").read_text() + (tmp_path / "again").read_text()

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.killed_load import KilledLoad
 from support.large_vocabularies import USED, ids_of, make_large_run, random_documents
 from support.runs import make_run
 from support.servers import environment, random_free_port, server_home, start_program
@@ -35,22 +34,10 @@ from sparse_ingest.verification.verify import verify
 
 pytestmark = pytest.mark.both_products(quick=False)
 
-PROGRAM = Path(__file__).parents[1] / "support" / "killed_load.py"
 SHARD_ROWS = 20
 DOCUMENTS = {f"d{number}": {"river": 1 + number / 512, "stone": 2 / (number + 1)} for number in range(240)}
 FEW = {doc_id: DOCUMENTS[doc_id] for doc_id in list(DOCUMENTS)[: 2 * SHARD_ROWS]}
 FAST = Retries(base_s=0.01, cap_s=0.1)
-
-
-def start(moment: str, url: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start `sparse-ingest load` in a process that kills itself at this moment."""
-    command = [sys.executable, PROGRAM, moment, "load", *arguments, "--url", url]
-    return subprocess.Popen([str(one) for one in command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-
-
-def ended(loader: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
-    _, notes = loader.communicate(timeout=timeout_s)
-    return loader.returncode, notes
 
 
 def finish(run: Run, index: str, url: str) -> LoadReport:
@@ -80,7 +67,7 @@ def test_killed_at_random_requests(client: Client, index_name: str, tmp_path: Pa
     killed = 0
     for _ in range(2):
         moment = f"during:{chance.randrange(2, 30)}:{chance.uniform(0, 0.004):.6f}"
-        code, notes = ended(start(moment, client.address, run.path, "--index", index_name))
+        code, notes = KilledLoad(moment, tmp_path, run.path, "--index", index_name, "--url", client.address).ended()
         assert code in (-signal.SIGKILL, 0), notes
         killed += code != 0
     assert killed
@@ -95,7 +82,8 @@ def test_killed_after_a_change_the_next_load_finishes_and_restores_the_settings(
     client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]
 ) -> None:
     run = make_run(tmp_path / "undisturbed", FEW, shard_rows=SHARD_ROWS)
-    code, notes = ended(start("never", client.address, run.path, "--index", f"{index_name}-undisturbed"))
+    at = ("--url", client.address)
+    code, notes = KilledLoad("never", tmp_path, run.path, "--index", f"{index_name}-undisturbed", *at).ended()
     changes = [line for line in notes.splitlines() if line.startswith(("PUT /", "POST /"))]
     assert code == 0
     # Create the index, store the old settings, change them, send two shards, refresh, restore the settings, store that
@@ -108,7 +96,7 @@ def test_killed_after_a_change_the_next_load_finishes_and_restores_the_settings(
     def killed_after(number: int) -> None:
         index = f"{index_name}-{number}"
         mine = make_run(tmp_path / str(number), FEW, shard_rows=SHARD_ROWS)
-        code, notes = ended(start(f"after:{number}", client.address, mine.path, "--index", index))
+        code, notes = KilledLoad(f"after:{number}", tmp_path, mine.path, "--index", index, *at).ended()
         assert code == -signal.SIGKILL, (number, notes)
         if number % 2:
             # As from another machine, which has no run and no journal.
@@ -142,7 +130,8 @@ def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_complete_index(
         mine = make_run(tmp_path / f"new-{number}", FEW, shard_rows=SHARD_ROWS, model="new")
         previous = make_run(tmp_path / f"old-{number}", FEW, shard_rows=SHARD_ROWS, model="old")
         serve(previous, alias)
-        code, notes = ended(start(f"after:{number}", client.address, mine.path, "--alias", alias, "--drop-old"))
+        arguments = (mine.path, "--alias", alias, "--drop-old", "--url", client.address)
+        code, notes = KilledLoad(f"after:{number}", tmp_path, *arguments).ended()
         assert code == -signal.SIGKILL, notes
         [served] = serving(alias)
         assert served in (f"{alias}-{old_id}", f"{alias}-{new_id}")
@@ -168,12 +157,12 @@ def test_a_killed_load_that_numbers_tokens_continues_with_the_same_numbers(
     few = dict(list(documents.items())[:3]) if since else documents
     run, old = make_large_run(tmp_path / "run", documents), make_large_run(tmp_path / "old", few)
     how: dict[str, Any] = {"index": index_name, "kind": "sparse_vector", "connection": Connection(client.address)}
-    arguments: list[object] = ["--index", index_name, "--kind", "sparse_vector"]
+    arguments: list[object] = ["--index", index_name, "--kind", "sparse_vector", "--url", client.address]
     if since:
         load(old.path, **how)
         how["since"] = old.path
         arguments += ["--since", old.path]
-    code, notes = ended(start(f"after:{number}", client.address, run.path, *arguments))
+    code, notes = KilledLoad(f"after:{number}", tmp_path, run.path, *arguments).ended()
     assert code == -signal.SIGKILL, notes
     load(run.path, retries=FAST, **how)
     there = indexes.find_index(client, index_name)
@@ -236,11 +225,11 @@ def test_the_server_is_killed_and_started_again(server: OwnServer, tmp_path: Pat
     run = make_run(tmp_path / "run", DOCUMENTS, shard_rows=SHARD_ROWS)
     moment = f"during:{chance.randrange(4, 25)}:0" if chance.random() < 0.5 else "never"
     early = ["--async-translog"] if seed % 3 == 0 else []
-    loader = start(moment, server.url, run.path, "--index", index, *early)
-    time.sleep(chance.uniform(0.4, 1.5))
+    loader = KilledLoad(moment, tmp_path, run.path, "--index", index, "--url", server.url, *early)
+    time.sleep(chance.uniform(0, 1))
     server.kill()
     server.start()
-    code, notes = ended(loader)
+    code, notes = loader.ended()
     assert code in (0, 1, -signal.SIGKILL), notes
     assert code != 1 or "Traceback" not in notes, notes
     with closing(connect(Connection(server.url))) as client:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from support.changes import (
     verify_all,
 )
 from support.faulty_proxy import faulty_proxy
+from support.killed_load import KilledLoad
 from support.loads import StopBefore
 
 from sparse_ingest.cli import loading
@@ -38,8 +37,6 @@ from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
 pytestmark = pytest.mark.both_products(quick=False)
-
-KILLED_LOAD = Path(__file__).parents[1] / "support" / "killed_load.py"
 
 
 @pytest.fixture
@@ -268,8 +265,7 @@ def test_killed_at_random_requests_the_index_becomes_the_newer_run(
     for _ in range(2):
         # A random request and delay, so that the kill comes during shards, deletes or stamps.
         moment = f"during:{chance.randrange(2, 34)}:{chance.uniform(0, 0.004):.6f}"
-        command = [sys.executable, KILLED_LOAD, moment, "load", *asked]
-        codes.append(subprocess.run([str(one) for one in command], capture_output=True, timeout=120).returncode)
+        codes.append(KilledLoad(moment, tmp_path, *asked).ended()[0])
     assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.acknowledged, report.refused, report.shards) == (200, 0, 10)

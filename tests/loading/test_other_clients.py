@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 from support.deadlines import HANGING_S
 from support.forked import command, start
+from support.killed_load import KilledLoad
 from support.loads import MANY, StopBefore, into, settings_of, stamped
 from support.reporters import Recorder
 from support.runs import make_run
@@ -31,7 +30,6 @@ from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
 
-KILLED = Path(__file__).parents[1] / "support" / "killed_load.py"
 OTHER = {doc_id: {token: weight + 0.5 for token, weight in terms.items()} for doc_id, terms in MANY.items()}
 OLD = (None, "1", None)  # the settings of an index that a load creates
 THEIRS = {"owner": "search team"}
@@ -119,16 +117,15 @@ def test_meta_that_is_removed_repeatedly_fails_the_load_and_settings_are_restore
     "moment", ["after:4", *(pytest.param(one, marks=pytest.mark.slow) for one in ("after:3", "after:5"))]
 )
 def test_after_a_kill_settings_lost_from_meta_are_restored_from_the_journal(
-    client: Client, index_name: str, run: Run, moment: str, way: str
+    client: Client, index_name: str, run: Run, tmp_path: Path, moment: str, way: str
 ) -> None:
-    arguments = ["load", str(run.path), "--index", index_name, "--url", client.address]
-    killed = subprocess.run([sys.executable, str(KILLED), moment, *arguments], check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    arguments = [run.path, "--index", index_name, "--url", client.address]
+    assert KilledLoad(moment, tmp_path, *arguments).ended()[0] == -signal.SIGKILL
     replace_meta(client, index_name)
     assert settings_of(client, index_name)[:2] == ("-1", "0")
     without = command("load", "--index", index_name, "--restore", "--url", client.address)
     assert without.code == 1 and f"sparse-ingest load RUN --index {index_name} --restore" in without.err
-    answer = command(*arguments, *(["--restore"] if way == "restore" else []))
+    answer = command("load", *arguments, *(["--restore"] if way == "restore" else []))
     assert answer.code == 0
     assert "_meta has lost the old values of number_of_replicas, refresh_interval" in answer.err
     assert settings_of(client, index_name) == OLD

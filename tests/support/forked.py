@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
@@ -44,29 +44,31 @@ def command(*arguments: object) -> Answer:
             return Answer(_main(), out.getvalue(), err.getvalue())
 
 
-def start(*arguments: object, log: Path, window_rows: int | None = None) -> BaseProcess:
-    """Start `sparse-ingest ARGUMENTS` in its own process; append its output to `log`.
-
-    `window_rows` is the size of a window of `encode`, otherwise 8192.
-    """
+def start(*arguments: object, log: Path, prepare: Callable[[], object] | None = None) -> BaseProcess:
+    """Start `sparse-ingest ARGUMENTS` in its own process, after `prepare`; append its output to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     # The server keeps the environment of its first use, so pass the current one.
-    given = ([str(argument) for argument in arguments], str(log), dict(os.environ), window_rows)
+    given = ([str(argument) for argument in arguments], str(log), dict(os.environ), prepare)
     process = context.Process(target=_child, args=given)
     process.start()
     return process
 
 
-def _child(arguments: list[str], log: str, environment: dict[str, str], window_rows: int | None) -> None:
-    if window_rows:
-        from sparse_ingest.encoding import shard_maker
+def set_window_rows(rows: int) -> None:
+    """Set the size of a window of `encode`, otherwise 8192."""
+    from sparse_ingest.encoding import shard_maker
 
-        shard_maker.PART_ROWS = window_rows  # type: ignore[attr-defined]
+    shard_maker.PART_ROWS = rows  # type: ignore[attr-defined]
+
+
+def _child(arguments: list[str], log: str, environment: dict[str, str], prepare: Callable[[], object] | None) -> None:
     os.environ.clear()
     os.environ.update(environment)
     # A shell ignores SIGINT for background jobs, and the tests and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if prepare:
+        prepare()
     with Path(log).open("a", buffering=1) as stream, _arguments(arguments):
         with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
             code = _main()

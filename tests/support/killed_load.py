@@ -1,4 +1,4 @@
-"""A program that runs `sparse-ingest load` and kills itself at a given moment, its first argument.
+"""`sparse-ingest load` in a forked process that kills itself at a given moment.
 
 The moment: `after:N` (after the response to the Nth modifying request, before the load sees it), `during:N:SECONDS`
 (SECONDS after the Nth request of any kind was started), or `never`, which prints one line per modifying request on
@@ -8,17 +8,33 @@ stderr.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import time
+from functools import partial
 from itertools import count
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from sparse_ingest.cli.main import main
 from sparse_ingest.cluster.client import Client
+from support.forked import start
 
 _CHANGING = ("_aliases", "_bulk", "_refresh", "_forcemerge", "_flush")
+
+
+class KilledLoad:
+    """A load with these arguments, whose output is a file in `folder`."""
+
+    def __init__(self, moment: str, folder: Path, *arguments: object) -> None:
+        self._log = folder / f"log-{secrets.token_hex(4)}"
+        self._process = start("load", *arguments, log=self._log, prepare=partial(_arm, moment))
+
+    def ended(self, timeout_s: float = 120) -> tuple[int | None, str]:
+        """Wait until the process has ended; return its exit code and its output."""
+        self._process.join(timeout_s)
+        return self._process.exitcode, self._log.read_text()
 
 
 def changes_something(method: str, path: str) -> bool:
@@ -29,7 +45,7 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(moment: str) -> None:
+def _arm(moment: str) -> None:
     kind, *numbers = moment.split(":")
     call = Client.call
     asked, changed = count(1), count(1)
@@ -51,9 +67,3 @@ def arm(moment: str) -> None:
         return answer
 
     Client.call = watched  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    moment = sys.argv.pop(1)
-    arm(moment)
-    main()
