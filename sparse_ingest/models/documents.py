@@ -9,6 +9,7 @@ bits however longer texts are read; the other windows follow in groups of bounde
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from itertools import groupby
@@ -22,7 +23,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import UsageError
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
 from sparse_ingest.models.tokenizer import Cut, FirstWindow, TokenIds, Tokenizer
-from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVectors, OnBatch, Vector, VectorMaker
+from sparse_ingest.models.vectors import NO_RULES, NOTHING, BatchVectors, OnBatch, Vector, VectorMaker, at_most_threads
 from sparse_ingest.pipeline import ModelSettings, Pipeline, Pruning
 from sparse_ingest.records import SparseRows, in_batches
 
@@ -81,7 +82,7 @@ class DocumentEncoder:
         self.rules = NO_RULES
         self._folder = checkpoint.transformer
         # transformers imports its modules at first use, which two threads cannot do at the same time.
-        with TORCH_STATE:
+        with at_most_threads(sys.maxsize):
             self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
             self.maker = VectorMaker(
                 checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype, all_cores=all_cores

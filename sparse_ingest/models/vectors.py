@@ -150,7 +150,7 @@ class VectorMaker:
         results = self.on_workers if is_cpu else self.ahead
         threads = self._threads_of_lone(int(lengths.sum())) if len(batches) == 1 else 1
         # Closed as soon as `progress` raises: batches that have not started are then not computed.
-        with _on(self.device), _threads(threads), closing(results(token_ids, batches, rules)) as answers:
+        with _on(self.device), at_most_threads(threads), closing(results(token_ids, batches, rules)) as answers:
             for batch, (vectors, dropped) in zip(batches, answers, strict=True):
                 for place, vector in zip(batch, vectors, strict=True):
                     rows[place] = vector
@@ -164,7 +164,7 @@ class VectorMaker:
         Only these columns are computed, in float32. Weights that documents never have are 0. Raise `UsageError` if the
         projection is not in float32, or terms are not from single tokens.
         """
-        with _on(self.device), _threads(1), torch.inference_mode():
+        with _on(self.device), at_most_threads(1), torch.inference_mode():
             hidden = self.body.hidden([token_ids], self._padding_id)[0].float()
             ids, chosen = torch.from_numpy(token_ids), torch.tensor(columns, dtype=torch.int64)
             if self.body.projection:
@@ -227,7 +227,7 @@ class VectorMaker:
 
     def _threads_of_lone(self, tokens: int) -> int:
         """Return the number of threads for a batch that is alone."""
-        if not self._all_cores or _forked.is_set():
+        if not self._all_cores:
             return 1
         operations = LAYER_OPERATIONS * tokens * self.body.width**2
         return min(self.workers, max(1, int(operations / LEAST_OF_THREAD)))
@@ -275,11 +275,11 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _threads(most: int) -> Iterator[None]:
+def at_most_threads(most: int) -> Iterator[None]:
     """Let each worker compute on this number of threads. One fixes the order of every sum on any machine."""
     with TORCH_STATE:
         usual = torch.get_num_threads()
-        torch.set_num_threads(min(most, usual))
+        torch.set_num_threads(1 if _forked.is_set() else min(most, usual))
         try:
             yield
         finally:
