@@ -54,12 +54,12 @@ def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
 
 
 def test_a_kept_field_that_no_document_has_is_reported(encode) -> None:
-    recorder, message = Recorder(), 'None of the first 2 documents has the field "published". Check the spelling of --keep.'
+    recorder, message = Recorder(), 'None of the first 2 documents has the field "price". Check the spelling of --keep.'
     dry_run(
-        [{"_id": "1", "text": "a", "year": None}, {"_id": "2", "text": "b"}], keep=("published", "year"), progress=recorder
+        [{"_id": "1", "text": "a", "year": None}, {"_id": "2", "text": "b"}], keep=("price", "year"), progress=recorder
     )
     assert recorder.notes == [message]
-    answer = encode([{**row, "year": 1} for row in ROWS[:2]], "out", "--keep", "published,year")
+    answer = encode([{**row, "year": 1} for row in ROWS[:2]], "out", "--keep", "price,year")
     assert answer.code == 0 and message in answer.err
 
 
