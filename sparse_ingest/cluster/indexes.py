@@ -131,15 +131,17 @@ def refuse_mixed(client: Client, alias: str, index: Index) -> None:
         other = Index(name, "", entry.get("mappings", {})).stamp
         if other and index.stamp and _vectors(other) != _vectors(index.stamp):
             raise ClusterError(
-                f"Alias {alias!r} searches {index.name!r} and {name!r}, which have vectors of different models or in "
-                f"different fields. Name one of them, or serve one: sparse-ingest load --alias {alias} --to INDEX"
+                f"Alias {alias!r} searches {index.name!r} and {name!r}, which have vectors of different models or "
+                "settings, in different fields, or with other token numbers. Name one of them, or serve one: "
+                f"sparse-ingest load --alias {alias} --to INDEX"
             )
 
 
 def _vectors(stamp: Stamp) -> tuple[Any, ...]:
-    # The path of the files does not count: their hash is among the other keys.
-    model = {key: value for key, value in stamp.model.items() if key not in ("document", "query")}
-    return stamp.field, stamp.vocabulary_sha256, model
+    # Weights of the same files with another truncation are comparable.
+    ignored = ("document", "query", "revision", "query_revision", "query_side", "max_length", "trust_remote_code")
+    model = {key: value for key, value in stamp.model.items() if key not in ignored}
+    return stamp.field, stamp.vocabulary_sha256, stamp.token_map, model
 
 
 def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:

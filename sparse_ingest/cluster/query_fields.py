@@ -65,15 +65,14 @@ def refuse_unmapped(
     uses = [*_fields_of(filter), *([_Use(collapse, "collapse")] if collapse else [])]
     mappings = [known or {}]
     missing = [one for one in uses if not _maps(mappings[0], one)]
-    if missing:
+    if missing or any(_nested_around(mappings[0], one) for one in uses):
         # A role that may only search cannot read the mapping (403). The search reports a missing index (404).
         found = client.find(f"{path}/_mapping", absent=(403, 404)) or {}
         mappings = [entry.get("mappings", {}) for entry in found.values()]
         missing = [one for one in uses if mappings and not any(_maps(mapping, one) for mapping in mappings)]
     if not missing:
-        mapping = mappings[0] if mappings else {}
-        _refuse_unreached(mapping, uses)
-        _warn_of_keywords(mapping, uses)
+        _refuse_unreached(mappings or [known or {}], uses)
+        _warn_of_keywords(mappings[0] if mappings else {}, uses)
         return
     name, place = missing[0][:2]
     stamps = [mapping.get("_meta", {}).get(META_KEY, {}).get("fields") or {} for mapping in mappings]
@@ -104,7 +103,8 @@ def _fields_of(query: Any, nested: str = "") -> Iterator[_Use]:
             if isinstance(name, str) and "*" not in name:
                 bounds = content.get(name) if clause == "range" else None
                 between = isinstance(bounds, Mapping) and any(type(bounds.get(key)) in (int, float) for key in _BOUNDS)
-                around = name if clause == "nested" else nested
+                # A clause with several fields may find nothing in one of them.
+                around = name if clause == "nested" or clause in _WITH_FIELDS else nested
                 yield _Use(name, any_kind=clause in ("exists", "nested"), between=between, nested=around)
         # The filter of a knn: of Elasticsearch beside the field, of OpenSearch within it.
         parts = [content, *content.values()] if clause == "knn" else [content] if clause in _COMPOUND else []
@@ -135,18 +135,28 @@ def _entry(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     return dict(entry)
 
 
-def _refuse_unreached(mapping: Mapping[str, Any], uses: Sequence[_Use]) -> None:
+def _refuse_unreached(mappings: Sequence[Mapping[str, Any]], uses: Sequence[_Use]) -> None:
     """Raise `UsageError` for a nested object, or a field of it, outside a nested clause: no document has it there."""
     for use in uses:
-        entry, path = mapping, ""
-        for part in use.name.split("."):
-            entry, path = (entry.get("properties") or {}).get(part) or {}, f"{path}.{part}".lstrip(".")
+        around = [_nested_around(mapping, use) for mapping in mappings]
+        if all(around):
+            advice = f'only a nested clause finds it. Write {{"nested": {{"path": "{around[0]}", "query": ...}}}}.'
+            if use.place == "collapse":
+                advice = "hits cannot be collapsed by it. Name a field outside of nested objects."
+            raise UsageError(
+                f"The field {use.name!r} of {use.place} is in the nested object {around[0]!r}, so {advice}"
+            )
+
+
+def _nested_around(mapping: Mapping[str, Any], use: _Use) -> str | None:
+    """Return the path of the innermost nested object around a field that only a clause for this object finds."""
+    entry, path, around = mapping, "", None
+    for part in use.name.split("."):
+        entry, path = (entry.get("properties") or {}).get(part) or {}, f"{path}.{part}".lstrip(".")
+        if entry.get("type") == "nested":
             copied = "true" in (str(entry.get(f"include_in_{where}")).lower() for where in ("parent", "root"))
-            if entry.get("type") == "nested" and not copied and not is_within(use.nested, path):
-                raise UsageError(
-                    f"The field {use.name!r} of {use.place} is in the nested object {path!r}, so only a nested clause "
-                    f'finds it. Write {{"nested": {{"path": "{path}", "query": ...}}}}.'
-                )
+            around = None if copied or is_within(use.nested, path) else path
+    return around
 
 
 def _warn_of_keywords(mapping: Mapping[str, Any], uses: Sequence[_Use]) -> None:

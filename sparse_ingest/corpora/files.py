@@ -174,23 +174,32 @@ def _files_of(spec: str, format: str | None, notes: list[str]) -> list[StoredFil
     place = place_of(spec)
     found = about(place)
     if found and found["type"] == "directory":
-        return _data_among(_corpus_in(place), format, notes)
+        return _data_among(_corpus_in(place), format, notes, root=place)
     listable = isinstance(place, Path) or place.listable
     if found is None and listable and any(sign in str(place) for sign in "*?["):
         matching = _matching(place)
         if not matching:
             raise CorpusError(f'No file matches the glob "{place}". Check the folder and the suffix.')
-        return _data_among(matching, format, notes)
+        parts = str(place).split("/")
+        fixed = next(number for number, part in enumerate(parts) if any(sign in part for sign in "*?["))
+        return _data_among(matching, format, notes, root=place_of("/".join(parts[:fixed]) or "."), fixed=fixed)
     return [FoundFile.found(place)]
 
 
-def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -> list[StoredFile]:
-    """Return the data files of a folder or a glob, in order.
+def _data_among(
+    places: Sequence[Place], format: str | None, notes: list[str], *, root: Place, fixed: int = -1
+) -> list[StoredFile]:
+    """Return the data files of a folder or a glob below `root`, in order.
 
-    Markers of other programs (`_SUCCESS`, `.crc`) and documentation (README.md, LICENSE) are skipped if other files
-    exist. A file of unknown format among known ones may have data: it is an error.
+    Markers of other programs (`_SUCCESS`, `_temporary/`, `.crc`) and documentation (README.md, LICENSE) are skipped if
+    other files exist. A file of unknown format among known ones may have data: it is an error. The first `fixed` parts
+    of each path are those of the glob.
     """
-    plain = [place for place in places if not place.name.startswith("_") and not place.name.endswith(".crc")] or places
+
+    def is_marker(place: Place) -> bool:
+        return place.name.endswith(".crc") or any(part.startswith("_") for part in str(place).split("/")[fixed:])
+
+    plain = [place for place in places if not is_marker(place)] or places
     data = [place for place in plain if not _DOCUMENTATION.fullmatch(place.name)] or plain
     read = set(map(str, data))
     left = [place.name for place in places if str(place) not in read and not place.name.endswith(".crc")]
@@ -199,10 +208,10 @@ def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -
         notes.append(
             f"Skipped: {listed(missed, _LISTED)}. Read: {listed(names, _LISTED)}. To read a skipped file, name it."
         )
-    if any(place.name == "_delta_log" for place in places):
+    if (root / "_delta_log").is_dir():
         notes.append(
-            f"{data[0].parent} is a Delta Lake table: rows that were changed or deleted are read too, from files of "
-            "earlier versions. Export the current version if there are any."
+            f"{root} is a Delta Lake table: rows that were changed or deleted are read too, from files of earlier "
+            "versions. If there are any, export the current version."
         )
     files: list[StoredFile] = [FoundFile.found(place) for place in data]
     unknown = [] if format else [file for file in files if _format_of(file.name) is None]

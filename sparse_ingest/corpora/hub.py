@@ -36,7 +36,8 @@ _ROW_BITS = 40  # of an offset; the higher bits are the data file
 _HEAD_BYTES = 1 << 16
 # Settings of a dataset that our readers support.
 _HEEDED = ("name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter")
-_DATA = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+_DATA = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json")
 OpenFile = Callable[..., Source]  # source_of in files.py, which imports this module
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
@@ -257,7 +258,10 @@ def _streamed(
         _refuse_quoting(quoting, named, kind)
         files = _data_files(named, builder, split)
         if named.local and (missed := _missed(named, builder)):
-            notes.append(f"Skipped in {named.label}: {listed(missed, 3)}. hf: reads files of one format, here {kind}.")
+            notes.append(
+                f"Skipped in {named.label}: {listed(missed, 3)}. The datasets library does not read them as part of "
+                "it. To read them, name the files without hf:."
+            )
         stream = partial(_stream_of, builder, split, kind, quoting)
         return StreamedDataset(
             named, stream, choose, open_file, files=files, format=format, commit=commit, quoting=quoting
@@ -344,14 +348,17 @@ def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
 
 
 def _missed(named: Named, builder: Any) -> list[str]:
-    """Return the names of data files of a folder that the library skips: it infers one format."""
-    if builder.config.name != "default":
+    """Return the data files of a folder that the library skips: it infers one format. None if its README names them."""
+    readme = Path(named.path) / "README.md"
+    if builder.config.name != "default" or (readme.exists() and b"data_files" in readme.read_bytes()):
         return []
-    read = {
-        os.path.relpath(file, named.path) for files in builder.config.data_files.values() for file in map(str, files)
-    }
-    names = (os.path.relpath(path, named.path) for path in Path(named.path).rglob("*") if path.is_file())
-    return sorted(name for name in names if suffix_of(name) in _DATA and name not in read and name[0] not in "._")
+    read = {os.path.relpath(str(file), named.path) for files in builder.config.data_files.values() for file in files}
+    missed = []
+    for folder, inner, names in os.walk(named.path):
+        inner[:] = [name for name in inner if name[0] not in "._"]
+        data = (name for name in names if suffix_of(name) in _DATA and name[0] not in "._")
+        missed += [os.path.relpath(Path(folder) / name, named.path) for name in data if name not in _DESCRIPTIONS]
+    return sorted(set(missed) - read)
 
 
 def _saved(named: Named, choose: ChooseColumns) -> Source:

@@ -31,11 +31,7 @@ MSMARCO_COLUMNS = ("_id", "text")
 _MAX_VALUE = 1 << 26
 _MAX_ARRAY = 1 << 30  # bytes; Python objects take several times as many
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
-_OTHER_SEPARATORS = {
-    "\t": "Pass --format tsv",
-    ";": "Convert the file, so that commas separate columns",
-    ",": "Pass --format csv",
-}
+_SEEN_SEPARATORS = "\t;,|"
 _JSON_BLANKS = JSON_BLANKS.encode()
 _BLANK_LINES = (b"", b"\n", b"\r", b"\r\n")  # without quotes
 _MOST_COLUMNS = 8  # of a row with quotes; the csv module reads wider ones
@@ -151,7 +147,7 @@ class TextTable(LineSource):
         try:
             chosen = [(name, names.index(name)) for name in self._choose(names)]
         except BadRow as bad:
-            raise CorpusError(f"{place_text(self.label, 1)}: {self._other_form(names) or bad}") from bad
+            raise CorpusError(f"{place_text(self.label, 1)}: {bad}{self._other_form(names)}") from bad
         reader.expect(len(names))
         for at, row, reason, offset, following in rows:
             if following > at + 1:
@@ -187,14 +183,13 @@ class TextTable(LineSource):
             self._spanning += 1
             self._longest = max(lines, self._longest)
 
-    def _other_form(self, names: Sequence[str]) -> str | None:
-        """Return what is wrong if a header seems to have another separator."""
-        advice = [advice for separator, advice in _OTHER_SEPARATORS.items() if separator in names[0]]
-        if len(names) > 1 or not advice:
-            return None
-        separator = shown(_SEPARATORS[self.format])
+    def _other_form(self, names: Sequence[str]) -> str:
+        """Return advice for a header that seems to have another separator."""
+        own = _SEPARATORS[self.format]
+        if self._given or len(names) > 1 or not any(one in names[0] for one in _SEEN_SEPARATORS if one != own):
+            return ""
         return (
-            f"the header has one column, {shown(names[0])}; {self.format} has {separator} between columns. {advice[0]}."
+            f"; if {shown(names[0])} is several columns, convert the file: {self.format} has {shown(own)} between them"
         )
 
     def _header(self, rows: Iterator[_Row]) -> Sequence[str] | None:

@@ -207,8 +207,7 @@ def dry_run(
     source = _opened(corpus, full, chosen, reporter)
     how: dict[str, Any] = {"shard_rows": chosen.shard_rows, "overflow": full.encode.overflow, "reporter": reporter}
     cursor = Cursor(source, chosen.limit)
-    if not tokenizer:  # otherwise the job of the sample warns
-        warn_of_unseen(cursor, source.fields.keep, reporter)
+    warn_of_unseen(cursor, source.fields.keep, reporter)
     found, sample = survey(cursor, tokenizer, **how)
     for message in source.merged():
         reporter.warn(message)

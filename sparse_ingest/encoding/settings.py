@@ -15,7 +15,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, refuse_lone_stride, resolve_pipeline
 from sparse_ingest.corpora.sources import Corpus, Cursor
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.errors import PipelineError, UsageError, counted, shown
+from sparse_ingest.errors import PipelineError, UsageError, shown
 from sparse_ingest.models.query_encoders import require_torch
 from sparse_ingest.pipeline import EncodeSettings, Pipeline
 from sparse_ingest.records import PARENT
@@ -59,8 +59,9 @@ def warn_of_unseen(cursor: Cursor, keep: Sequence[str], reporter: Reporter) -> N
     """Warn of kept fields that none of the first documents has; JSON lines may lack them, or the name is misspelled."""
     first = [json.loads(row.document.fields) for row in cursor.peek(_FIRST if keep else 0) if row.document]
     if first and (unseen := [shown(name) for name in keep if not any(name in fields for fields in first)]):
-        found = f"None of the first {counted(len(first), 'document')} has the field {', '.join(unseen)}"
-        reporter.warn(f"{found}. Check the spelling of --keep.")
+        reporter.warn(
+            f"No document of the first {len(first)} has the field {', '.join(unseen)}. Check the spelling of --keep."
+        )
 
 
 def run_identity(

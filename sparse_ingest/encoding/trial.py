@@ -77,7 +77,8 @@ def predict(
 
         def encoded(some: Sequence[Document], count: int, meter: _Meter, like: Job | None = None) -> Job:
             """Encode the first `count` documents; the choice of `--dtype auto` reads more of them."""
-            sample, changed = _Sampled((), corpus.fields, documents=tuple(some)), replace(options, shard_rows=count)
+            fields = replace(corpus.fields, keep=())  # of long documents they are omitted
+            sample, changed = _Sampled((), fields, documents=tuple(some)), replace(options, shard_rows=count)
             job = Job(Worker(devices[0]), sample, Path(folder) / str(count), pipeline, changed, meter, like)
             starts = [START, *(Position(0, row, row + 1, row) for row in range(count, len(some), count))]
             job.starts = Starts(len(some), starts, starts, [range(shard, shard + 1) for shard in range(len(starts))])

@@ -48,7 +48,6 @@ class LoadOptions(RayOptions, Pruning):
     async_translog: bool = option(
         False, "Let the server confirm writes before they are on disk; if it crashes, other clients may lose theirs"
     )
-    withheld: str | None = None  # an alias that an index template must not give to a new index; set by `publish`
 
     @property
     def pruning(self) -> dict[str, int | float | None]:
@@ -65,3 +64,10 @@ class PublishOptions(LoadOptions):
         False, "With --alias: accept an index with fewer than half of the documents that the alias serves now"
     )
     replica_patience_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class WithheldOptions(PublishOptions):
+    """Options of the load within `publish`."""
+
+    withheld: str | None = None  # the alias, which an index template must not give to a new index

@@ -19,7 +19,7 @@ from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
 from sparse_ingest.loading.kept_types import KeptTypes
 from sparse_ingest.loading.live_tokens import with_token_map
-from sparse_ingest.loading.options import LoadOptions
+from sparse_ingest.loading.options import LoadOptions, WithheldOptions
 from sparse_ingest.pipeline import QuerySettings, changed, in_words, query_settings
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.reporting import Reporter
@@ -118,7 +118,8 @@ def make_plan(
         body, fitted = seismic.fit(body, stamp.field, report)
         notes += [*([fitted] if fitted else []), *seismic.advice(report.documents)]
     notes += pruned.notes()
-    how: dict[str, Any] = {"update": update, "added": added, "notes": notes, "withheld": options.withheld}
+    withheld = options.withheld if isinstance(options, WithheldOptions) else None
+    how: dict[str, Any] = {"update": update, "added": added, "notes": notes, "withheld": withheld}
     return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, **how)
 
 
@@ -203,7 +204,6 @@ def _undo_template(client: Client, plan: LoadPlan, index: indexes.Index, reporte
 
     A template that was copied from the mapping of another index has the stamp of that one.
     """
-    indexes.refuse_required_routing(index)
     if plan.withheld in index.aliases:
         remove = {"remove": {"index": index.name, "alias": plan.withheld}}
         client.call("POST", "/_aliases", {"actions": [remove]})
@@ -211,5 +211,6 @@ def _undo_template(client: Client, plan: LoadPlan, index: indexes.Index, reporte
             f"An index template gave index {index.name!r} the alias {plan.withheld!r}, so searches would find "
             "documents before they are verified. It was removed until then; remove it from the template too."
         )
+    indexes.refuse_required_routing(index)
     if index.meta != plan.stamp.as_meta():
         indexes.update_stamp(client, index, lambda _: plan.stamp)

@@ -19,7 +19,7 @@ from sparse_ingest.cluster.client import Client, ConnectionLike, connect, connec
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import LoadReport, load
-from sparse_ingest.loading.options import PublishOptions
+from sparse_ingest.loading.options import PublishOptions, WithheldOptions
 from sparse_ingest.pipeline import Pipeline, in_words, options_from
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run
@@ -88,7 +88,7 @@ def publish(
             raise UsageError(
                 f"Alias {alias!r} serves {name!r}, which --replace would delete. Omit it or move the alias."
             )
-    loading = with_changes(chosen, withheld=alias)
+    loading = WithheldOptions(**vars(chosen), withheld=alias)
     report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=loading, progress=reporter)
     with connect(target_cluster, reporter=reporter) as client:
         target = indexes.need_index(client, name, _LIST)

@@ -122,7 +122,7 @@ class SparseEncoder:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the settings: another process builds the model again."""
-        return partial(SparseEncoder, device=self._device), (self._pipeline,)
+        return partial(type(self), device=self._device), (self._pipeline,)
 
     def __repr__(self) -> str:
         model = self._pipeline.model

@@ -44,7 +44,7 @@ MAPPINGS = {
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING", "AutoModel": "MODEL_MAPPING",
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
 }  # fmt: skip
-# Types of weights, of torch and in safetensors; others are of quantized models, with scales in further tensors.
+# Types of weights, of torch and in safetensors; other types mean quantized weights, whose scales are in other tensors.
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, "F64", "F32", "F16", "BF16"}
 # A model may exceed its weights by this; the difference is then reported as missing.
 SPARE_NUMBERS, SPARE_TENSORS = 1 << 24, 500

@@ -22,6 +22,7 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import CheckpointError, SparseIngestError, UsageError
+from sparse_ingest.models import forked
 from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
@@ -60,9 +61,6 @@ BATCH_DOCUMENTS = {"cpu": 64, "cuda": 1024}
 # Held while a model is loaded or computes: the number of torch's threads, and the default dtype that transformers sets
 # while it loads a model, are process-wide. Reentrant for calls from within a batch.
 TORCH_STATE = threading.RLock()
-# The threads of OpenMP do not exist in a forked process, which would wait for them forever.
-_forked = threading.Event()
-os.register_at_fork(after_in_child=_forked.set)
 
 Vector = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
 NOTHING: Vector = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
@@ -276,10 +274,13 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 @contextmanager
 def at_most_threads(most: int) -> Iterator[None]:
-    """Let each worker compute on this number of threads. One fixes the order of every sum on any machine."""
+    """Let each worker compute on at most this number of threads, and torch's own; on one in a forked process.
+
+    One fixes the order of every sum on any machine.
+    """
     with TORCH_STATE:
         usual = torch.get_num_threads()
-        torch.set_num_threads(1 if _forked.is_set() else min(most, usual))
+        torch.set_num_threads(1 if forked.is_set() else min(most, usual))
         try:
             yield
         finally:

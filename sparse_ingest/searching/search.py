@@ -169,7 +169,7 @@ class SearchableIndex:
         Raises:
             ClusterError: the cluster does not answer or has no such index, or its model is not the given one.
         """
-        index = _need_index(self.client, self.name)
+        index = _need_index(self.client, self.name, self._given.force)
         if (index.uuid, index.mappings) == (self.index.uuid, self.index.mappings):
             return self
         pipeline = pipeline_of_index(self._given.pipeline, index, self.name, force=self._given.force)
@@ -314,18 +314,18 @@ def open_index(
     given, client = pipeline_of(model, pipeline), connect(connection, url=url)
     with contextlib.ExitStack() as stack:
         stack.enter_context(client)
-        index = _need_index(client, name)
+        index = _need_index(client, name, force)
         pipeline = pipeline_of_index(given, index, name, force=force)
         opened = SearchableIndex(client, name, index, pipeline, _Given(given, force, reporter_of(progress)))
         stack.pop_all()
         return opened
 
 
-def _need_index(client: Client, name: str) -> Index:
+def _need_index(client: Client, name: str, force: bool) -> Index:
     from sparse_ingest.cluster.indexes import need_index, refuse_mixed
 
     index = need_index(client, name, "Create it with `sparse-ingest load`.")
-    if index.name != name:
+    if index.name != name and not force:
         refuse_mixed(client, name, index)
     return index
 

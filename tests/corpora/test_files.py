@@ -342,12 +342,20 @@ def test_marker_files_and_documentation_in_a_folder_are_skipped(tmp_path, spec):
     assert names(tmp_path / "_more.jsonl") == names(tmp_path / "_*.jsonl") == ["_more.jsonl"]
 
 
-def test_a_delta_lake_table_is_read_with_a_note(tmp_path):
-    for name in ("part-0.jsonl", "_delta_log/0.json"):
+@pytest.mark.parametrize("glob", ["", "**/*.jsonl"])
+def test_a_delta_lake_table_is_read_with_a_note(tmp_path, glob):
+    for name in ("part-0.jsonl", "_delta_log/0.jsonl"):
         write(tmp_path / name, doc())
-    assert names(tmp_path) == ["part-0.jsonl"]
-    (note,) = notes(tmp_path)
+    assert names(tmp_path / glob) == ["part-0.jsonl"]
+    note = notes(tmp_path / glob)[-1]
     assert note.startswith(f"{tmp_path} is a Delta Lake table: rows that were changed or deleted are read too")
+
+
+def test_folders_of_markers_are_skipped_by_a_glob_that_does_not_name_them(tmp_path):
+    for name in ("_data/a.jsonl", "_data/_temporary/0/b.jsonl"):
+        write(tmp_path / name, doc(name))
+    assert names(tmp_path / "_data/**/*.jsonl") == ["a.jsonl"]
+    assert names(tmp_path / "_data/_temporary/**/*.jsonl") == ["b.jsonl"]
 
 
 def test_a_folder_of_only_underscore_names_is_read(tmp_path):

@@ -122,13 +122,19 @@ def test_a_folder_gives_the_documents_of_its_files(folder: Path, lines: Path, tm
 
 
 def test_files_of_a_format_that_the_library_skips_are_reported(tmp_path: Path) -> None:
-    jsonl(tmp_path / "a.jsonl", ROWS[:2])
-    (tmp_path / "b.csv").write_text("_id,text\n1,a\n")
+    for name in ("a.csv", "b.csv", ".git/d.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"_id,text\n{name},a\n")
+    jsonl(tmp_path / "c.json", ROWS[:2])
     corpus = corpus_of(f"hf:{tmp_path}", keep=())
     assert len(list(corpus.rows())) == 2
     assert corpus.notes == (
-        f"Skipped in hf:{tmp_path.name}:default:train: b.csv. hf: reads files of one format, here json.",
+        f"Skipped in hf:{tmp_path.name}:default:train: c.json. The datasets library does not read them as part of it. "
+        "To read them, name the files without hf:.",
     )
+    readme = "---\nconfigs:\n- config_name: default\n  data_files: a.csv\n---\n"
+    (tmp_path / "README.md").write_text(readme)
+    assert corpus_of(f"hf:{tmp_path}", keep=()).notes == ()
 
 
 def test_a_saved_dataset_gives_its_documents(tmp_path: Path) -> None:

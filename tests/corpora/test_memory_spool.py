@@ -52,7 +52,6 @@ PROGRAM = """
 import os, sys, resource
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.memory import memory_corpus
-from sparse_ingest.corpora.options import CorpusOptions
 from sparse_ingest.errors import SparseIngestError
 rows = ({"_id": str(number), "text": "a" * 1000} for number in range(5000))
 if sys.argv[1] == "full":

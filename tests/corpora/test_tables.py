@@ -143,15 +143,18 @@ def test_a_repeated_column_is_an_error_if_it_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "header", "advice"),
     [
-        ("c.csv", "id;text", '"id;text"; csv has "," between columns. Convert the file, so that commas'),
-        ("c.csv", "sep=;", '"sep=;"; csv has "," between columns. Convert'),
-        ("c.csv", "id\ttext", r'"id\ttext"; csv has "," between columns. Pass --format tsv.'),
-        ("c.tsv", "id,text", r'"id,text"; tsv has "\t" between columns. Pass --format csv.'),
+        ("c.csv", "id;text", 'if "id;text" is several columns, convert the file: csv has "," between them'),
+        ("c.csv", "sep=;", 'if "sep=;" is several columns, convert the file: csv has "," between them'),
+        ("c.csv", "id\ttext", r'if "id\ttext" is several columns, convert the file: csv has "," between them'),
+        ("c.tsv", "id,text", r'if "id,text" is several columns, convert the file: tsv has "\t" between them'),
+        ("c.csv", "id", ""),
     ],
 )
 def test_a_header_with_another_separator_is_an_error_with_advice(tmp_path, name, header, advice):
-    with pytest.raises(CorpusError, match=re.escape(f"{name}:1: the header has one column, {advice}")):
+    with pytest.raises(CorpusError) as raised:
         read(write(tmp_path / name, f"{header}\n"))
+    message = str(raised.value)
+    assert message.startswith(f"{name}:1: no column") and message.endswith(advice or "--text-field")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
 
 
 def test_a_kept_field_that_no_document_has_is_reported(encode) -> None:
-    recorder, message = Recorder(), 'None of the first 2 documents has the field "price". Check the spelling of --keep.'
+    recorder, message = Recorder(), 'No document of the first 2 has the field "price". Check the spelling of --keep.'
     dry_run(
         [{"_id": "1", "text": "a", "year": None}, {"_id": "2", "text": "b"}], keep=("price", "year"), progress=recorder
     )

@@ -64,12 +64,11 @@ def children_of(process: int) -> list[int]:
     """Return the pids of the device processes of a process."""
     found = []
     for children in Path("/proc").glob(f"{process}/task/*/children"):
-        with suppress(OSError):  # a process has ended
-            found += [
-                int(child)
-                for child in children.read_text().split()
-                if "executors.local" in Path(f"/proc/{child}/cmdline").read_text()
-            ]
+        with suppress(OSError):  # the thread has ended
+            for child in children.read_text().split():
+                with suppress(OSError):  # the process has ended
+                    if "executors.local" in Path(f"/proc/{child}/cmdline").read_text():
+                        found.append(int(child))
     return sorted(found)
 
 

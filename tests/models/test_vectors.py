@@ -152,7 +152,9 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_lacks(encoder, threa
     if (child := os.fork()) == 0:
         signal.alarm(60)
         threads.clear()
-        answers_alone(encoder, MANY[:1])
-        build_encoder(encoder._folder).encode(MANY[:1])
-        os._exit(threads != [1])
+        try:
+            answers_alone(encoder, MANY[:1])
+            build_encoder(encoder._folder).encode(MANY[:1])
+        finally:
+            os._exit(threads != [1])
     assert threads == [3] and os.waitpid(child, 0)[1] == 0

@@ -30,8 +30,8 @@ FLOAT32_BYTES = {"avx512": 1536, "avx2": 3072}
 # with all rows of a group. Encoding is 5% faster with AVX512 at 256 wide, and as fast at 128. Other dtypes have shorter
 # rows.
 CACHE_SHARE = 2
-USUAL_CACHE = 1 << 20  # bytes, where the system does not tell
-PARTS_OF_THREAD = 2  # for threads that end at about the same time
+USUAL_CACHE = 1 << 20  # bytes, if the system does not report it
+PARTS_OF_THREAD = 2  # so that threads end at about the same time
 
 
 class Kernel:
@@ -93,7 +93,7 @@ class Kernel:
             return torch.cat(list(found), dim=1)[:, : self._columns]
 
     def _of_panels(self, panels: slice, rows: torch.Tensor, starts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Return the weights of adjacent panels, whatever the number of threads with the same bits."""
+        """Return the weights of adjacent panels."""
         columns = slice(panels.start * self._panel, panels.stop * self._panel)
         found = torch.empty(len(scales), columns.stop - columns.start, dtype=torch.float32)
         before, of_columns, bias = self._before[columns], self._scales[columns], self._bias[columns]
