@@ -198,7 +198,7 @@ def _refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
             raise BadRow(f"{found}; expected strings")
         integers = types.is_integer(of_values) or (types.is_decimal(of_values) and of_values.scale <= 0)
         if role == "id" and not (strings or integers or str(of_values) == "extension<arrow.uuid>"):
-            raise BadRow(f"{found}; expected strings or integers")
+            raise BadRow(f"{found}; expected strings, integers or UUIDs")
 
 
 def _is_string(type_: pa.DataType) -> bool:

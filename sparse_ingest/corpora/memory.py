@@ -56,7 +56,7 @@ def corpus_of(
 ) -> Corpus:
     """Return the corpus of a value: a `Corpus`, names of files (`open_corpus`), or rows (`memory_corpus`).
 
-    `limit` is for rows; of files the stages read no more.
+    `limit` is for rows in memory; the stages apply it to files.
     """
     if isinstance(corpus, Corpus):
         return corpus

@@ -69,7 +69,7 @@ def test_a_null_is_a_bad_row_and_other_rows_are_read(tmp_path, form):
         ("text", pa.array([{"a": 1}]), r'the text in "text" is of type struct<a: int64>; expected strings'),
         ("text", pa.array([b"a"]), 'the text in "text" is of type binary; expected strings'),
         ("title", pa.array([1]), 'the title in "title" is of type int64; expected strings'),
-        ("_id", pa.array([1.0]), 'the id in "_id" is of type double; expected strings or integers'),
+        ("_id", pa.array([1.0]), 'the id in "_id" is of type double; expected strings, integers or UUIDs'),
     ],
 )
 def test_a_column_of_the_wrong_type_is_an_error(tmp_path, form, column, values, reason):

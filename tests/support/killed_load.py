@@ -34,6 +34,8 @@ class KilledLoad:
     def ended(self, timeout_s: float = 120) -> tuple[int | None, str]:
         """Wait until the process has ended; return its exit code and its output."""
         self._process.join(timeout_s)
+        if self._process.exitcode is None:  # at the end of the tests it would be waited for
+            self._process.kill()
         return self._process.exitcode, self._log.read_text()
 
 
