@@ -24,13 +24,14 @@ ADDED_BYTES = len(_PRIVATE) + 8  # of the private alias
 
 
 class Index(NamedTuple):
-    """A concrete index, as it was when it was read."""
+    """A concrete index, as it was when it was read; `beside` has the other indexes of the alias that named it."""
 
     name: str
     uuid: str
     mappings: dict[str, Any]
     settings: dict[str, Any] = {}
     aliases: dict[str, dict[str, Any]] = {}
+    beside: tuple[Index, ...] = ()
 
     @property
     def path(self) -> str:
@@ -99,6 +100,7 @@ def find_index(client: Client, name: str) -> Index | None:
         raise UsageError(
             f"--index {name!r} is a data stream, which has no ids of documents. Name an index or an alias."
         )
+    beside: tuple[Index, ...] = ()
     if name not in found and len(found) > 1:
         writing = [one for one, entry in found.items() if entry["aliases"][name].get("is_write_index")]
         if len(writing) != 1:
@@ -106,6 +108,7 @@ def find_index(client: Client, name: str) -> Index | None:
                 f"--index {name!r} is an alias of {', '.join(sorted(found))} without a write index. "
                 "Name one of them, or set is_write_index on one."
             )
+        beside = tuple(Index(one, "", found[one].get("mappings", {})) for one in found if one != writing[0])
         found = {writing[0]: found[writing[0]]}
     ((concrete, entry),) = found.items()
     settings = entry["settings"]["index"]
@@ -115,7 +118,7 @@ def find_index(client: Client, name: str) -> Index | None:
             "it was replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service "
             "(--aws-service es)."
         )
-    return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
+    return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}), beside)
 
 
 def need_index(client: Client, name: str, advice: str) -> Index:
@@ -125,14 +128,13 @@ def need_index(client: Client, name: str, advice: str) -> Index:
     return index
 
 
-def refuse_mixed(client: Client, alias: str, index: Index) -> None:
+def refuse_other_vectors(index: Index, alias: str) -> None:
     """Raise `ClusterError` if an alias also searches an index with other vectors: their scores are not comparable."""
-    for name, entry in (client.find(path_of(alias), expected=Indexes) or {}).items():
-        other = Index(name, "", entry.get("mappings", {})).stamp
-        if other and index.stamp and _vectors(other) != _vectors(index.stamp):
+    for other in index.beside:
+        if other.stamp and index.stamp and _vectors(other.stamp) != _vectors(index.stamp):
             raise ClusterError(
-                f"Alias {alias!r} searches {index.name!r} and {name!r}, which have vectors of different models or "
-                "settings, in different fields, or with other token numbers. Name one of them, or serve one: "
+                f"Alias {alias!r} searches {index.name!r} and {other.name!r}, which have vectors of different models "
+                "or settings, in different fields, or with other token numbers. Name one of them, or serve one: "
                 f"sparse-ingest load --alias {alias} --to INDEX"
             )
 

@@ -193,7 +193,7 @@ def _data_among(
 
     Markers of other programs (`_SUCCESS`, `_temporary/`, `.crc`) and documentation (README.md, LICENSE) are skipped if
     other files exist. A file of unknown format among known ones may have data: it is an error. The first `fixed` parts
-    of each path are those of the glob.
+    of each path are those of the glob; of a folder's files only the name counts.
     """
 
     def is_marker(place: Place) -> bool:

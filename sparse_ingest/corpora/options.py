@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sparse_ingest.pipeline import option
 
@@ -42,8 +42,9 @@ class CorpusOptions:
         from sparse_ingest.corpora.memory import corpus_of
 
         names = FieldNames(self.id_field, self.text_field, self.title_field, self.keep, carry_text=not self.no_text)
-        how: dict[str, Any] = {"format": self.format, "columns": self.columns, "quoting": self.quoting}
-        return corpus_of(corpus, fields=names, limit=self.limit, **how)
+        return corpus_of(
+            corpus, fields=names, format=self.format, columns=self.columns, quoting=self.quoting, limit=self.limit
+        )
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,7 @@ def make_plan(
         notes += [*([fitted] if fitted else []), *seismic.advice(report.documents)]
     notes += pruned.notes()
     withheld = options.withheld if isinstance(options, WithheldOptions) else None
-    how: dict[str, Any] = {"update": update, "added": added, "notes": notes, "withheld": withheld}
-    return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, **how)
+    return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, update, added, notes, withheld)
 
 
 def _is_replaced(there: indexes.Index, name: str, run_id: str, from_scratch: bool) -> bool:

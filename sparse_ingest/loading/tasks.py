@@ -74,9 +74,8 @@ def run_on(connection: ConnectionLike, delivery: Delivery, options: LoadOptions)
 def build_sender(worker: Worker, sending: Sending, reporter: Reporter) -> Callable[[range], list[Sent]]:
     """Connect to the cluster, and return the function that sends shards with the pace of this process."""
     client = connect(sending.connection, reporter=reporter)
-    operations = replace(
-        sending.operations, run=open_run(sending.operations.run.path)
-    )  # an error if this machine does not see it
+    run = open_run(sending.operations.run.path)  # an error if this machine does not see it
+    operations = replace(sending.operations, run=run)
     pace = Pace(max_rate=sending.max_rate and sending.max_rate / worker.processes)
 
     def send_shards(shards: range) -> list[Sent]:

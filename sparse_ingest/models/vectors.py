@@ -53,7 +53,7 @@ LEAST_PER_ROOT = 8
 # 1.2 to 4.2 ms. The largest tensor has 268 MB. Estimated from the models' arithmetic, not measured.
 GPU_NUMBERS = 1 << 25
 # Operations of one layer for each thread of a lone batch, half a millisecond on one core: BERT-tiny is no faster with
-# two threads for 127 tokens, and MiniLM for 16. A layer has about 12 weights for each pair of its width.
+# two threads for 127 tokens, nor BERT-mini for 32. A layer has about 12 weights for each pair of its width.
 LEAST_OF_THREAD = 5e7
 LAYER_OPERATIONS = 2 * 12
 # Documents of a batch: each has a dense row of the vocabulary until it is compacted.

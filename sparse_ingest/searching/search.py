@@ -322,11 +322,11 @@ def open_index(
 
 
 def _need_index(client: Client, name: str, force: bool) -> Index:
-    from sparse_ingest.cluster.indexes import need_index, refuse_mixed
+    from sparse_ingest.cluster.indexes import need_index, refuse_other_vectors
 
     index = need_index(client, name, "Create it with `sparse-ingest load`.")
-    if index.name != name and not force:
-        refuse_mixed(client, name, index)
+    if not force:
+        refuse_other_vectors(index, name)
     return index
 
 
