@@ -2,7 +2,7 @@
 
 In: lengths and token ids of a batch. Out: rows and positions of the tokens, and an attention function for transformers
 in which a token sees its own document only. On a GPU in half precision all documents are one call of torch's flash
-attention, on a CPU with AMX in bfloat16 one of amx_attention.py; otherwise each run of documents of one length is one
+attention, on a CPU with AMX in bfloat16 one of cpu_attention.py; otherwise each run of documents of one length is one
 call of the usual attention. Models with attention of their own are padded (body.py).
 """
 
@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparse_ingest.models.amx_attention import attention_of
-from sparse_ingest.models.amx_attention_text import BLOCK
+from sparse_ingest.models.cpu_attention import attention_of
+from sparse_ingest.models.cpu_attention_text import BLOCK
 from sparse_ingest.models.tokenizer import TokenIds
 
 # The name of the attention function in transformers' registry.

@@ -47,7 +47,7 @@ def _torch() -> Iterator[Check]:
 def _cpu() -> Iterator[Check]:
     import torch
 
-    from sparse_ingest.models.amx_attention import tried_attention
+    from sparse_ingest.models.cpu_attention import tried_attention
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
     from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni, may_use_tiles

@@ -13,10 +13,10 @@ import torch
 from support import checkpoints
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparse_ingest.models import amx_attention
+from sparse_ingest.models import cpu_attention
 from sparse_ingest.models import packing as packing_module
-from sparse_ingest.models.amx_attention import WIDTHS, attention_of
-from sparse_ingest.models.amx_attention_text import BLOCK, attention_text
+from sparse_ingest.models.cpu_attention import WIDTHS, attention_of
+from sparse_ingest.models.cpu_attention_text import BLOCK, attention_text
 from sparse_ingest.models.linear import has_amx, may_use_tiles
 from sparse_ingest.models.packing import Packing, packed_attention
 
@@ -27,7 +27,7 @@ GUARDED = """
 import ctypes, mmap, sys
 import numpy as np
 import torch
-from sparse_ingest.models.amx_attention import Attention, may_use_tiles
+from sparse_ingest.models.cpu_attention import Attention, may_use_tiles
 from sparse_ingest.models.packing import Packing
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -186,9 +186,9 @@ def test_models_give_the_weights_of_float32(architecture: str, tmp_path: Path, m
     model = checkpoints.make_masked_lm(tmp_path, architecture)
     texts = ["river stone lamp water " * 8, "water of the river", "lamp", "the stone"]
     calls: list[int] = []
-    attend = amx_attention.Attention.__call__
+    attend = cpu_attention.Attention.__call__
     monkeypatch.setattr(
-        amx_attention.Attention, "__call__", lambda *given: (calls.append(len(given[4])), attend(*given))
+        cpu_attention.Attention, "__call__", lambda *given: (calls.append(len(given[4])), attend(*given))
     )
     expected = checkpoints.build_encoder(model).encode(texts).vectors
     assert not calls
@@ -210,7 +210,7 @@ def test_torch_is_used_if_the_function_fails(
         return lambda *_: None
 
     attention_of.cache_clear()
-    monkeypatch.setattr(amx_attention, "compile_function", compile_function)
+    monkeypatch.setattr(cpu_attention, "compile_function", compile_function)
     with caplog.at_level(logging.INFO):
         assert attention_of(64) is None
     assert "torch's, which is slower" in caplog.text
@@ -227,7 +227,7 @@ def test_a_trial_without_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -
 
     attention_of.cache_clear()
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="allocate"):
-        patch.setattr(amx_attention, "compile_function", no_memory)
+        patch.setattr(cpu_attention, "compile_function", no_memory)
         attention_of(64)
     assert attention_of(64) is not None
 

@@ -1,4 +1,4 @@
-"""Attention for AMX as LLVM IR; amx_attention.py compiles it, and heads/cpu_kernel_text.py explains how to read it.
+"""Attention for AMX as LLVM IR; cpu_attention.py compiles it, and heads/cpu_kernel_text.py explains how to read it.
 
     output[query] = sum over the document's keys of weight[key] * value[key] / sum of the weights
     weight[key] = 2 ** (scale * (query . key - maximum of the document))
