@@ -18,7 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sparse_ingest.errors import first_line
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, REAL, compile_function
-from sparse_ingest.models.cpu_attention_text import BLOCK, KEYS, attention_text
+from sparse_ingest.models.cpu_attention_products import BLOCK, KEYS
+from sparse_ingest.models.cpu_attention_text import attention_text
 from sparse_ingest.models.heads.cpu_kernel_text import TILE_BYTES
 from sparse_ingest.models.linear import has_amx, may_use_tiles
 from sparse_ingest.models.memory import is_out_of_memory

@@ -12,12 +12,23 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 
+from sparse_ingest.models.cpu_attention_products import (
+    BLOCK,
+    BOTH,
+    FLOATS,
+    KEYS,
+    SHORTS,
+    repeat,
+    scores,
+    shuffle,
+    sums,
+    transpose_values,
+    transposed,
+)
 from sparse_ingest.models.heads.cpu_kernel_text import LANES, SHARED, TILE_BYTES
 
-BLOCK = LANES  # queries per block
-KEYS = 2 * LANES  # per step: a row of a tile has 32 values of bfloat16
 TERMS = 6  # of the Taylor series of 2**x for |x| <= 1/2: the error is below 3e-6
 
 
@@ -27,11 +38,8 @@ def _float(number: float) -> str:
     return f"0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X}"
 
 
-FLOATS, SHORTS = f"<{LANES} x float>", f"<{LANES} x bfloat>"
 # The score of a key behind the document: its weight is zero, and its difference from the maximum is finite.
 NOTHING = f"splat (float {_float(-(2.0**127))})"
-# Interleaves the lanes of two vectors.
-BOTH = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
 
 
 def attention_text(width: int) -> Iterator[str]:
@@ -47,10 +55,10 @@ def attention_text(width: int) -> Iterator[str]:
     {SHARED}
     """
     yield _attend(width)
-    yield from _transpose_values(width)
-    yield from _scores(width)
+    yield from transpose_values(width)
+    yield from scores(width)
     yield from _weights()
-    yield from _sums(width)
+    yield from sums(width)
     yield from _write(width)
 
 
@@ -126,85 +134,6 @@ def _attend(width: int) -> str:
     """
 
 
-def _transpose_values(width: int) -> Iterator[str]:
-    """Yield the function that transposes the values of a document to `[width, keys]`.
-
-    Keys behind the document repeat its last value; their weights are zero.
-    """
-    yield """
-    define internal void @transpose_values(ptr %value, i64 %row_bytes, i64 %length, i64 %keys, ptr %transposed) #0 {
-    entry:
-      %last = sub i64 %length, 1
-      %transposed_bytes = mul i64 %keys, 2
-      br label %next
-    next:
-      %at = phi i64 [ 0, %entry ], [ %behind, %next ]
-      %transposed_skip = mul i64 %at, 2
-      %transposed0 = getelementptr i8, ptr %transposed, i64 %transposed_skip
-    """
-    for row in range(KEYS):
-        yield f"""
-      %wanted{row} = add i64 %at, {row}
-      %row{row} = call i64 @llvm.smin.i64(i64 %wanted{row}, i64 %last)
-      %skip{row} = mul i64 %row{row}, %row_bytes
-      %value{row} = getelementptr i8, ptr %value, i64 %skip{row}
-        """
-    for part in range(width // LANES):
-        for row in range(KEYS):
-            yield f"  %place{part}.{row} = getelementptr i8, ptr %value{row}, i64 {part * LANES * 2}"
-            yield f"  %own{part}.{row} = load {SHORTS}, ptr %place{part}.{row}, align 2"
-        pairs = []
-        for row in range(0, KEYS, 2):
-            yield _shuffle(f"%both{part}.{row}", "bfloat", f"%own{part}.{row}", f"%own{part}.{row + 1}", BOTH)
-            pairs.append(f"%pair{part}.{row}")
-            yield f"  {pairs[-1]} = bitcast <{KEYS} x bfloat> %both{part}.{row} to <{LANES} x i32>"
-        for row, name in enumerate((yield from _transposed(f"t{part}", "i32", pairs)), part * LANES):
-            yield f"  store <{LANES} x i32> {name}, ptr %transposed{row}, align 64"
-            yield f"  %transposed{row + 1} = getelementptr i8, ptr %transposed{row}, i64 %transposed_bytes"
-    yield _repeat("keys", KEYS)
-
-
-def _scores(width: int) -> Iterator[str]:
-    """Yield the function that writes the products of a document's keys and a block of queries, `[keys, queries]`."""
-    yield """
-    define internal void @scores(ptr %query0, i64 %row_bytes, ptr %key, i64 %last, ptr %scores, ptr %queries) #0 {
-    entry:
-    """
-    steps = range(width // KEYS)
-    for row in range(BLOCK):
-        for step in steps:
-            yield f"  %part{step}.{row} = getelementptr i8, ptr %query{row}, i64 {step * TILE_BYTES}"
-            yield f"  %own{step}.{row} = load <{LANES} x i32>, ptr %part{step}.{row}, align 2"
-        yield f"  %query{row + 1} = getelementptr i8, ptr %query{row}, i64 %row_bytes"
-    for step in steps:
-        names = yield from _transposed(f"t{step}", "i32", [f"%own{step}.{row}" for row in range(BLOCK)])
-        yield f"  %queries{step} = getelementptr i8, ptr %queries, i64 {step * LANES * TILE_BYTES}"
-        for row, name in enumerate(names):
-            yield f"  %transposed{step}.{row} = getelementptr i8, ptr %queries{step}, i64 {row * TILE_BYTES}"
-            yield f"  store <{LANES} x i32> {name}, ptr %transposed{step}.{row}, align 64"
-        yield f"  call void @llvm.x86.tileloadd64(i8 {4 + step}, ptr %queries{step}, i64 {TILE_BYTES})"
-    yield f"""
-      %length = add i64 %last, {LANES}
-      br label %next
-    next:
-      %at = phi i64 [ 0, %entry ], [ %behind, %next ]
-      %row = call i64 @llvm.smin.i64(i64 %at, i64 %last)
-      %skip = mul i64 %row, %row_bytes
-      %key0 = getelementptr i8, ptr %key, i64 %skip
-      %score_skip = mul i64 %row, {TILE_BYTES}
-      %score = getelementptr i8, ptr %scores, i64 %score_skip
-      call void @llvm.x86.tilezero(i8 0)
-    """
-    for step in steps:
-        yield f"""
-      call void @llvm.x86.tileloadd64(i8 {6 + step}, ptr %key{step}, i64 %row_bytes)
-      call void @llvm.x86.tdpbf16ps(i8 0, i8 {6 + step}, i8 {4 + step})
-      %key{step + 1} = getelementptr i8, ptr %key{step}, i64 {TILE_BYTES}
-        """
-    yield f"  call void @llvm.x86.tilestored64(i8 0, ptr %score, i64 {TILE_BYTES})"
-    yield _repeat("length", LANES)
-
-
 def _weights() -> Iterator[str]:
     """Yield the function for the scores of a block: it writes `2 ** (scale * (score - maximum))` and 1 / their sum.
 
@@ -214,7 +143,7 @@ def _weights() -> Iterator[str]:
     define internal void @weights(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %weights, ptr %inverse) #0 {{
     entry:
       %scale_lane = insertelement {FLOATS} poison, float %scale, i32 0
-      {_shuffle("%scales", "float", "%scale_lane", "poison", [0] * LANES)}
+      {shuffle("%scales", "float", "%scale_lane", "poison", [0] * LANES)}
       br label %fill
     """
     yield from _maximum()
@@ -237,7 +166,7 @@ def _weights() -> Iterator[str]:
       %short{key} = fptrunc {FLOATS} %weight{key} to {SHORTS}
         """
     yield f"""
-      {_shuffle("%both", "bfloat", "%short0", "%short1", BOTH)}
+      {shuffle("%both", "bfloat", "%short0", "%short1", BOTH)}
       %bytes = mul i64 %at, {BLOCK * 2}
       %written = getelementptr i8, ptr %weights, i64 %bytes
       store <{KEYS} x bfloat> %both, ptr %written, align 64
@@ -247,7 +176,7 @@ def _weights() -> Iterator[str]:
       %divided = fdiv {FLOATS} splat (float 1.0), %sum
       store {FLOATS} %divided, ptr %inverse, align 64
     """
-    yield _repeat("keys", 2, inverse)
+    yield repeat("keys", 2, inverse)
 
 
 def _maximum() -> Iterator[str]:
@@ -305,41 +234,6 @@ def _power(name: str, score: str) -> Iterator[str]:
     yield f"  %weight{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
 
 
-def _sums(width: int) -> Iterator[str]:
-    """Yield the function that writes the products of the values of a document and a block of weights."""
-    parts = range(width // LANES)
-    yield """
-    define internal void @sums(ptr %values, ptr %weights, i64 %keys, ptr %sums) #0 {
-    entry:
-      %value_bytes = mul i64 %keys, 2
-      %part_bytes = mul i64 %keys, 32
-    """
-    for part in parts:
-        yield f"  call void @llvm.x86.tilezero(i8 {part})"
-    yield f"""
-      br label %next
-    next:
-      %at = phi i64 [ 0, %entry ], [ %behind, %next ]
-      %weight_skip = mul i64 %at, {BLOCK * 2}
-      %weight = getelementptr i8, ptr %weights, i64 %weight_skip
-      call void @llvm.x86.tileloadd64(i8 4, ptr %weight, i64 {TILE_BYTES})
-      %value_skip = mul i64 %at, 2
-      %value0 = getelementptr i8, ptr %values, i64 %value_skip
-    """
-    for part in parts:
-        yield f"""
-      call void @llvm.x86.tileloadd64(i8 {5 + part % 3}, ptr %value{part}, i64 %value_bytes)
-      call void @llvm.x86.tdpbf16ps(i8 {part}, i8 {5 + part % 3}, i8 4)
-      %value{part + 1} = getelementptr i8, ptr %value{part}, i64 %part_bytes
-        """
-    stores = (
-        f"%sum{part} = getelementptr i8, ptr %sums, i64 {part * LANES * TILE_BYTES}\n"
-        f"call void @llvm.x86.tilestored64(i8 {part}, ptr %sum{part}, i64 {TILE_BYTES})\n"
-        for part in parts
-    )
-    yield _repeat("keys", KEYS, *stores)
-
-
 def _write(width: int) -> Iterator[str]:
     """Yield the function that divides the sums of a block by those of the weights, and writes one row per query."""
     yield f"""
@@ -357,44 +251,10 @@ def _write(width: int) -> Iterator[str]:
       %own{number} = fmul {FLOATS} %sum{number}, %divided
             """
         own = [f"%own{part * LANES + lane}" for lane in range(LANES)]
-        for row, name in enumerate((yield from _transposed(f"t{part}", "float", own))):
+        for row, name in enumerate((yield from transposed(f"t{part}", "float", own))):
             yield f"""
       %short{part}.{row} = fptrunc {FLOATS} {name} to {SHORTS}
       %at{part}.{row} = getelementptr i8, ptr %row{row}, i64 {part * LANES * 2}
       store {SHORTS} %short{part}.{row}, ptr %at{part}.{row}, align 2
             """
     yield "  ret void\n}"
-
-
-def _transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None, list[str]]:
-    """Yield the code that transposes 16 vectors of 16 lanes, and return their names: row r, lane l to row l, lane r.
-
-    Each round moves the top bit of the row's index below the lowest bit of the lane's; four rounds swap the indices.
-    """
-    for turn in range(4):
-        names = []
-        for row in range(LANES // 2):
-            for half, lanes in enumerate((BOTH[:LANES], BOTH[LANES:])):
-                names.append(f"%{prefix}.{turn}.{2 * row + half}")
-                yield _shuffle(names[-1], kind, rows[row], rows[row + LANES // 2], lanes)
-        rows = names
-    return rows
-
-
-def _shuffle(name: str, kind: str, first: str, second: str, lanes: Sequence[int]) -> str:
-    """Return the code of a vector with these lanes of two concatenated vectors."""
-    vector, chosen = f"<{LANES} x {kind}>", ", ".join(f"i32 {lane}" for lane in lanes)
-    return f"  {name} = shufflevector {vector} {first}, {vector} {second}, <{len(lanes)} x i32> <{chosen}>"
-
-
-def _repeat(limit: str, step: int, *then: str) -> str:
-    """Return the end of a function: repeat `next` while `at` is below a limit, then return."""
-    return f"""
-      %behind = add i64 %at, {step}
-      %more = icmp slt i64 %behind, %{limit}
-      br i1 %more, label %next, label %end
-    end:
-    {"".join(then)}
-      ret void
-    }}
-    """

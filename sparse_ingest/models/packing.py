@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparse_ingest.models.cpu_attention import attention_of
-from sparse_ingest.models.cpu_attention_text import BLOCK
+from sparse_ingest.models.cpu_attention_products import BLOCK
 from sparse_ingest.models.tokenizer import TokenIds
 
 # The name of the attention function in transformers' registry.

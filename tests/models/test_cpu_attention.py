@@ -16,7 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from sparse_ingest.models import cpu_attention
 from sparse_ingest.models import packing as packing_module
 from sparse_ingest.models.cpu_attention import WIDTHS, attention_of
-from sparse_ingest.models.cpu_attention_text import BLOCK, attention_text
+from sparse_ingest.models.cpu_attention_products import BLOCK
+from sparse_ingest.models.cpu_attention_text import attention_text
 from sparse_ingest.models.linear import has_amx, may_use_tiles
 from sparse_ingest.models.packing import Packing, packed_attention
 
