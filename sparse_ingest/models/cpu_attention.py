@@ -1,14 +1,14 @@
-"""Attention in bfloat16 for CPUs with AMX: one compiled call for all heads and documents of a batch.
+"""Attention for CPUs with AVX512 or AMX: one compiled call for all heads and documents of a batch.
 
-In: query, key and value of packed documents. Out: attention within each document. Products run on AMX tiles; the
-scores of 16 queries stay in the cache. A batch of documents of 128 tokens takes a quarter of the time of torch's
-attention, of 512 tokens half, of 2,000 tokens two thirds. Sliding windows use torch (packing.py).
+In: query, key and value of packed documents, in float32 or bfloat16. Out: attention within each document. The scores of
+16 queries stay in the cache. Sliding windows use torch (packing.py).
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -18,25 +18,29 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sparse_ingest.errors import first_line
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, REAL, compile_function
-from sparse_ingest.models.cpu_attention_products import BLOCK, KEYS
+from sparse_ingest.models.cpu_attention_products import BLOCK, FORMS, KEYS
 from sparse_ingest.models.cpu_attention_text import attention_text
 from sparse_ingest.models.heads.cpu_kernel_text import TILE_BYTES
-from sparse_ingest.models.linear import has_amx, may_use_tiles
+from sparse_ingest.models.linear import DTYPES, fastest_instructions
 from sparse_ingest.models.memory import is_out_of_memory
 
 WIDTHS = (32, 64)  # supported widths of a head: the sums of a block are at most four tiles
-CLOSE = 2e-2  # largest difference from torch's attention in the trial, relative to the largest value
+# Largest difference from torch's attention in the trial, relative to the largest value.
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 TRIAL = (16, 33, 64, 3, 47, 100, 17, 32)  # lengths of documents
+# Operations for each of torch's threads, which are more than one for a batch that is alone: about half a millisecond.
+LEAST_OF_THREAD = 1e8
 logger = logging.getLogger(__name__)
 
 
 class Attention:
-    """Attention within documents for heads of `width` values. Linux must have granted the tiles (`may_use_tiles`)."""
+    """Attention within documents for heads of `width` numbers. Linux must have granted the tiles (`may_use_tiles`)."""
 
-    def __init__(self, width: int) -> None:
-        self._width = width
-        kinds = (*[ADDRESS] * 4, *[NUMBER] * 4, REAL, *[ADDRESS] * 2)
-        self._attend = compile_function("\n".join(attention_text(width)), "attend", *kinds, feature="amx-bf16")
+    def __init__(self, width: int, dtype: torch.dtype, instructions: str) -> None:
+        self._width, self._bytes = width, dtype.itemsize
+        form = FORMS[DTYPES[dtype], instructions]
+        kinds = (*[ADDRESS] * 4, *[NUMBER] * 5, REAL, *[ADDRESS] * 2)
+        self._attend = compile_function("\n".join(attention_text(form, width)), "attend", *kinds, feature=form.feature)
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: npt.NDArray[np.int64],
@@ -49,26 +53,41 @@ class Attention:
         """
         if query.stride(2) != 1 or not query.stride() == key.stride() == value.stride():
             query, key, value = (tensor.contiguous() for tensor in (query, key, value))
-        keys = int((places[:, 1] - places[:, 0]).max()) + KEYS
-        # Bytes per key: its transposed value, and scores and weights of a block. Then sums, queries and denominators.
-        size = keys * (self._width * 2 + BLOCK * 6) + (self._width * 2 + 2) * TILE_BYTES
-        scratch = torch.empty(size, dtype=torch.uint8)
-        self._attend(
-            query.data_ptr(), key.data_ptr(), value.data_ptr(), places.ctypes.data, len(places), len(query),
-            query.stride(1) * 2, query.stride(0) * 2, scale * math.log2(math.e),
-            -(-scratch.data_ptr() // TILE_BYTES) * TILE_BYTES, output.data_ptr(),
-        )  # fmt: skip
+        lengths = places[:, 1] - places[:, 0]
+        keys = int(lengths.max()) + KEYS
+        # Bytes per key: it and its value, and scores and weights of a block. Then sums, queries and denominators.
+        row = self._width * self._bytes
+        size = keys * (2 * row + BLOCK * (4 + self._bytes)) + (self._width * 4 + row) * BLOCK + 2 * TILE_BYTES
+
+        def attend(heads: slice) -> None:
+            scratch = torch.empty(size, dtype=torch.uint8)
+            addresses = (tensor[heads].data_ptr() for tensor in (query, key, value))
+            self._attend(
+                *addresses, places.ctypes.data, len(places), heads.stop - heads.start, len(query) * row,
+                query.stride(1) * self._bytes, query.stride(0) * self._bytes, scale * math.log2(math.e),
+                -(-scratch.data_ptr() // TILE_BYTES) * TILE_BYTES, output[:, heads].data_ptr(),
+            )  # fmt: skip
+
+        operations = 4 * len(query) * self._width * int((lengths**2).sum())
+        parts = min(torch.get_num_threads(), len(query), int(operations / LEAST_OF_THREAD))
+        if parts <= 1:
+            attend(slice(0, len(query)))
+            return
+        borders = [len(query) * number // parts for number in range(parts + 1)]
+        with ThreadPoolExecutor(parts) as pool:
+            list(pool.map(attend, map(slice, borders, borders[1:])))
 
 
 @cache
-def attention_of(width: int) -> Attention | None:
-    """Return the attention for heads of this width; None if this CPU has no AMX, or its results are wrong."""
-    if width not in WIDTHS or not has_amx() or not may_use_tiles():
+def attention_of(width: int, dtype: torch.dtype) -> Attention | None:
+    """Return the attention for heads of this width; None if this CPU has none, or its results are wrong."""
+    instructions = instructions_for(dtype, width)
+    if instructions is None:
         return None
     try:
-        if attention := tried_attention(width):
+        if attention := tried_attention(width, dtype, instructions):
             return attention
-        reason = f"its results differ from torch's by more than {CLOSE:.0%}"
+        reason = f"its results differ from torch's by more than {CLOSE[dtype]}"
     except ImportError as error:
         logger.info("Attention is torch's, which is slower than the compiled one: %s.", first_line(error))
         return None
@@ -80,23 +99,29 @@ def attention_of(width: int) -> Attention | None:
     return None
 
 
-def tried_attention(width: int) -> Attention | None:
+def instructions_for(dtype: torch.dtype, width: int) -> str | None:
+    """Return the instructions of this CPU for the attention, or None if there is no attention for them."""
+    instructions = fastest_instructions(dtype)
+    return instructions if width in WIDTHS and (DTYPES.get(dtype), instructions) in FORMS else None
+
+
+def tried_attention(width: int, dtype: torch.dtype, instructions: str) -> Attention | None:
     """Compile the attention for heads of this width. Return None if its results differ from torch's.
 
     llvmlite may be missing, or raise any exception.
     """
-    attention = Attention(width)
+    attention = Attention(width, dtype, instructions)
     generator = torch.Generator().manual_seed(0)
     ends = np.cumsum(TRIAL)
     # As models give them: query, key and value side by side in each row.
-    rows = torch.randn(int(ends[-1]), 3, 2, width, generator=generator).mul_(2).to(torch.bfloat16)
+    rows = torch.randn(int(ends[-1]), 3, 2, width, generator=generator, dtype=torch.float32).mul_(2).to(dtype)
     query, key, value = rows.permute(1, 2, 0, 3)
-    output = torch.zeros(len(rows), 2, width, dtype=torch.bfloat16)
+    output = torch.zeros(len(rows), 2, width, dtype=dtype)
     places = np.stack([ends - TRIAL, ends], axis=1)
     attention(query, key, value, places, width**-0.5, output)
     for start, end in places.tolist():
         q, k, v = (tensor[:, start:end].float() for tensor in (query, key, value))
         expected = scaled_dot_product_attention(q, k, v).transpose(0, 1)
-        if not (output[start:end].float() - expected).abs().amax() <= CLOSE * expected.abs().amax():
+        if not (output[start:end].float() - expected).abs().amax() <= CLOSE[dtype] * expected.abs().amax():
             return None
     return attention

@@ -1,11 +1,11 @@
-"""Attention for AMX as LLVM IR; cpu_attention.py compiles it, and heads/cpu_kernel_text.py explains how to read it.
+"""Attention as LLVM IR; cpu_attention.py compiles it, and heads/cpu_kernel_text.py explains how to read it.
 
     output[query] = sum over the document's keys of weight[key] * value[key] / sum of the weights
     weight[key] = 2 ** (scale * (query . key - maximum of the document))
 
-Each vector holds one value for each of 16 queries: a score, maximum, weight or sum. In a tile, columns are queries, and
-rows are keys or dimensions of values. The last block of queries and the last tile of keys end with the document. One of
-fewer than 16 tokens is read with rows of the next ones; what is written to those is overwritten by their own attention.
+Each vector holds one value for each of 16 queries: a score, maximum, weight or sum. The last block of queries and the
+last 16 keys end with the document. One of fewer than 16 tokens is read with rows of the next ones; what is written to
+those is overwritten by their own attention.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from sparse_ingest.models.cpu_attention_products import (
     BOTH,
     FLOATS,
     KEYS,
-    SHORTS,
+    Form,
     repeat,
-    scores,
+    scores_text,
     shuffle,
-    sums,
-    transpose_values,
+    sums_text,
     transposed,
+    values_text,
 )
 from sparse_ingest.models.heads.cpu_kernel_text import LANES, SHARED, TILE_BYTES
 
-TERMS = 6  # of the Taylor series of 2**x for |x| <= 1/2: the error is below 3e-6
+# Of the Taylor series of 2**x for |x| <= 1/2, by the bytes of a number: the error is below 3e-6 and 1e-8.
+TERMS = {2: 6, 4: 8}
 
 
 def _float(number: float) -> str:
@@ -42,36 +43,44 @@ def _float(number: float) -> str:
 NOTHING = f"splat (float {_float(-(2.0**127))})"
 
 
-def attention_text(width: int) -> Iterator[str]:
+def attention_text(form: Form, width: int) -> Iterator[str]:
     """Yield a module with the function `attend` for heads of `width` numbers."""
+    products = {
+        f"{FLOATS} @llvm.fma.v16f32({FLOATS}, {FLOATS}, {FLOATS})",
+        f"{FLOATS} {form.multiply}({FLOATS}, {form.factors}, {form.factors})"
+        if form.multiply
+        else "void @llvm.x86.tdpbf16ps(i8, i8, i8)",
+    }
+    yield from (f"declare {product}" for product in sorted(products))
     yield f"""
-    declare void @llvm.x86.tdpbf16ps(i8, i8, i8)
     declare i64 @llvm.smin.i64(i64, i64)
     declare i64 @llvm.smax.i64(i64, i64)
     declare {FLOATS} @llvm.maxnum.v16f32({FLOATS}, {FLOATS})
-    declare {FLOATS} @llvm.fma.v16f32({FLOATS}, {FLOATS}, {FLOATS})
     declare {FLOATS} @llvm.roundeven.v16f32({FLOATS})
     declare {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({FLOATS}, {FLOATS}, {FLOATS}, i16, i32)
     {SHARED}
     """
-    yield _attend(width)
-    yield from transpose_values(width)
-    yield from scores(width)
-    yield from _weights()
-    yield from sums(width)
-    yield from _write(width)
+    yield _attend(form, width)
+    yield from values_text(form, width)
+    yield from scores_text(form, width)
+    yield from _weights(form)
+    yield from sums_text(form, width)
+    yield from _write(form, width)
 
 
-def _attend(width: int) -> str:
+def _attend(form: Form, width: int) -> str:
     """Return the loops over documents, heads and blocks of queries."""
+    row, key, copied = width * form.bytes, "%head_key", ""
+    if form.multiply:
+        key = "%rows"
+        copied = "call void @copy(ptr %head_key, i64 %row_bytes, i64 %length, i64 %keys, ptr %rows)"
     return f"""
-    define void @attend(ptr %query, ptr %key, ptr %value, ptr %places, i64 %documents, i64 %heads, i64 %row_bytes,
-                        i64 %head_bytes, float %scale, ptr %scratch, ptr %output) #0 {{
+    define void @attend(ptr %query, ptr %key, ptr %value, ptr %places, i64 %documents, i64 %heads, i64 %output_bytes,
+                        i64 %row_bytes, i64 %head_bytes, float %scale, ptr %scratch, ptr %output) #0 {{
     entry:
-      call void @llvm.x86.ldtilecfg(ptr @tiles)
-      %output_bytes = mul i64 %heads, {width * 2}
+      {"" if form.multiply else "call void @llvm.x86.ldtilecfg(ptr @tiles)"}
       %queries = getelementptr i8, ptr %scratch, i64 {TILE_BYTES}
-      %sums = getelementptr i8, ptr %queries, i64 {width * BLOCK * 2}
+      %sums = getelementptr i8, ptr %queries, i64 {row * BLOCK}
       %values = getelementptr i8, ptr %sums, i64 {width * BLOCK * 4}
       br label %document
     document:
@@ -84,10 +93,12 @@ def _attend(width: int) -> str:
       %length = sub i64 %end, %start
       %longer = add i64 %length, {KEYS - 1}
       %keys = and i64 %longer, {-KEYS}
-      %values_bytes = mul i64 %keys, {width * 2}
+      %values_bytes = mul i64 %keys, {row}
       %scores = getelementptr i8, ptr %values, i64 %values_bytes
       %scores_bytes = mul i64 %keys, {BLOCK * 4}
       %weights = getelementptr i8, ptr %scores, i64 %scores_bytes
+      %weights_bytes = mul i64 %keys, {BLOCK * form.bytes}
+      %rows = getelementptr i8, ptr %weights, i64 %weights_bytes
       %document_skip = mul i64 %start, %row_bytes
       %output_skip = mul i64 %start, %output_bytes
       %document_output = getelementptr i8, ptr %output, i64 %output_skip
@@ -101,16 +112,17 @@ def _attend(width: int) -> str:
       %head_query = getelementptr i8, ptr %query, i64 %head_skip
       %head_key = getelementptr i8, ptr %key, i64 %head_skip
       %head_value = getelementptr i8, ptr %value, i64 %head_skip
-      %head_output_skip = mul i64 %at_head, {width * 2}
+      %head_output_skip = mul i64 %at_head, {row}
       %head_output = getelementptr i8, ptr %document_output, i64 %head_output_skip
-      call void @transpose_values(ptr %head_value, i64 %row_bytes, i64 %length, i64 %keys, ptr %values)
+      call void @values(ptr %head_value, i64 %row_bytes, i64 %length, i64 %keys, ptr %values)
+      {copied}
       br label %block
     block:
       %wanted = phi i64 [ 0, %head ], [ %behind, %block ]
       %row = call i64 @llvm.smin.i64(i64 %wanted, i64 %last_block)
       %row_skip = mul i64 %row, %row_bytes
       %block_query = getelementptr i8, ptr %head_query, i64 %row_skip
-      call void @scores(ptr %block_query, i64 %row_bytes, ptr %head_key, i64 %last_block, ptr %scores, ptr %queries)
+      call void @scores(ptr %block_query, i64 %row_bytes, ptr {key}, i64 %last_block, ptr %scores, ptr %queries)
       call void @weights(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %weights, ptr %scratch)
       call void @sums(ptr %values, ptr %weights, i64 %keys, ptr %sums)
       %block_skip = mul i64 %row, %output_bytes
@@ -128,16 +140,16 @@ def _attend(width: int) -> str:
       %more = icmp ult i64 %next, %documents
       br i1 %more, label %document, label %done
     done:
-      call void @llvm.x86.tilerelease()
+      {"" if form.multiply else "call void @llvm.x86.tilerelease()"}
       ret void
     }}
     """
 
 
-def _weights() -> Iterator[str]:
+def _weights(form: Form) -> Iterator[str]:
     """Yield the function for the scores of a block: it writes `2 ** (scale * (score - maximum))` and 1 / their sum.
 
-    The weights of two adjacent keys are interleaved, as TDPBF16PS needs them.
+    Those of the keys of a group are interleaved.
     """
     yield f"""
     define internal void @weights(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %weights, ptr %inverse) #0 {{
@@ -160,17 +172,19 @@ def _weights() -> Iterator[str]:
       %place{key} = getelementptr {FLOATS}, ptr %scores, i64 %key{key}
       %own{key} = load {FLOATS}, ptr %place{key}, align 64
         """
-        yield from _power(str(key), f"%own{key}")
-        yield f"""
-      %added{key} = fadd {FLOATS} %sum{key}, %weight{key}
-      %short{key} = fptrunc {FLOATS} %weight{key} to {SHORTS}
-        """
-    yield f"""
-      {shuffle("%both", "bfloat", "%short0", "%short1", BOTH)}
-      %bytes = mul i64 %at, {BLOCK * 2}
-      %written = getelementptr i8, ptr %weights, i64 %bytes
-      store <{KEYS} x bfloat> %both, ptr %written, align 64
-    """
+        yield from _power(str(key), f"%own{key}", TERMS[form.bytes])
+        yield f"  %added{key} = fadd {FLOATS} %sum{key}, %weight{key}"
+    yield f"  %bytes = mul i64 %at, {BLOCK * form.bytes}"
+    yield "  %written0 = getelementptr i8, ptr %weights, i64 %bytes"
+    if form.numbers == len(("%weight0", "%weight1")):
+        for key in (0, 1):
+            yield f"  %short{key} = fptrunc {FLOATS} %weight{key} to {form.short}"
+        yield shuffle("%both", form.kind, "%short0", "%short1", BOTH)
+        yield f"  store {form.factors} %both, ptr %written0, align 64"
+    else:
+        yield f"  %written1 = getelementptr i8, ptr %written0, i64 {TILE_BYTES}"
+        for key in (0, 1):
+            yield f"  store {FLOATS} %weight{key}, ptr %written{key}, align 64"
     inverse = f"""
       %sum = fadd {FLOATS} %added0, %added1
       %divided = fdiv {FLOATS} splat (float 1.0), %sum
@@ -215,9 +229,9 @@ def _maximum() -> Iterator[str]:
     """
 
 
-def _power(name: str, score: str) -> Iterator[str]:
+def _power(name: str, score: str, terms: int) -> Iterator[str]:
     """Yield the code of `%weight<name>`: a series for the fraction of the exponent, times a power of two."""
-    factors = [f"splat (float {_float(math.log(2) ** term / math.factorial(term))})" for term in range(TERMS)]
+    factors = [f"splat (float {_float(math.log(2) ** term / math.factorial(term))})" for term in range(terms)]
     yield f"""
       %below{name} = fsub {FLOATS} {score}, %top
       %exponent{name} = fmul {FLOATS} %below{name}, %scales
@@ -234,7 +248,7 @@ def _power(name: str, score: str) -> Iterator[str]:
     yield f"  %weight{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
 
 
-def _write(width: int) -> Iterator[str]:
+def _write(form: Form, width: int) -> Iterator[str]:
     """Yield the function that divides the sums of a block by those of the weights, and writes one row per query."""
     yield f"""
     define internal void @write(ptr %sums, ptr %inverse, ptr %output, i64 %row_bytes) #0 {{
@@ -252,9 +266,9 @@ def _write(width: int) -> Iterator[str]:
             """
         own = [f"%own{part * LANES + lane}" for lane in range(LANES)]
         for row, name in enumerate((yield from transposed(f"t{part}", "float", own))):
-            yield f"""
-      %short{part}.{row} = fptrunc {FLOATS} {name} to {SHORTS}
-      %at{part}.{row} = getelementptr i8, ptr %row{row}, i64 {part * LANES * 2}
-      store {SHORTS} %short{part}.{row}, ptr %at{part}.{row}, align 2
-            """
+            if form.short != FLOATS:
+                yield f"  %short{part}.{row} = fptrunc {FLOATS} {name} to {form.short}"
+                name = f"%short{part}.{row}"
+            yield f"  %at{part}.{row} = getelementptr i8, ptr %row{row}, i64 {part * LANES * form.bytes}"
+            yield f"  store {form.short} {name}, ptr %at{part}.{row}, align {form.bytes}"
     yield "  ret void\n}"

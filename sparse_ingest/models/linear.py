@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,9 @@ FULL_RATE = "AuthenticAMD"
 WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10")
 WITH_VNNI = ("CORE_VNNI", *WITH_BFLOAT16)
 WITH_AVX512 = ("AVX512", "AVX10")
+
+# What the compiled kernels multiply, with its name there.
+DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 # Linux's numbers for a request to use the tiles of AMX.
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
@@ -114,6 +118,18 @@ def has_fast_linear(dtype: torch.dtype) -> bool:
     except Exception as error:  # missing, another signature, not for this CPU: torch raises a different type for each
         logger.debug("The linear layers of oneDNN are not used: %s.", first_line(error))
         return False
+
+
+def fastest_instructions(dtype: torch.dtype) -> str | None:
+    """Return the instructions of this CPU that compiled kernels multiply a dtype with: amx, avx512, avx2 or None."""
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return None
+    if dtype == torch.float32:
+        return "avx512" if has_avx512() else "avx2" if has_avx2() else None
+    has_instructions = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}.get(dtype)
+    if has_instructions is None:
+        return None
+    return "amx" if has_amx() and may_use_tiles() else "avx512" if has_instructions() else None
 
 
 def has_amx() -> bool:

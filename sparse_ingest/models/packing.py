@@ -2,7 +2,7 @@
 
 In: lengths and token ids of a batch. Out: rows and positions of the tokens, and an attention function for transformers
 in which a token sees its own document only. On a GPU in half precision all documents are one call of torch's flash
-attention, on a CPU with AMX in bfloat16 one of cpu_attention.py; otherwise each run of documents of one length is one
+attention, on a CPU with AVX512 or AMX one of cpu_attention.py; otherwise each run of documents of one length is one
 call of the usual attention. Models with attention of their own are padded (body.py).
 """
 
@@ -222,10 +222,10 @@ def _attend_compiled(
     rows, width = query.shape[2:]
     scale = width**-0.5 if scaling is None else scaling
     # The function gets addresses, and cannot check shapes.
-    alike = all(other.shape == query.shape and other.dtype == torch.bfloat16 for other in (query, key, value))
+    alike = all(other.shape == query.shape and other.dtype == query.dtype for other in (key, value))
     if not alike or query.device.type != "cpu" or scale <= 0 or sum(packing.lengths) > rows:
         return packing.runs
-    compiled = attention_of(width)
+    compiled = attention_of(width, query.dtype)
     if compiled is None:
         return packing.runs
     places, left = packing.split(reach, rows)

@@ -47,10 +47,10 @@ def _torch() -> Iterator[Check]:
 def _cpu() -> Iterator[Check]:
     import torch
 
-    from sparse_ingest.models.cpu_attention import tried_attention
+    from sparse_ingest.models import cpu_attention
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
-    from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni, may_use_tiles
+    from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
     from sparse_ingest.models.precision import faster_dtypes
 
     has = {"AMX": has_amx(), "AVX512 BF16": has_avx512_bfloat16(), "AVX512 VNNI": has_vnni()}
@@ -63,12 +63,13 @@ def _cpu() -> Iterator[Check]:
         yield _kernel(f"{name} kernel", instructions_for(dtype, 128), works)
     if kind := instructions_for(torch.float32, 128):  # None where the plain one is as fast
         yield _kernel("float32 kernel", kind, partial(fast_head_works, torch.device("cpu"), torch.float32))
-    if has["AMX"]:
-        kind = "amx" if may_use_tiles() else None
-        yield _kernel("attention kernel", kind, lambda: tried_attention(64) is not None)
+    width = cpu_attention.WIDTHS[-1]
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        if kind := cpu_attention.instructions_for(dtype, width):
+            yield _kernel(f"{name} attention", kind, partial(cpu_attention.tried_attention, width, dtype, kind))
 
 
-def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Check:
+def _kernel(name: str, kind: str | None, works: Callable[[], object]) -> Check:
     """Try a compiled kernel for instructions of the CPU, or for a GPU."""
     slower = "the plain one is used, which is slower"
     if kind is None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.emulated_cpu import compile_emulated
 
+from sparse_ingest.models import linear
 from sparse_ingest.models.heads import cpu_kernel, cpu_kernel_text, selection
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.selection import build_head
@@ -289,10 +290,10 @@ def test_an_llvm_that_is_too_old_is_not_used_and_noted(parts, monkeypatch, caplo
 def test_the_best_instructions_for_a_dtype_are_chosen(monkeypatch, amx, tiles, dtype, width, expected) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
-    monkeypatch.setattr(cpu_kernel, "has_amx", lambda: amx)
-    monkeypatch.setattr(cpu_kernel, "may_use_tiles", lambda: tiles)
+    monkeypatch.setattr(linear, "has_amx", lambda: amx)
+    monkeypatch.setattr(linear, "may_use_tiles", lambda: tiles)
     for name in ("has_vnni", "has_avx2", "has_avx512", "has_avx512_bfloat16"):
-        monkeypatch.setattr(cpu_kernel, name, lambda: True)
+        monkeypatch.setattr(linear, name, lambda: True)
     assert instructions_for(dtype, width) == expected
 
 

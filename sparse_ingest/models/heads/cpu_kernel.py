@@ -6,8 +6,8 @@ In: packed hidden states as 8-bit integers, bfloat16 or float32. Out: weights be
 
 from __future__ import annotations
 
+import math
 import os
-import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,16 +16,14 @@ from torch.nn.functional import pad
 
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function
 from sparse_ingest.models.heads.cpu_kernel_text import FORMS, TILE_BYTES, kernel_text
-from sparse_ingest.models.linear import has_amx, has_avx2, has_avx512, has_avx512_bfloat16, has_vnni, may_use_tiles
+from sparse_ingest.models.linear import DTYPES, fastest_instructions
 from sparse_ingest.models.packing import Packing
 
-DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float32"}
-# With wider rows of bfloat16 a panel does not fit the cache that two threads of an AMX core share, and torch's product
-# is faster (speed relative to torch in a prototype: 0.9 at 768 wide, 1.2 at 256, 1.9 at 128).
-AMX_BFLOAT16_BYTES = 1024
-# The same for float32, where torch's product of wide rows is as fast. AVX512: 1.6 at 128 wide, 1.2 at 256, 1.0 at 512;
-# AVX2: 1.05 at 768 wide, 0.95 at 1024.
-FLOAT32_BYTES = {"avx512": 1536, "avx2": 3072}
+# Bytes of a row up to which a kernel is faster than torch's product, by dtype and instructions; others always are. With
+# wider rows of bfloat16 a panel does not fit the cache that two threads of an AMX core share (speed relative to torch
+# in a prototype: 0.9 at 768 wide, 1.2 at 256, 1.9 at 128). float32 with AVX512: 1.6 at 128 wide, 1.2 at 256, 1.0 at
+# 512; with AVX2: 1.05 at 768 wide, 0.95 at 1024.
+MOST_BYTES = {("bfloat16", "amx"): 1024, ("float32", "avx512"): 1536, ("float32", "avx2"): 3072}
 # Documents are computed in groups whose rows of float32 fit half of the second-level cache, as each panel is multiplied
 # with all rows of a group. Encoding is 5% faster with AVX512 at 256 wide, and as fast at 128. Other dtypes have shorter
 # rows.
@@ -119,17 +117,9 @@ class Kernel:
 
 def instructions_for(dtype: torch.dtype, width: int) -> str | None:
     """Return the instructions of this CPU for the fastest kernel of a dtype, or None if no kernel is faster."""
-    if platform.machine() != "x86_64" or platform.system() != "Linux":
-        return None
-    if dtype == torch.float32:
-        best = "avx512" if has_avx512() else "avx2"
-        is_fast = has_avx2() and width * dtype.itemsize <= FLOAT32_BYTES[best]
-        return best if is_fast else None
-    if dtype in DTYPES and has_amx() and may_use_tiles():
-        too_wide = dtype == torch.bfloat16 and width * dtype.itemsize > AMX_BFLOAT16_BYTES
-        return None if too_wide else "amx"
-    has_instructions = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}.get(dtype)
-    return "avx512" if has_instructions and has_instructions() else None
+    instructions = fastest_instructions(dtype)
+    most = MOST_BYTES.get((DTYPES.get(dtype, ""), instructions or ""), math.inf)
+    return instructions if width * dtype.itemsize <= most else None
 
 
 def _second_cache() -> int:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sparse_ingest.errors import UsageError, first_line
+from sparse_ingest.models import cpu_attention
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.tiles import Head, Int8Head, TiledHead
-from sparse_ingest.models.linear import has_amx
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing
 
@@ -71,8 +71,8 @@ def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = Fa
 
 def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool:
     """Return whether a model of this width would be faster on this CPU if llvmlite were installed."""
-    in_body = dtype == torch.bfloat16 and has_amx()  # attention
-    usable = in_body or instructions_for(torch.int8 if int8 else dtype, width) is not None
+    in_body = cpu_attention.instructions_for(dtype, cpu_attention.WIDTHS[0])
+    usable = in_body is not None or instructions_for(torch.int8 if int8 else dtype, width) is not None
     return device.type == "cpu" and usable and find_spec("llvmlite") is None
 
 
