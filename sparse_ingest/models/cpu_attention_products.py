@@ -14,6 +14,7 @@ from sparse_ingest.models.heads.cpu_kernel_text import GROUP_BYTES, LANES, TILE_
 
 BLOCK = LANES  # queries per block
 KEYS = 2 * LANES  # the number of keys is rounded up to this: a row of a tile has 32 values of bfloat16
+AT_ONCE = 4  # groups that are multiplied in one round of a loop
 FLOATS, NUMBERS = f"<{LANES} x float>", f"<{LANES} x i32>"
 # Interleaves the lanes of two vectors.
 BOTH = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
@@ -148,34 +149,51 @@ def scores_text(form: Form, width: int) -> Iterator[str]:
     yield """
     define internal void @scores(ptr %query0, i64 %row_bytes, ptr %key, i64 %last, ptr %scores, ptr %queries) #0 {
     entry:
+      br label %query
     """
-    steps = range(width * form.bytes // TILE_BYTES)
-    for row in range(BLOCK):
-        for step in steps:
-            yield f"  %part{step}.{row} = getelementptr i8, ptr %query{row}, i64 {step * TILE_BYTES}"
-            yield f"  %own{step}.{row} = load {NUMBERS}, ptr %part{step}.{row}, align {form.bytes}"
-        yield f"  %query{row + 1} = getelementptr i8, ptr %query{row}, i64 %row_bytes"
-    for step in steps:
-        names = yield from transposed(f"t{step}", "i32", [f"%own{step}.{row}" for row in range(BLOCK)])
+    steps = width * form.bytes // TILE_BYTES
+    yield from _transposed_queries(form, steps)
+    for step in () if form.multiply else range(steps):
         yield f"  %queries{step} = getelementptr i8, ptr %queries, i64 {step * LANES * TILE_BYTES}"
-        for row, name in enumerate(names):
-            yield f"  %transposed{step}.{row} = getelementptr i8, ptr %queries{step}, i64 {row * TILE_BYTES}"
-            yield f"  store {NUMBERS} {name}, ptr %transposed{step}.{row}, align 64"
-        if not form.multiply:
-            yield f"  call void @llvm.x86.tileloadd64(i8 {4 + step}, ptr %queries{step}, i64 {TILE_BYTES})"
+        yield f"  call void @llvm.x86.tileloadd64(i8 {4 + step}, ptr %queries{step}, i64 {TILE_BYTES})"
     yield f"""
       %length = add i64 %last, {LANES}
       br label %next
     next:
-      %at = phi i64 [ 0, %entry ], [ %behind, %{"stored" if form.multiply else "next"} ]
+      %at = phi i64 [ 0, %transposed ], [ %behind, %{"stored" if form.multiply else "next"} ]
       %row = call i64 @llvm.smin.i64(i64 %at, i64 %last)
       %skip = mul i64 %row, {width * form.bytes if form.multiply else "%row_bytes"}
       %key0 = getelementptr i8, ptr %key, i64 %skip
       %score_skip = mul i64 %row, {TILE_BYTES}
       %score = getelementptr i8, ptr %scores, i64 %score_skip
     """
-    yield from _vector_scores(form, width) if form.multiply else _tile_scores(len(steps))
+    yield from _vector_scores(form, width) if form.multiply else _tile_scores(steps)
     yield repeat("length", LANES)
+
+
+def _transposed_queries(form: Form, steps: int) -> Iterator[str]:
+    """Yield the loop that writes a block of queries, `[width in groups][queries][4 bytes]`, 64 bytes of each a time."""
+    yield f"""
+    query:
+      %query_step = phi i64 [ 0, %entry ], [ %next_query_step, %query ]
+      %query_inside = mul i64 %query_step, {TILE_BYTES}
+      %part0 = getelementptr i8, ptr %query0, i64 %query_inside
+    """
+    for row in range(BLOCK):
+        yield f"  %own{row} = load {NUMBERS}, ptr %part{row}, align {form.bytes}"
+        yield f"  %part{row + 1} = getelementptr i8, ptr %part{row}, i64 %row_bytes"
+    names = yield from transposed("t", "i32", [f"%own{row}" for row in range(BLOCK)])
+    yield f"  %written_skip = mul i64 %query_step, {LANES * TILE_BYTES}"
+    yield "  %written = getelementptr i8, ptr %queries, i64 %written_skip"
+    for row, name in enumerate(names):
+        yield f"  %written{row} = getelementptr i8, ptr %written, i64 {row * TILE_BYTES}"
+        yield f"  store {NUMBERS} {name}, ptr %written{row}, align 64"
+    yield f"""
+      %next_query_step = add i64 %query_step, 1
+      %more_queries = icmp ult i64 %next_query_step, {steps}
+      br i1 %more_queries, label %query, label %transposed
+    transposed:
+    """
 
 
 def _tile_scores(steps: int) -> Iterator[str]:
@@ -191,18 +209,18 @@ def _tile_scores(steps: int) -> Iterator[str]:
 
 
 def _vector_scores(form: Form, width: int) -> Iterator[str]:
-    """Yield the code that multiplies 16 keys with the queries, 64 bytes of each in a step."""
+    """Yield the code that multiplies 16 keys with the queries, `AT_ONCE` groups of each in a step."""
     yield "  br label %step\nstep:"
     yield "  %number = phi i64 [ 0, %next ], [ %next_number, %step ]"
     for row in range(LANES):
-        yield f"  %sum{row}.0 = phi {FLOATS} [ zeroinitializer, %next ], [ %sum{row}.{LANES}, %step ]"
+        yield f"  %sum{row}.0 = phi {FLOATS} [ zeroinitializer, %next ], [ %sum{row}.{AT_ONCE}, %step ]"
     yield f"""
-      %inside = mul i64 %number, {TILE_BYTES}
-      %query_skip = mul i64 %number, {LANES * TILE_BYTES}
+      %inside = mul i64 %number, {AT_ONCE * GROUP_BYTES}
+      %query_skip = mul i64 %number, {AT_ONCE * TILE_BYTES}
       %step_queries = getelementptr i8, ptr %queries, i64 %query_skip
       %step_keys = getelementptr i8, ptr %key0, i64 %inside
     """
-    for group in range(LANES):
+    for group in range(AT_ONCE):
         yield f"""
       %at_query{group} = getelementptr i8, ptr %step_queries, i64 {group * TILE_BYTES}
       %of_queries{group} = load {form.factors}, ptr %at_query{group}, align 64
@@ -213,13 +231,13 @@ def _vector_scores(form: Form, width: int) -> Iterator[str]:
             yield _add_product(form, row, group, f"%at_key{row}.{group}", f"%of_queries{group}")
     yield f"""
       %next_number = add i64 %number, 1
-      %more_steps = icmp ult i64 %next_number, {width * form.bytes // TILE_BYTES}
+      %more_steps = icmp ult i64 %next_number, {width * form.bytes // (AT_ONCE * GROUP_BYTES)}
       br i1 %more_steps, label %step, label %stored
     stored:
     """
     for row in range(LANES):
         yield f"  %at_score{row} = getelementptr i8, ptr %score, i64 {row * TILE_BYTES}"
-        yield f"  store {FLOATS} %sum{row}.{LANES}, ptr %at_score{row}, align 64"
+        yield f"  store {FLOATS} %sum{row}.{AT_ONCE}, ptr %at_score{row}, align 64"
 
 
 def _add_product(form: Form, row: int, turn: int, place: str, factors: str) -> str:

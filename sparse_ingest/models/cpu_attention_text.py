@@ -252,23 +252,27 @@ def _write(form: Form, width: int) -> Iterator[str]:
     """Yield the function that divides the sums of a block by those of the weights, and writes one row per query."""
     yield f"""
     define internal void @write(ptr %sums, ptr %inverse, ptr %output, i64 %row_bytes) #0 {{
+    entry:
       %divided = load {FLOATS}, ptr %inverse, align 64
+      br label %next
+    next: ; 16 dimensions
+      %at = phi i64 [ 0, %entry ], [ %behind, %next ]
+      %sums_skip = mul i64 %at, {TILE_BYTES}
+      %part = getelementptr i8, ptr %sums, i64 %sums_skip
+      %skip = mul i64 %at, {form.bytes}
+      %row0 = getelementptr i8, ptr %output, i64 %skip
     """
-    for row in range(BLOCK):
-        yield f"  %skip{row} = mul i64 %row_bytes, {row}"
-        yield f"  %row{row} = getelementptr i8, ptr %output, i64 %skip{row}"
-    for part in range(width // LANES):
-        for number in range(part * LANES, part * LANES + LANES):
-            yield f"""
-      %place{number} = getelementptr i8, ptr %sums, i64 {number * TILE_BYTES}
+    for number in range(LANES):
+        yield f"""
+      %place{number} = getelementptr i8, ptr %part, i64 {number * TILE_BYTES}
       %sum{number} = load {FLOATS}, ptr %place{number}, align 64
       %own{number} = fmul {FLOATS} %sum{number}, %divided
-            """
-        own = [f"%own{part * LANES + lane}" for lane in range(LANES)]
-        for row, name in enumerate((yield from transposed(f"t{part}", "float", own))):
-            if form.short != FLOATS:
-                yield f"  %short{part}.{row} = fptrunc {FLOATS} {name} to {form.short}"
-                name = f"%short{part}.{row}"
-            yield f"  %at{part}.{row} = getelementptr i8, ptr %row{row}, i64 {part * LANES * form.bytes}"
-            yield f"  store {form.short} {name}, ptr %at{part}.{row}, align {form.bytes}"
-    yield "  ret void\n}"
+        """
+    for row, name in enumerate((yield from transposed("t", "float", [f"%own{lane}" for lane in range(LANES)]))):
+        if form.short != FLOATS:
+            yield f"  %short{row} = fptrunc {FLOATS} {name} to {form.short}"
+            name = f"%short{row}"
+        yield f"  store {form.short} {name}, ptr %row{row}, align {form.bytes}"
+        yield f"  %row{row + 1} = getelementptr i8, ptr %row{row}, i64 %row_bytes"
+    yield f"  %width = add i64 0, {width}"
+    yield repeat("width", LANES)
