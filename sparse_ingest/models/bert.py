@@ -25,7 +25,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
 from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.models.body import CLOSE
-from sparse_ingest.models.linear import gelu_of, product_of, sum_of
+from sparse_ingest.models.linear import feed_forward_of, gelu_of, product_of, sum_of
 from sparse_ingest.models.masked_lms import read_slices
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing, ordinal_positions, packed_attention, positions_behind
@@ -109,8 +109,7 @@ class _Layer(NamedTuple):
     projections: Callable[[Tensor], Tensor]  # query, key and value
     output: Callable[[Tensor, Tensor], Tensor]
     attention_norm: _Norm
-    up: Callable[[Tensor], Tensor]
-    down: Callable[[Tensor, Tensor], Tensor]
+    feed_forward: Callable[[Tensor], Tensor]  # with the sum of its input
     norm: _Norm
 
 
@@ -118,10 +117,12 @@ class _Unlike(Exception):
     """The checkpoint is not computed here."""
 
 
-def packed_bert(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> PackedBert | None:
+def packed_bert(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, int8: bool = False
+) -> PackedBert | None:
     """Build the body of a checkpoint, or return None if it has to be built by transformers."""
     try:
-        found = PackedBert(checkpoint, device=device, dtype=dtype)
+        found = PackedBert(checkpoint, device=device, dtype=dtype, int8=int8)
         sample = [np.arange(length, dtype=np.int32) % found.ids for length in (16, 5, 5, 3)]
         with torch.inference_mode():
             states = found.hidden(sample, 0)[0].to("cpu", torch.float32)
@@ -140,11 +141,14 @@ def packed_bert(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dt
 
 
 class PackedBert:
-    """A model of `ARCHITECTURES` on one device in one dtype; as `Body`, but always packed."""
+    """A model of `ARCHITECTURES` on one device in one dtype; as `Body`, but always packed.
+
+    `int8`: the linear layers compute in 8-bit integers.
+    """
 
     packs = True
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, int8: bool = False) -> None:
         side = checkpoint.document
         config = read_config(side.folder)
         names = ARCHITECTURES.get(str(config.get("model_type")))
@@ -155,7 +159,7 @@ class PackedBert:
         options = {**PLAIN_OPTIONS, **sizes, names.activation: (None, "gelu")}
         if unusual := [key for key, plain in options.items() if config.get(key) not in plain]:
             raise _Unlike(f"its config has {unusual[0]}")
-        self.device, self._dtype = device, dtype
+        self.device, self._dtype, self._int8 = device, dtype, int8
         width, layers, self._heads, self._inner = (int(config[size]) for size in names.sizes)
         self._eps = float(config.get("layer_norm_eps", EPS)) if names is not DISTILBERT else EPS
         found = _Tensors(side.folder)
@@ -191,7 +195,7 @@ class PackedBert:
         rows = self._norm(embedding(packing.ids, self._words) + embedding(places, self._places))
         for layer in self._layers:
             rows = layer.attention_norm(layer.output(self._attend(layer.projections(rows), packing), rows))
-            rows = layer.norm(layer.down(layer.up(rows), rows))
+            rows = layer.norm(layer.feed_forward(rows))
         return packing.without_padding(self._head_norm(self._head(rows))), packing
 
     def _attend(self, projected: Tensor, packing: Packing) -> Tensor:
@@ -207,11 +211,10 @@ class PackedBert:
             raise _Unlike("its layers have another size than its config")
         after_attention, after = (self._norm_of(found, f"{at}.{name}") for name in names.norms)
         return _Layer(
-            product_of(*self._linear(found, *projections)),
-            sum_of(*self._linear(found, output)),
+            product_of(*self._linear(found, *projections), int8=self._int8),
+            sum_of(*self._linear(found, output), int8=self._int8),
             after_attention,
-            gelu_of(product_of(*up)),
-            sum_of(*down),
+            feed_forward_of(up, down, int8=self._int8),
             after,
         )
 

@@ -41,7 +41,8 @@ class Body:
 
     `projection` is the weight and bias of a masked LM's vocabulary projection, None for a model that has none.
     `outputs` is the number of token ids that the model has a projection, or embeddings, for; `ids` the number of those
-    with embeddings; `hidden_size` is the width of hidden states.
+    with embeddings; `hidden_size` is the width of hidden states. With
+    `int8` linear layers compute in 8-bit integers.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Body:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        int8: bool = False,
         attention: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -88,7 +90,7 @@ class Body:
             module, _, buffer = name.rpartition(".")
             setattr(self._model.get_submodule(module), buffer, frequencies.to(device))
         if device.type == "cpu":
-            pack_linear_layers(self._model)
+            pack_linear_layers(self._model, int8=int8)
         elif self._positions and not self._agrees(documents, expected):
             self._pad(f"on {device} its hidden states would differ")
 

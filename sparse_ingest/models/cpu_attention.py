@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -23,13 +22,12 @@ from sparse_ingest.models.cpu_attention_text import attention_text
 from sparse_ingest.models.heads.cpu_kernel_text import TILE_BYTES
 from sparse_ingest.models.linear import DTYPES, fastest_instructions
 from sparse_ingest.models.memory import is_out_of_memory
+from sparse_ingest.models.threads import on_threads
 
 WIDTHS = (32, 64)  # supported widths of a head: the sums of a block are at most four tiles
 # Largest difference from torch's attention in the trial, relative to the largest value.
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 TRIAL = (16, 33, 64, 3, 47, 100, 17, 32)  # lengths of documents
-# Operations for each of torch's threads, which are more than one for a batch that is alone: about half a millisecond.
-LEAST_OF_THREAD = 1e8
 logger = logging.getLogger(__name__)
 
 
@@ -68,14 +66,7 @@ class Attention:
                 -(-scratch.data_ptr() // TILE_BYTES) * TILE_BYTES, output[:, heads].data_ptr(),
             )  # fmt: skip
 
-        operations = 4 * len(query) * self._width * int((lengths**2).sum())
-        parts = min(torch.get_num_threads(), len(query), int(operations / LEAST_OF_THREAD))
-        if parts <= 1:
-            attend(slice(0, len(query)))
-            return
-        borders = [len(query) * number // parts for number in range(parts + 1)]
-        with ThreadPoolExecutor(parts) as pool:
-            list(pool.map(attend, map(slice, borders, borders[1:])))
+        on_threads(attend, len(query), operations=4 * len(query) * self._width * int((lengths**2).sum()))
 
 
 @cache

@@ -7,17 +7,15 @@ queries, a group of a key or of a dimension of values is spread to all lanes.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sparse_ingest.models.heads.cpu_kernel_text import GROUP_BYTES, LANES, TILE_BYTES
+from sparse_ingest.models.vector_text import BOTH, FLOATS, NUMBERS, repeat, shuffle, transposed
 
 BLOCK = LANES  # queries per block
 KEYS = 2 * LANES  # the number of keys is rounded up to this: a row of a tile has 32 values of bfloat16
 AT_ONCE = 4  # groups that are multiplied in one round of a loop
-FLOATS, NUMBERS = f"<{LANES} x float>", f"<{LANES} x i32>"
-# Interleaves the lanes of two vectors.
-BOTH = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
 
 
 @dataclass(frozen=True)
@@ -341,37 +339,3 @@ def _tile_sums(width: int) -> Iterator[str]:
         for part in parts
     )
     yield repeat("keys", KEYS, *stores)
-
-
-def transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None, list[str]]:
-    """Yield the code that transposes 16 vectors of 16 lanes, and return their names: row r, lane l to row l, lane r.
-
-    Each round moves the top bit of the row's index below the lowest bit of the lane's; four rounds swap the indices.
-    """
-    for turn in range(4):
-        names = []
-        for row in range(LANES // 2):
-            for half, lanes in enumerate((BOTH[:LANES], BOTH[LANES:])):
-                names.append(f"%{prefix}.{turn}.{2 * row + half}")
-                yield shuffle(names[-1], kind, rows[row], rows[row + LANES // 2], lanes)
-        rows = names
-    return rows
-
-
-def shuffle(name: str, kind: str, first: str, second: str, lanes: Sequence[int]) -> str:
-    """Return the code of a vector with these lanes of two concatenated vectors."""
-    vector, chosen = f"<{LANES} x {kind}>", ", ".join(f"i32 {lane}" for lane in lanes)
-    return f"  {name} = shufflevector {vector} {first}, {vector} {second}, <{len(lanes)} x i32> <{chosen}>"
-
-
-def repeat(limit: str, step: int, *then: str) -> str:
-    """Return the end of a function: repeat `next` while `at` is below a limit, then return."""
-    return f"""
-      %behind = add i64 %at, {step}
-      %more = icmp slt i64 %behind, %{limit}
-      br i1 %more, label %next, label %end
-    end:
-    {"".join(then)}
-      ret void
-    }}
-    """

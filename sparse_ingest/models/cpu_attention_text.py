@@ -10,54 +10,36 @@ those is overwritten by their own attention.
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Iterator
 
-from sparse_ingest.models.cpu_attention_products import (
-    BLOCK,
+from sparse_ingest.models.cpu_attention_products import BLOCK, KEYS, Form, scores_text, sums_text, values_text
+from sparse_ingest.models.heads.cpu_kernel_text import LANES, SHARED, TILE_BYTES
+from sparse_ingest.models.vector_text import (
     BOTH,
     FLOATS,
-    KEYS,
-    Form,
+    FUNCTIONS,
+    constant,
+    power_of_two,
     repeat,
-    scores_text,
     shuffle,
-    sums_text,
     transposed,
-    values_text,
 )
-from sparse_ingest.models.heads.cpu_kernel_text import LANES, SHARED, TILE_BYTES
-
-# Of the Taylor series of 2**x for |x| <= 1/2, by the bytes of a number: the error is below 3e-6 and 1e-8.
-TERMS = {2: 6, 4: 8}
-
-
-def _float(number: float) -> str:
-    """Return a float32 as a constant of LLVM."""
-    (rounded,) = struct.unpack("f", struct.pack("f", number))
-    return f"0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X}"
-
 
 # The score of a key behind the document: its weight is zero, and its difference from the maximum is finite.
-NOTHING = f"splat (float {_float(-(2.0**127))})"
+NOTHING = constant(-(2.0**127))
 
 
 def attention_text(form: Form, width: int) -> Iterator[str]:
     """Yield a module with the function `attend` for heads of `width` numbers."""
-    products = {
-        f"{FLOATS} @llvm.fma.v16f32({FLOATS}, {FLOATS}, {FLOATS})",
-        f"{FLOATS} {form.multiply}({FLOATS}, {form.factors}, {form.factors})"
-        if form.multiply
-        else "void @llvm.x86.tdpbf16ps(i8, i8, i8)",
-    }
-    yield from (f"declare {product}" for product in sorted(products))
+    product = f"declare {FLOATS} {form.multiply}({FLOATS}, {form.factors}, {form.factors})"
+    if not form.multiply:
+        product = "declare void @llvm.x86.tdpbf16ps(i8, i8, i8)"
     yield f"""
     declare i64 @llvm.smin.i64(i64, i64)
     declare i64 @llvm.smax.i64(i64, i64)
     declare {FLOATS} @llvm.maxnum.v16f32({FLOATS}, {FLOATS})
-    declare {FLOATS} @llvm.roundeven.v16f32({FLOATS})
-    declare {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({FLOATS}, {FLOATS}, {FLOATS}, i16, i32)
+    {product if form.kind != "float" else "; its product is one of these functions"}
+    {FUNCTIONS}
     {SHARED}
     """
     yield _attend(form, width)
@@ -172,7 +154,9 @@ def _weights(form: Form) -> Iterator[str]:
       %place{key} = getelementptr {FLOATS}, ptr %scores, i64 %key{key}
       %own{key} = load {FLOATS}, ptr %place{key}, align 64
         """
-        yield from _power(str(key), f"%own{key}", TERMS[form.bytes])
+        yield f"  %below{key} = fsub {FLOATS} %own{key}, %top"
+        yield f"  %exponent{key} = fmul {FLOATS} %below{key}, %scales"
+        yield from power_of_two(f"weight{key}", f"%exponent{key}", form.bytes)
         yield f"  %added{key} = fadd {FLOATS} %sum{key}, %weight{key}"
     yield f"  %bytes = mul i64 %at, {BLOCK * form.bytes}"
     yield "  %written0 = getelementptr i8, ptr %weights, i64 %bytes"
@@ -227,25 +211,6 @@ def _maximum() -> Iterator[str]:
       %top23 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher2, {FLOATS} %higher3)
       %top = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top01, {FLOATS} %top23)
     """
-
-
-def _power(name: str, score: str, terms: int) -> Iterator[str]:
-    """Yield the code of `%weight<name>`: a series for the fraction of the exponent, times a power of two."""
-    factors = [f"splat (float {_float(math.log(2) ** term / math.factorial(term))})" for term in range(terms)]
-    yield f"""
-      %below{name} = fsub {FLOATS} {score}, %top
-      %exponent{name} = fmul {FLOATS} %below{name}, %scales
-      %whole{name} = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} %exponent{name})
-      %x{name} = fsub {FLOATS} %exponent{name}, %whole{name}
-    """
-    series = factors.pop()
-    while factors:
-        result = f"%series{name}.{len(factors)}"
-        given = ", ".join(f"{FLOATS} {one}" for one in (series, f"%x{name}", factors.pop()))
-        yield f"  {result} = call {FLOATS} @llvm.fma.v16f32({given})"
-        series = result
-    given = f"{FLOATS} {series}, {FLOATS} %whole{name}, {FLOATS} zeroinitializer, i16 -1, i32 4"  # all lanes, rounded
-    yield f"  %weight{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
 
 
 def _write(form: Form, width: int) -> Iterator[str]:

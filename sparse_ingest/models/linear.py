@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from sparse_ingest.errors import first_line
+from sparse_ingest.models.int8_linear import feed_forward, int8_linear
 
 # oneDNN caches a product, and torch its working memory, for every number of rows. packing.py keeps these few: about 16,
 # for 7 products and GELUs of a BERT, which the second cache holds. The default of 1,024 takes gigabytes where documents
@@ -44,21 +45,32 @@ SYS_ARCH_PRCTL = 158
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 Sum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Parts = tuple[torch.Tensor, torch.Tensor]  # the weight and the bias of a linear layer
 logger = logging.getLogger(__name__)
 
 
-def pack_linear_layers(model: torch.nn.Module) -> None:
+def pack_linear_layers(model: torch.nn.Module, *, int8: bool = False) -> None:
     """Replace the product of every linear layer of a model on the CPU, and free the original weights."""
     for module in model.modules():
         # Subclasses, or a forward that was set from outside, may compute something else.
-        if type(module) is torch.nn.Linear and "forward" not in vars(module) and has_fast_linear(module.weight.dtype):
+        if type(module) is not torch.nn.Linear or "forward" in vars(module):
+            continue
+        if int8 or has_fast_linear(module.weight.dtype):
             bias = None if module.bias is None else module.bias.detach()
-            module.__dict__["forward"] = product_of(module.weight.detach(), bias)
+            product = product_of(module.weight.detach(), bias, int8=int8)
+            module.__dict__["forward"] = _of_rows(product) if int8 else product
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
 
 
-def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
-    """Return the function from rows to `rows @ weight.T + bias`."""
+def _of_rows(product: Product) -> Product:
+    """Return a product of rows as one of tensors with any number of dimensions."""
+    return lambda given: product(given.reshape(-1, given.shape[-1])).view(*given.shape[:-1], -1)
+
+
+def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None, *, int8: bool = False) -> Product:
+    """Return the function from rows to `rows @ weight.T + bias`; `int8`: in 8-bit integers."""
+    if int8:
+        return int8_linear(weight, bias)
     if _is_fast(weight):
         return _onednn_product(weight, bias)
     return lambda rows: torch.nn.functional.linear(rows, weight, bias)
@@ -73,11 +85,21 @@ def gelu_of(product: Product) -> Product:
     return lambda rows: torch.ops.aten.gelu_(product(rows))
 
 
-def sum_of(weight: torch.Tensor, bias: torch.Tensor) -> Sum:
-    """Return the function from rows and others to `rows @ weight.T + bias + others`."""
+def sum_of(weight: torch.Tensor, bias: torch.Tensor, *, int8: bool = False) -> Sum:
+    """Return the function from rows and others to `rows @ weight.T + bias + others`; `int8`: in 8-bit integers."""
+    if int8:
+        return int8_linear(weight, bias)
     if _is_fast(weight):
         return _onednn_sum(weight, bias)
     return lambda rows, others: torch.nn.functional.linear(rows, weight, bias) + others
+
+
+def feed_forward_of(up: Parts, down: Parts, *, int8: bool = False) -> Product:
+    """Return the function from rows to `down(gelu(up(rows))) + rows` of the weights and biases of two layers."""
+    if int8:
+        return feed_forward(int8_linear(*up), int8_linear(*down))
+    raised, lowered = gelu_of(product_of(*up)), sum_of(*down)
+    return lambda rows: lowered(raised(rows), rows)
 
 
 def _onednn_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:

@@ -26,6 +26,7 @@ from sparse_ingest.models import forked
 from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
+from sparse_ingest.models.heads.selection import refuse_int8
 from sparse_ingest.models.heads.tiles import logarithm
 from sparse_ingest.models.heads.without_projection import LexicalHead
 from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
@@ -33,10 +34,10 @@ from sparse_ingest.models.outputs import AnyBody, build_output
 from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
 from sparse_ingest.pipeline import ModelSettings, Pruning
 
-# The dtype of the body; with the int8 ones the head computes in integers.
+# The dtype of the body; with the int8 ones the head computes in integers, with the last one linear layers too.
 DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-    "int8": torch.float32, "int8-bfloat16": torch.bfloat16,
+    "int8": torch.float32, "int8-bfloat16": torch.bfloat16, "int8-int8": torch.float32,
 }  # fmt: skip
 NO_RULES = Pruning()
 CPU_TOKENS = 2048  # of a batch: larger batches do not fit into the cache
@@ -103,10 +104,14 @@ class VectorMaker:
         self._dtype = str(in_body).removeprefix("torch.")
         self._activation = settings.activation or "relu"
         self._name = checkpoint.name
+        if dtype.startswith("int8"):
+            refuse_int8(device)
         with _on(device):
-            self.body: AnyBody = packed_bert(checkpoint, device=device, dtype=in_body) or Body(
-                checkpoint, device=device, dtype=in_body, attention=settings.attention, trust_remote_code=trusted
-            )
+            in_integers = dtype == "int8-int8"
+            self.body: AnyBody = packed_bert(checkpoint, device=device, dtype=in_body, int8=in_integers) or Body(
+                checkpoint, device=device, dtype=in_body, int8=in_integers, attention=settings.attention,
+                trust_remote_code=trusted,
+            )  # fmt: skip
             output = build_output(
                 checkpoint.document, self.body, tokenizer, device=device, dtype=in_body, int8=dtype.startswith("int8")
             )

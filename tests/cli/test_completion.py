@@ -54,7 +54,7 @@ def printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("sparse-ingest search --run s3://bucket/", ["dir,s3://bucket/"]),
         ("sparse-ingest encode --pipeline splade-", ["plain,splade-distilbert-mrl", "plain,splade-mini"]),
         ("sparse-ingest encode --pipeline my.to", ["file,my.to"]),
-        ("sparse-ingest encode --dtype int8", ["plain,int8", "plain,int8-bfloat16"]),
+        ("sparse-ingest encode --dtype int8", ["plain,int8", "plain,int8-bfloat16", "plain,int8-int8"]),
         ("sparse-ingest pipe", ["plain,pipelines"]),
         ("sparse-ingest help index cr", ["plain,create"]),
         ("sparse-ingest load --drop", ["plain,--drop-old"]),

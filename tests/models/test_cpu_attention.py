@@ -13,7 +13,7 @@ import torch
 from support import checkpoints
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparse_ingest.models import cpu_attention
+from sparse_ingest.models import cpu_attention, threads
 from sparse_ingest.models import packing as packing_module
 from sparse_ingest.models.cpu_attention import WIDTHS, attention_of, instructions_for
 from sparse_ingest.models.cpu_attention_products import BLOCK, FORMS
@@ -252,7 +252,7 @@ def test_threads_share_the_heads_of_a_batch_that_is_alone(dtype: torch.dtype, mo
     lengths = (120, 33)
     query, key, value = tensors(5, 64, lengths, dtype)
     alone, _ = packed_attention(None, query, key, value, None, packing=Packing(lengths, CPU))
-    monkeypatch.setattr(cpu_attention, "LEAST_OF_THREAD", 1.0)
+    monkeypatch.setattr(threads, "LEAST_OF_THREAD", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     shared, _ = packed_attention(None, query, key, value, None, packing=Packing(lengths, CPU))
     assert torch.equal(alone, shared)

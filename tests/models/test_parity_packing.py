@@ -54,7 +54,7 @@ def test_each_text_of_a_mixed_batch_gets_the_same_weights_as_alone(architecture:
             np.testing.assert_allclose(found, alone[place], atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8-bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8-bfloat16", "int8-int8"])
 def test_the_rest_of_a_batch_changes_weights_by_one_index_step_at_most(dtype: str) -> None:
     """The contract of half precision, on prose and trained weights: 99% of the terms above 0.05.
 

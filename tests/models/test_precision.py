@@ -142,13 +142,15 @@ def test_a_gpu_tries_bfloat16_and_float16() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bfloat16", "vnni", "expected"),
-    [(True, True, ("int8-bfloat16", "bfloat16", "int8")), (True, False, ("bfloat16",)), (False, True, ("int8",)),
-     (False, False, ())],
+    ("bfloat16", "vnni", "amx", "expected"),
+    [(True, True, True, ("int8-bfloat16", "bfloat16", "int8")), (True, False, False, ("bfloat16",)),
+     (True, True, False, ("int8-int8", "int8-bfloat16", "bfloat16", "int8")),
+     (False, True, False, ("int8-int8", "int8")), (False, False, False, ())],
 )  # fmt: skip
 def test_dtypes_tried_on_a_cpu_depend_on_its_instructions(
-    monkeypatch: pytest.MonkeyPatch, bfloat16, vnni, expected
+    monkeypatch: pytest.MonkeyPatch, bfloat16, vnni, amx, expected
 ) -> None:
+    monkeypatch.setattr(precision, "has_amx", lambda: amx)
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: bfloat16)
     monkeypatch.setattr(precision, "has_vnni", lambda: vnni)
     assert faster_dtypes("cpu") == expected

@@ -60,7 +60,7 @@ needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")
 
 
 @pytest.mark.parametrize(
-    "dtype", ["bfloat16", *(pytest.param(dtype, marks=needs_vnni) for dtype in ("int8", "int8-bfloat16"))]
+    "dtype", ["bfloat16", *(pytest.param(dtype, marks=needs_vnni) for dtype in ("int8", "int8-bfloat16", "int8-int8"))]
 )
 def test_ndcg_is_within_0_002_of_float32(dtype: str, documents, queries, expected: float) -> None:
     assert expected > 0.45
@@ -70,11 +70,13 @@ def test_ndcg_is_within_0_002_of_float32(dtype: str, documents, queries, expecte
 
 
 @needs_vnni
-@pytest.mark.parametrize(("fast_bfloat16", "dtype"), [(False, "int8"), (True, "int8-bfloat16")])
+@pytest.mark.parametrize(
+    ("faster", "dtype"), [(("int8",), "int8"), (("int8-bfloat16",), "int8-bfloat16"), (("int8-int8",), "int8-int8")]
+)
 def test_auto_accepts_int8_on_this_corpus(
-    fast_bfloat16: bool, dtype: str, documents, monkeypatch: pytest.MonkeyPatch
+    faster: tuple[str], dtype: str, documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparse_ingest.models.precision.has_fast_bfloat16", lambda: fast_bfloat16)
+    monkeypatch.setattr("sparse_ingest.models.precision.faster_dtypes", lambda *_, **__: faster)
     texts = [text for _, text in documents[:SAMPLE]]
     choice = choose_dtype(lambda dtype: build_encoder(PACKAGED, dtype=dtype, max_length=256), "cpu", texts)
     print(choice)

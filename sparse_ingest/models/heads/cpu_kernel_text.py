@@ -156,7 +156,14 @@ def _next_step(row_bytes: int, *, groups: int) -> str:
 
 
 def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
-    """Yield the body for vectors: a group of each row fills one, which is multiplied with that group of the columns."""
+    """Yield the body for vectors."""
+    yield from vector_products(form, rows, row_bytes)
+    for half in HALVES:
+        yield from _largest_of(form, half, [f"%added{row}.{half}" for row in range(rows)])
+
+
+def vector_products(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
+    """Yield `%added<row>.<half>` for a block: a group of a row fills a vector, which is multiplied with the columns."""
     sums, numbers, align = form.sums, f"<{form.lanes} x i32>", form.lanes * GROUP_BYTES
     yield """
     entry:
@@ -189,8 +196,6 @@ def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
             given = (f"{sums} %sum{row}.{half}", f"{form.factors} %left{row}", f"{form.factors} %right{half}")
             yield f"  %added{row}.{half} = call {sums} {form.multiply}({form.arguments.format(*given)})"
     yield _next_step(row_bytes, groups=1)
-    for half in HALVES:
-        yield from _largest_of(form, half, [f"%added{row}.{half}" for row in range(rows)])
 
 
 def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:

@@ -16,6 +16,7 @@ from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.models import cpu_attention
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.tiles import Head, Int8Head, TiledHead
+from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing
 
@@ -32,11 +33,6 @@ logger = logging.getLogger(__name__)
 
 def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool = False) -> Head:
     """Return the fastest head of a device that computes the right weights."""
-    if int8 and device.type != "cpu":
-        raise UsageError(
-            f"int8 needs a CPU, but the device is {device}. Continue an int8 run with --device cpu, or encode into a "
-            "new folder with --dtype auto, float16 or bfloat16."
-        )
     tried = slice(None, None, max(1, len(bias) // TRIED) if device.type == "cpu" else 1)
     try:
         works = _works(weight[tried], bias[tried], device=device, dtype=dtype, int8=int8)
@@ -56,6 +52,20 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
             "The compiled head is not used on %s: %s. Continuing with the plain one, which is slower.", device, reason
         )
     return _plain_head(weight, bias, device=device, dtype=dtype, int8=int8)
+
+
+def refuse_int8(device: torch.device) -> None:
+    """Raise `UsageError` if a device does not multiply 8-bit integers fast."""
+    if device.type != "cpu":
+        raise UsageError(
+            f"int8 needs a CPU, but the device is {device}. Continue an int8 run with --device cpu, or encode into a "
+            "new folder with --dtype auto, float16 or bfloat16."
+        )
+    if not has_vnni():
+        raise UsageError(
+            "int8 needs AVX512 VNNI, which this CPU lacks or ONEDNN_MAX_CPU_ISA forbids. Continue an int8 run on a "
+            "CPU that has it, or encode into a new folder with --dtype auto or float32."
+        )
 
 
 def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> bool | None:

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from sparse_ingest.errors import UsageError
 from sparse_ingest.models.heads.cpu_kernel import Kernel
-from sparse_ingest.models.linear import has_vnni, product_of
+from sparse_ingest.models.linear import product_of
 from sparse_ingest.models.packing import LengthRun, Packing, row_padding
 
 # Columns of a tile. On the CPU a tile of logits (2,048 rows x 256 x 4 bytes) stays in the cache; a GPU is faster with
@@ -81,11 +80,6 @@ class Int8Head:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, instructions: str | None = None) -> None:
-        if not has_vnni():
-            raise UsageError(
-                "int8 needs AVX512 VNNI, which this CPU lacks or ONEDNN_MAX_CPU_ISA forbids. Continue an int8 run on a "
-                "CPU that has it, or encode into a new folder with --dtype auto or float32."
-            )
         weight = weight.to(torch.float32)
         self._scales, self._bias = _scale(weight.abs().amax(1)), bias.to(torch.float32)
         rounded = (weight / self._scales.unsqueeze(1)).round_().to(torch.int8)

@@ -1,0 +1,22 @@
+"""Work of compiled functions on torch's threads, which are more than one for a batch that is alone (vectors.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+# Operations for each thread, a fraction of a millisecond: starting a thread takes a tenth of one.
+LEAST_OF_THREAD = 2e8
+
+
+def on_threads(work: Callable[[slice], object], count: int, *, operations: float) -> None:
+    """Call a function with adjacent slices of `count` parts, one for each thread that is worth its start."""
+    threads = min(torch.get_num_threads(), count, int(operations / LEAST_OF_THREAD))
+    if threads <= 1:
+        work(slice(0, count))
+        return
+    borders = [count * number // threads for number in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, map(slice, borders, borders[1:])))

@@ -1,0 +1,86 @@
+"""Parts of LLVM IR that compiled functions share: vectors of 16 numbers, in which AVX512 computes."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Generator, Iterator, Sequence
+
+from sparse_ingest.models.heads.cpu_kernel_text import LANES
+
+FLOATS, NUMBERS = f"<{LANES} x float>", f"<{LANES} x i32>"
+# Interleaves the lanes of two vectors.
+BOTH = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
+# Of the Taylor series of 2**x for |x| <= 1/2, by the bytes of a number: the error is below 3e-6 and 1e-8.
+TERMS = {2: 6, 4: 8}
+# What `power_of_two` and `polynomial` call.
+FUNCTIONS = f"""
+    declare {FLOATS} @llvm.fma.v16f32({FLOATS}, {FLOATS}, {FLOATS})
+    declare {FLOATS} @llvm.roundeven.v16f32({FLOATS})
+    declare {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({FLOATS}, {FLOATS}, {FLOATS}, i16, i32)
+"""
+
+
+def constant(number: float) -> str:
+    """Return a vector of one float32 in every lane."""
+    (rounded,) = struct.unpack("f", struct.pack("f", number))
+    return f"splat (float 0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X})"
+
+
+def polynomial(name: str, x: str, factors: Sequence[float]) -> Iterator[str]:
+    """Yield the code of `%<name>`: the first factor, plus the second times x, plus the third times x ** 2, ..."""
+    series = constant(factors[-1])
+    for power in range(len(factors) - 2, -1, -1):
+        given = ", ".join(f"{FLOATS} {one}" for one in (series, x, constant(factors[power])))
+        series = f"%{name}.{power}" if power else f"%{name}"
+        yield f"  {series} = call {FLOATS} @llvm.fma.v16f32({given})"
+
+
+def power_of_two(name: str, exponent: str, size: int) -> Iterator[str]:
+    """Yield the code of `%<name>`: a series for the fraction of the exponent, times a power of two.
+
+    `size`: the bytes of a number to which it will be rounded.
+    """
+    yield f"""
+      %{name}.whole = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} {exponent})
+      %{name}.fraction = fsub {FLOATS} {exponent}, %{name}.whole
+    """
+    factors = [math.log(2) ** term / math.factorial(term) for term in range(TERMS[size])]
+    yield from polynomial(f"{name}.series", f"%{name}.fraction", factors)
+    # In all lanes, rounded as usual.
+    given = f"{FLOATS} %{name}.series, {FLOATS} %{name}.whole, {FLOATS} zeroinitializer, i16 -1, i32 4"
+    yield f"  %{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
+
+
+def transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None, list[str]]:
+    """Yield the code that transposes 16 vectors of 16 lanes, and return their names: row r, lane l to row l, lane r.
+
+    Each round moves the top bit of the row's index below the lowest bit of the lane's; four rounds swap the indices.
+    """
+    for turn in range(4):
+        names = []
+        for row in range(LANES // 2):
+            for half, lanes in enumerate((BOTH[:LANES], BOTH[LANES:])):
+                names.append(f"%{prefix}.{turn}.{2 * row + half}")
+                yield shuffle(names[-1], kind, rows[row], rows[row + LANES // 2], lanes)
+        rows = names
+    return rows
+
+
+def shuffle(name: str, kind: str, first: str, second: str, lanes: Sequence[int]) -> str:
+    """Return the code of a vector with these lanes of two concatenated vectors."""
+    vector, chosen = f"<{LANES} x {kind}>", ", ".join(f"i32 {lane}" for lane in lanes)
+    return f"  {name} = shufflevector {vector} {first}, {vector} {second}, <{len(lanes)} x i32> <{chosen}>"
+
+
+def repeat(limit: str, step: int, *then: str) -> str:
+    """Return the end of a function: repeat `next` while `at` is below a limit, then return."""
+    return f"""
+      %behind = add i64 %at, {step}
+      %more = icmp slt i64 %behind, %{limit}
+      br i1 %more, label %next, label %end
+    end:
+    {"".join(then)}
+      ret void
+    }}
+    """

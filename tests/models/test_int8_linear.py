@@ -1,0 +1,168 @@
+"""Linear layers in 8-bit integers: their numbers, with compiled functions and with torch, and models that use them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.checkpoints import build_encoder, make_masked_lm
+
+from sparse_ingest.models import int8_linear as module
+from sparse_ingest.models import threads
+from sparse_ingest.models.int8_linear import Int8Linear, feed_forward, functions_of, int8_linear
+from sparse_ingest.models.linear import has_vnni, pack_linear_layers
+
+pytest.importorskip("llvmlite.binding")
+pytestmark = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")
+COUNTS = (1, 3, 4, 5, 11, 12, 13, 15, 16, 17, 23, 24, 28, 29, 100)
+
+
+@pytest.fixture(autouse=True)
+def _compiled() -> Iterator[None]:
+    """Make sure that the compiled functions are tested, not torch, which replaces wrong ones."""
+    assert functions_of(64)
+    yield
+    functions_of.cache_clear()
+
+
+def layer(columns: int, width: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a weight and a bias; a column of the weight is zero, another one large."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(columns, width, generator=generator) * 0.05
+    weight[3], weight[5] = 0, weight[5] * 100
+    return weight, torch.randn(columns, generator=generator)
+
+
+def rows_of(count: int, width: int) -> torch.Tensor:
+    rows = torch.randn(count, width, generator=torch.Generator().manual_seed(count))
+    rows[0] *= 1000
+    rows[-1] = 0
+    return rows
+
+
+@pytest.mark.parametrize(("columns", "width"), [(64, 64), (96, 192), (32, 768), (512, 128)])
+def test_compiled_functions_return_the_bits_of_torch(columns: int, width: int) -> None:
+    weight, bias = layer(columns, width)
+    for given in (bias, None):
+        fast, plain = int8_linear(weight, given), Int8Linear(weight, given, None)
+        for count in COUNTS:
+            rows, others = rows_of(count, width), torch.randn(count, columns)
+            assert torch.equal(fast(rows), plain(rows))
+            around = torch.full((count + 2, columns), 7.0)
+            assert torch.equal(fast(rows, others, out=around[1:-1]), plain(rows, others))
+            assert (around[0] == 7).all() and (around[-1] == 7).all()
+
+
+@pytest.mark.parametrize(("columns", "width"), [(64, 128), (50, 60)])  # the second one is for torch alone
+def test_products_are_those_of_rounded_numbers(columns: int, width: int) -> None:
+    weight, bias = layer(columns, width)
+    rows = rows_of(40, width)
+    exact = rows.double() @ weight.double().T + bias
+    # Half a step of each factor, times the other factor.
+    steps = rows.abs().amax(1, keepdim=True).double() / 127, weight.abs().amax(1).double() / 127
+    most = (
+        steps[0] * weight.abs().sum(1) + steps[1] * rows.abs().sum(1, keepdim=True) + width * steps[0] * steps[1]
+    ) / 2
+    far = (int8_linear(weight, bias)(rows) - exact).abs()
+    assert (far <= most + 1e-4 * exact.abs().amax()).all()
+    assert far.mean() > 1e-4  # they are rounded
+    assert torch.equal(int8_linear(weight, bias)(rows)[-1], bias)
+
+
+def test_a_row_is_the_same_in_every_batch() -> None:
+    weight, bias = layer(64, 128)
+    computed, rows = int8_linear(weight, bias), rows_of(100, 128)
+    together = computed(rows)
+    for start, end in ((0, 1), (1, 13), (20, 37), (99, 100)):
+        assert torch.equal(together[start:end], computed(rows[start:end]))
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_not_finite_stay_so_in_their_row(number: float) -> None:
+    weight, bias = layer(64, 128)
+    up, down = int8_linear(*layer(192, 64)), int8_linear(*layer(64, 192))
+    rows = torch.randn(30, 128)
+    rows[7, 77] = number
+    for computed in (int8_linear(weight, bias), Int8Linear(weight, bias, None)):
+        finite = computed(rows).isfinite()
+        assert not finite[7].any() and finite[:7].all() and finite[8:].all()
+    finite = feed_forward(up, down)(rows[:, 64:].contiguous()).isfinite().all(1)
+    assert finite.tolist() == [place != 7 for place in range(30)]
+
+
+def test_the_compiled_gelu_is_as_close_as_that_of_torch() -> None:
+    functions = functions_of(512)
+    assert functions
+    given = torch.cat([torch.linspace(-14, 14, 512).repeat(2, 1), torch.randn(20, 512) * 3])
+    found, integers, scales = given.clone(), torch.empty(given.shape, dtype=torch.uint8), torch.empty(len(given))
+    functions.gelu_and_quantize(found.data_ptr(), len(given), integers.data_ptr(), scales.data_ptr())
+    exact, of_torch = (torch.nn.functional.gelu(each) for each in (given.double(), given))
+    assert (found - exact).abs().amax() <= max(1e-6, float((of_torch - exact).abs().amax()))
+    torch.testing.assert_close((integers.double() - 128) * scales.unsqueeze(1), exact, rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize("between", [1, 1 << 12, 1 << 30])
+def test_feed_forward_layers_are_computed_some_rows_at_a_time(between: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BETWEEN_BYTES", between)
+    up, down, rows = layer(256, 64), layer(64, 256, seed=1), rows_of(77, 64)
+    fast = feed_forward(int8_linear(*up), int8_linear(*down))(rows)
+    plain = feed_forward(Int8Linear(*up, None), Int8Linear(*down, None))(rows)
+    # GELU differs in the last bits, which rarely moves a number to the next integer.
+    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().amax()))
+
+
+def test_threads_share_the_columns_of_a_batch_that_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias = layer(160, 128)
+    computed, rows, others = int8_linear(weight, bias), rows_of(50, 128), torch.randn(50, 160)
+    alone = computed(rows, others)
+    monkeypatch.setattr(threads, "LEAST_OF_THREAD", 1.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(computed(rows, others), alone)
+
+
+@pytest.mark.parametrize("failure", ["wrong numbers", "no llvmlite", "broken llvmlite"])
+def test_torch_is_used_if_the_functions_fail(
+    failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compile_function(*_, **__):
+        if failure == "no llvmlite":
+            raise ImportError("No module named 'llvmlite'")
+        if failure == "broken llvmlite":
+            raise OSError("Could not find/load shared object file")
+        return lambda *_: None
+
+    weight, bias = layer(64, 64)
+    rows = rows_of(20, 64)
+    expected = int8_linear(weight, bias)(rows)
+    functions_of.cache_clear()
+    monkeypatch.setattr(module, "compile_function", compile_function)
+    with caplog.at_level(logging.INFO):
+        found = int8_linear(weight, bias)(rows)
+    assert functions_of(64) is None and torch.equal(found, expected)
+    assert "torch's, which" in caplog.text
+
+
+def test_linear_layers_of_a_module_keep_their_shapes() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 32, bias=False))
+    given = torch.randn(2, 5, 64)
+    with torch.inference_mode():
+        expected = model(given)
+        pack_linear_layers(model, int8=True)
+        found = model(given)
+    assert found.shape == expected.shape == (2, 5, 32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().amax()))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "gte", "modernbert"])
+def test_models_give_nearly_the_weights_of_float32(architecture: str, tmp_path: Path) -> None:
+    model = make_masked_lm(tmp_path, architecture)
+    texts = ["river stone lamp water " * 8, "water of the river", "lamp", "the stone"]
+    expected, head_only, found = (
+        build_encoder(model, dtype=dtype).encode(texts).vectors for dtype in ("float32", "int8", "int8-int8")
+    )
+    assert abs(found.weights.sum() / expected.weights.sum() - 1) < 0.05
+    assert not np.array_equal(found.weights, head_only.weights)
