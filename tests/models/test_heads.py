@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoints import PACKAGED, build_encoder
 
-from sparse_ingest.errors import UsageError
-from sparse_ingest.models.heads.selection import build_head, passes, refuse_int8
+from sparse_ingest.models.heads.selection import build_head, passes
 from sparse_ingest.models.heads.tiles import STEPS, Int8Head, TiledHead
 from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.packing import Packing
@@ -78,16 +76,6 @@ def test_hidden_states_of_zero_give_the_bias() -> None:
     _, weight, bias = random_inputs((1,), 64, 700)
     found = Int8Head(weight, bias)(torch.zeros(5, 64), Packing((2, 3), CPU))
     torch.testing.assert_close(found, bias.relu().expand(2, -1))
-
-
-def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert not has_vnni()
-    for dtype in ("int8", "int8-bfloat16", "int8-int8"):
-        with pytest.raises(UsageError, match="AVX512 VNNI, .* Continue an int8 run on a CPU"):
-            build_encoder(PACKAGED, dtype=dtype)
-    with pytest.raises(UsageError, match="int8 needs a CPU, but the device is cuda:0"):
-        refuse_int8(torch.device("cuda:0"))
 
 
 # Lengths, width, vocabulary. In the fourth and fifth case several programs share documents; the last case is too wide

@@ -63,10 +63,8 @@ def test_products_are_those_of_rounded_numbers(columns: int, width: int) -> None
     rows = rows_of(40, width)
     exact = rows.double() @ weight.double().T + bias
     # Half a step of each factor, times the other factor.
-    steps = rows.abs().amax(1, keepdim=True).double() / 127, weight.abs().amax(1).double() / 127
-    most = (
-        steps[0] * weight.abs().sum(1) + steps[1] * rows.abs().sum(1, keepdim=True) + width * steps[0] * steps[1]
-    ) / 2
+    step, of_column = rows.abs().amax(1, keepdim=True).double() / 127, weight.abs().amax(1).double() / 127
+    most = (step * weight.abs().sum(1) + of_column * rows.abs().sum(1, keepdim=True) + width * step * of_column) / 2
     far = (int8_linear(weight, bias)(rows) - exact).abs()
     assert (far <= most + 1e-4 * exact.abs().amax()).all()
     assert far.mean() > 1e-4  # they are rounded

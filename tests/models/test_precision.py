@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoints import TEXTS, build_encoder, make_masked_lm
+from support.checkpoints import PACKAGED, TEXTS, build_encoder, make_masked_lm
 
+from sparse_ingest.errors import UsageError
 from sparse_ingest.models import linear, precision
 from sparse_ingest.models.documents import Encoded
+from sparse_ingest.models.heads.selection import refuse_int8
 from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, vendor
 from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
@@ -171,6 +173,15 @@ def test_bfloat16_is_fast_with_amx_and_on_amd(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(linear, "vendor", lambda: cpu_vendor)
     assert has_fast_bfloat16() == fast
+
+
+def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    for dtype in ("int8", "int8-bfloat16", "int8-int8"):
+        with pytest.raises(UsageError, match="AVX512 VNNI, .* Continue an int8 run on a CPU"):
+            build_encoder(PACKAGED, dtype=dtype)
+    with pytest.raises(UsageError, match="int8 needs a CPU, but the device is cuda:0"):
+        refuse_int8(torch.device("cuda:0"))
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="not a Linux")
