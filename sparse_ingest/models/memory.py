@@ -16,7 +16,8 @@ T = TypeVar("T")
 # In messages of torch's CPU allocator, of oneDNN, of the system, and of cuBLAS and cuDNN; for GPU memory torch
 # has an exception class.
 SIGNS = (
-    "can't allocate memory", "cannot allocate memory", "out of memory", "could not create a memory", "alloc_failed",
+    "can't allocate memory", "cannot allocate memory", "out of memory", "could not create a memory",
+    "could not create a primitive", "alloc_failed",
 )  # fmt: skip
 
 

@@ -149,10 +149,10 @@ def test_missing_rights_are_reported(lacking, asks, index, state, words, opensea
 @pytest.mark.parametrize(
     ("settings", "state", "words"),
     [
-        ({"watermark.low": "0.0001%", "watermark.high": "99.99%"}, "problem", "above the low watermark (0.0001%)"),
+        ({"watermark.low": "0%", "watermark.high": "99.99%"}, "problem", "above the low watermark (0%)"),
         ({"watermark.flood_stage": "9000tb"}, "problem", "above the flood_stage watermark (9000tb)"),
         ({"watermark.low": "99.99%", "watermark.high": "1b"}, "ok", "watermarks: low 99.99%, high 1b"),
-        ({"watermark.low": "0.0001%", "threshold_enabled": "false"}, "ok", "the watermarks are off"),
+        ({"watermark.low": "0%", "threshold_enabled": "false"}, "ok", "the watermarks are off"),
     ],
 )
 def test_disks_are_compared_with_the_watermarks(settings, state: str, words: str, opensearch_url: str) -> None:

@@ -171,7 +171,7 @@ def _encode_within_a_limit(model: Path, answers: Any) -> None:
     encoder = build_encoder(model, batch_tokens=1 << 22)
     encoder.encode(MANY[:10])
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (192 << 20), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), resource.RLIM_INFINITY))
     lowered = 0
     while True:
         try:
