@@ -10,7 +10,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,7 +29,7 @@ MAX_LINE = 1 << 26  # bytes; a text takes 24 times as much memory
 PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
 _BLOCK_BYTES = 1 << 18
-_ZSTD_BYTES = 1 << 14
+_STEP_BYTES = 1 << 14  # small: Arrow returns nothing of the first damaged step
 # UnicodeDecodeError: in the column names of an Arrow table.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, UnicodeDecodeError)
 
@@ -158,13 +158,11 @@ class ContentStream:
         self.stored = file.open()
         self.content = cast(io.BufferedReader, self.stored)
         if self.packed:
-            # BufferedReader finds lines in C.
+            read_into: Callable[[memoryview], int] = gzip.GzipFile(fileobj=self.stored).readinto1
             if file.name.lower().endswith(".zst"):
-                # Small blocks: Arrow returns nothing of the first damaged one.
-                zstd = pa.CompressedInputStream(pa.PythonFile(self.stored, mode="r"), "zstd")
-                self.content = io.BufferedReader(zstd, _ZSTD_BYTES)
-            else:
-                self.content = io.BufferedReader(cast(io.RawIOBase, _GzipBlocks(fileobj=self.stored)), _BLOCK_BYTES)
+                read_into = pa.CompressedInputStream(pa.PythonFile(self.stored, mode="r"), "zstd").readinto
+            # BufferedReader finds lines in C.
+            self.content = io.BufferedReader(_Blocks(read_into), _BLOCK_BYTES)
 
     def skip(self, offset: int) -> None:
         """Skip to a byte of the content; compressed content is read up to there."""
@@ -199,11 +197,27 @@ def suffix_of(name: str) -> str:
     return (path.with_suffix("") if is_packed(path.name) else path).suffix
 
 
-class _GzipBlocks(gzip.GzipFile):
-    """Returns each block as it is decompressed, so that all lines before a damage are read."""
+class _Blocks(io.RawIOBase):
+    """Full blocks of decompressed content. The content before an error is returned, then the error is raised."""
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        return self.readinto1(buffer)
+    def __init__(self, read_into: Callable[[memoryview], int]) -> None:
+        self._read_into = read_into
+        self._error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block, size, step = memoryview(buffer), 0, 1
+        try:
+            while step and size < len(block) and self._error is None:
+                step = self._read_into(block[size : size + _STEP_BYTES])
+                size += step
+        except Exception as error:
+            self._error = error
+        if self._error is not None and not size:
+            raise self._error
+        return size
 
 
 class FileSource:

@@ -4,6 +4,9 @@ Blank lines are not rows. The first row of csv and tsv names the columns, unless
 A row with another number of columns is bad. A quote that is never closed is an error. A stray quote merges the rows up
 to the next quote: `merged` counts rows that look merged, with a quoted value that spans lines and contains the
 separator. With quoting `none` each line is a row. In format `msmarco` a line is id, tab, text.
+
+Rows are found by numpy in a block (regular_rows.py), by a regular expression where most rows of a block are irregular,
+and by the csv module where a row has a quote in an unusual place or is bad.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from io import BufferedReader
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from sparse_ingest.corpora.documents import JSON_BLANKS, BadRow, columns_text, json_object, not_utf8, utf8
 from sparse_ingest.corpora.line_pieces import line_pieces
 from sparse_ingest.corpora.pieces import RowUnits, Search, Task
+from sparse_ingest.corpora.regular_rows import regular_rows
 from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, LineSource, StoredFile
 from sparse_ingest.errors import CorpusError, shown
@@ -35,11 +39,21 @@ _SEEN_SEPARATORS = "\t;,|"
 _JSON_BLANKS = JSON_BLANKS.encode()
 _BLANK_LINES = (b"", b"\n", b"\r", b"\r\n")  # without quotes
 _MOST_COLUMNS = 8  # of a row with quotes; the csv module reads wider ones
+_LEAST_BLOCK = 1 << 15  # bytes; in 16 KB the regular expression finds rows as fast as numpy
+_SKIPPED_BLOCKS = 7  # after a block in which numpy found less than half of the bytes
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
 
 # First line, values, the reason if it is bad, else None, and the offset and line where the next row starts.
 _Row: TypeAlias = tuple[int, list[str], str | None, int, int]
 Quoting = Literal["rfc4180", "none"]
+
+
+class _BlockRows(NamedTuple):
+    """The values of each column of some rows, the offset after each row, the line of each and of the following row."""
+
+    columns: list[list[str]]
+    offsets: list[int]
+    lines: list[int]
 
 
 def _check_first(source: JsonLines | TextTable) -> RowUnits:
@@ -149,17 +163,33 @@ class TextTable(LineSource):
         except BadRow as bad:
             raise CorpusError(f"{place_text(self.label, 1)}: {bad}{self._other_form(names)}") from bad
         reader.expect(len(names))
-        for at, row, reason, offset, following in rows:
+        for row in rows:
+            yield self._record(row, names, chosen)
+            if found := reader.block_rows():
+                yield from self._records(found, chosen)
+            for matched in reader.matched_rows():
+                yield self._record(matched, names, chosen)
+
+    def _record(self, row: _Row, names: Sequence[str], chosen: Sequence[tuple[str, int]]) -> Record:
+        at, values, reason, offset, following = row
+        if following > at + 1:
+            self._count_spans([[value] for value in values], [at, following])
+        if not reason and len(values) != len(names):
+            found = f"{len(values)} column{'s' if len(values) != 1 else ''}"
+            listed = columns_text(dict.fromkeys(names)).removeprefix("the columns are ")
+            reason = f"the row has {found}; expected {len(names)}: {listed}"
             if following > at + 1:
-                self._count_span(row, at, following - at)
-            if not reason and len(row) != len(names):
-                found = f"{len(row)} column{'s' if len(row) != 1 else ''}"
-                listed = columns_text(dict.fromkeys(names)).removeprefix("the columns are ")
-                reason = f"the row has {found}; expected {len(names)}: {listed}"
-                if following > at + 1:
-                    reason = f"{reason} (the row ends in line {following - 1}; {_NO_QUOTES})"
-            columns = None if reason else {name: row[place] for name, place in chosen}
-            yield Record(columns, reason, at, offset, following)
+                reason = f"{reason} (the row ends in line {following - 1}; {_NO_QUOTES})"
+        columns = None if reason else {name: values[place] for name, place in chosen}
+        return Record(columns, reason, at, offset, following)
+
+    def _records(self, rows: _BlockRows, chosen: Sequence[tuple[str, int]]) -> Iterator[Record]:
+        if rows.lines[-1] > rows.lines[0] + len(rows.offsets):
+            self._count_spans(rows.columns, rows.lines)
+        names = [name for name, _ in chosen]
+        values = zip(*(rows.columns[place] for _, place in chosen), strict=True)
+        for row, at, offset, following in zip(values, rows.lines[:-1], rows.offsets, rows.lines[1:], strict=True):
+            yield Record(dict(zip(names, row)), None, at, offset, following)  # noqa: B905 (as in columns.py)
 
     def pieces(self, search: Search) -> Iterator[Task]:
         """Yield tasks that count lines, if each one is a row: the meaning of a quote depends on all before it."""
@@ -173,15 +203,18 @@ class TextTable(LineSource):
                 self._header(iter(rows))
         yield from line_pieces(self, search, lambda line: line in _BLANK_LINES, start=rows.offset, line=rows.line)
 
-    def _count_span(self, row: list[str], line: int, lines: int) -> None:
-        # Rows may be read again, to find duplicates.
+    def _count_spans(self, columns: Sequence[Sequence[str]], lines: Sequence[int]) -> None:
+        """Count the rows that look merged; `lines` are those where the rows and the one after them start."""
         separator = _SEPARATORS[self.format]
-        if line > self._counted and any(["\n" in value and separator in value for value in row]):
-            self._counted = line
-            if not self._spanning:
-                self._first_span = line, lines
-            self._spanning += 1
-            self._longest = max(lines, self._longest)
+        merged = {row for values in columns for row, value in enumerate(values) if "\n" in value and separator in value}
+        for row in sorted(merged):
+            # Rows may be read again, to find duplicates.
+            if lines[row] > self._counted:
+                self._counted, spanned = lines[row], lines[row + 1] - lines[row]
+                if not self._spanning:
+                    self._first_span = lines[row], spanned
+                self._spanning += 1
+                self._longest = max(spanned, self._longest)
 
     def _other_form(self, names: Sequence[str]) -> str:
         """Return advice for a header that seems to have another separator."""
@@ -210,7 +243,10 @@ class _Rows:
         self._separator = _SEPARATORS[table.format]
         self._has_quotes = table.format != "msmarco" and table.quoting != "none"
         self._reason: str | None = None
+        self._content: BufferedReader | None = None
         self._match: Callable[[bytes, int], re.Match[bytes] | None] | None = None  # a regular row
+        self._columns = 0
+        self._skipped = 0  # blocks to come without numpy
         self._block, self._block_start, self._block_end = b"", 0, 0  # the buffered bytes up to a NUL, their offsets
 
     @property
@@ -220,6 +256,7 @@ class _Rows:
 
     def expect(self, columns: int) -> None:
         """Set the number of columns, so that regular rows are read without the csv module."""
+        self._columns = columns
         ends = rf"{self._separator}\r\n"
         value = f'("[^"]*+(?:""[^"]*+)*+"|(?:[^"{ends}][^{ends}]*+)?)'
         row = self._separator.join([value] * columns) if columns <= _MOST_COLUMNS else "(?!)"
@@ -228,6 +265,7 @@ class _Rows:
     def __iter__(self) -> Iterator[_Row]:
         with self._table.opened(self._reached) as opened:
             opened.skip(self.offset)
+            self._content = opened.content
             reader = self._reader(self._texts(self._table.lines_of(opened, self._reached)))
             while True:
                 line, self._reason = self.line, None
@@ -242,7 +280,6 @@ class _Rows:
                     if not row or row == [""]:
                         continue  # the header may follow, and is read line by line
                     yield line, row, self._reason, self.offset, self.line
-                yield from self._regular(opened.content)
 
     def _reader(self, texts: Iterable[str]) -> Iterator[list[str]]:
         """Yield the values of each row. Does not read past its last line."""
@@ -255,14 +292,29 @@ class _Rows:
         """Return the values of a line without quotes."""
         return line.removesuffix("\n").removesuffix("\r").split(self._separator)
 
-    def _regular(self, content: BufferedReader) -> Iterator[_Row]:
-        """Yield the rows in the buffer, up to one that is incomplete or that needs the csv module or its messages."""
-        if self._match is None:
+    def block_rows(self) -> _BlockRows | None:
+        """Return the rows that numpy finds in the next block, up to an irregular one, and move past them."""
+        if self.offset < self._block_end or self._content is None:
+            return None
+        buffered = self._content.peek()
+        self._block, self._block_start = buffered.partition(b"\0")[0], self.offset
+        self._block_end = self.offset + len(buffered)
+        if self._skipped or len(self._block) < _LEAST_BLOCK:
+            self._skipped = max(0, self._skipped - 1)
+            return None
+        columns, ends, lines = regular_rows(self._block, self._separator, self._columns, quotes=self._has_quotes)
+        if not ends or ends[-1] < len(buffered) // 2:
+            self._skipped = _SKIPPED_BLOCKS
+        if not ends:
+            return None
+        rows = _BlockRows(columns, [self.offset + end for end in ends], [self.line, *(self.line + n for n in lines)])
+        self._move(rows.offsets[-1], rows.lines[-1])
+        return rows
+
+    def matched_rows(self) -> Iterator[_Row]:
+        """Yield the other rows of the block, up to one that is incomplete or that needs the csv module."""
+        if self._match is None or self.offset >= self._block_end:
             return
-        if self.offset >= self._block_end:
-            buffered = content.peek()
-            self._block, self._block_start = buffered.partition(b"\0")[0], self.offset
-            self._block_end = self.offset + len(buffered)
         block, base, line, quotes = self._block, self._block_start, self.line, self._has_quotes
         start = self.offset - base
         with suppress(UnicodeDecodeError):
@@ -282,8 +334,12 @@ class _Rows:
                 start = end
                 if row != [""]:
                     yield first, row, None, base + end, line
-        content.read(base + start - self.offset)
-        self.offset, self._reached[0] = base + start, line
+        self._move(base + start, line)
+
+    def _move(self, offset: int, line: int) -> None:
+        assert self._content is not None
+        self._content.read(offset - self.offset)
+        self.offset, self._reached[0] = offset, line
 
     def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
         """Yield each line as text."""

@@ -192,6 +192,17 @@ def test_rows_that_lone_quotes_may_have_merged_are_reported_once(tmp_path, name)
     assert "quoting" not in corpus.identity()[0]
 
 
+def test_rows_of_large_files_that_look_merged_are_counted_once(tmp_path):
+    values = ["a,\n" + "b\n" * (n % 7) if n % 3 else "a\nb" for n in range(10_000)]
+    rows = [f'{n},"{value}"\n' for n, value in enumerate(values)]
+    corpus = open_corpus([str(write(tmp_path / "c.csv", f"id,text\n{''.join(rows)}"))], fields=FieldNames())
+    for _ in range(2):
+        assert len(list(corpus.rows())) == 10_000
+        (message,) = corpus.merged()
+        assert message.startswith("c.csv:4: a quoted value spans 3 lines and contains the separator")
+        assert "(the first of 6,666 such rows; the longest spans 8 lines)" in message
+
+
 def test_quotes_that_merge_nothing_are_not_reported(tmp_path):
     path = write(tmp_path / "c.csv", 'id,text\n1,"a\nb"\n2,"a, b"\n3,5" x\n')
     corpus = open_corpus([str(path)], fields=FieldNames())
@@ -241,20 +252,23 @@ def values_of(row: SourceRow) -> list[str] | None:
     return row.document and list(json.loads(row.document.fields).values())
 
 
-# Rows are read from a buffer of 256 KB: with `before` bytes it ends within them.
+# Rows are read from a buffer of 256 KB: with `before` bytes it ends within them. With `after` bytes it is large enough
+# for numpy.
 @given(
     st.lists(PARTS, max_size=40).map("".join),
     st.just(0) | st.integers((1 << 18) - 60, 1 << 18),
+    st.sampled_from([0, 1 << 15]),
     st.sampled_from(",\t"),
     st.integers(1, 3),
 )
-@example('1,a\n2,"b"\n3,""\n4,""""\n"5\n","c,\n""d"\r\n,\n', 0, ",", 2)
-@example("1,a\n2,b\r\n3,c\rd\n4,d\r\r\n5,e\n", 0, ",", 2)
-@example('1,a\n\n2,b\n3,c,d\n4,"e"f\n5,g"h\n6,i', 0, ",", 2)
-@example('1,a\n2"b,"c\nd",e"f\n3,g\n', 0, ",", 2)  # with as many quotes in each line as regular rows have
-@example('"a"\n\n""\n"b\n\n"\n', 0, ",", 1)
-def test_any_rows_are_those_of_the_csv_module(tmp_path_factory, rows, before, separator, columns):
+@example('1,a\n2,"b"\n3,""\n4,""""\n"5\n","c,\n""d"\r\n,\n', 0, 1 << 15, ",", 2)
+@example("1,a\n2,b\r\n3,c\rd\n4,d\r\r\n5,e\n", 0, 1 << 15, ",", 2)
+@example('1,a\n\n2,b\n3,c,d\n4,"e"f\n5,g"h\n6,i', 0, 1 << 15, ",", 2)
+@example('1,a\n2"b,"c\nd",e"f\n3,g\n', 0, 1 << 15, ",", 2)  # with as many quotes in each line as regular rows have
+@example('"a"\n\n""\n"b\n\n"\n', 0, 1 << 15, ",", 1)
+def test_any_rows_are_those_of_the_csv_module(tmp_path_factory, rows, before, after, separator, columns):
     rows = f"{'x' * before}{',x' * (columns - 1)}\n{rows}" if before else rows
+    rows = f"{rows}\n{'x' * after}{',x' * (columns - 1)}\n" if after else rows
     rows = rows.replace(",", separator)
     corpus = table_of(tmp_path_factory.getbasetemp(), rows, separator, columns)
     reader = csv.reader(re.findall(r"[^\n]*\n|[^\n]+", rows), delimiter=separator, strict=True)
