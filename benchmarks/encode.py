@@ -17,8 +17,8 @@ in float32 at batch 32, the share of the hardware bound, the CPU time per docume
 a busy machine, and the share of terms above 0.1 that match sentence-transformers in float32.
 
 The best setting is found by trying dtypes, batch sizes and attention functions; the fastest few are tried again on all
-documents. The bound is the time of the products of body and head at the rate of one large product in their dtype; with
-int8 the head uses int8 and the body floating point.
+documents. The bound is the time of the products of body and head at the rate of one large product in their dtype: with
+int8-bfloat16 the head's is int8, with int8-int8 the body's too.
 
 On a GPU, or with --all-rows, there are additional rows for the device alone, from token ids in memory, and for the
 command `encode` up to Parquet, with one process and with three on the same device; on a GPU peak MB is torch's memory.

@@ -109,7 +109,7 @@ class _Layer(NamedTuple):
     projections: Callable[[Tensor], Tensor]  # query, key and value
     output: Callable[[Tensor, Tensor], Tensor]
     attention_norm: _Norm
-    feed_forward: Callable[[Tensor], Tensor]  # with the sum of its input
+    feed_forward: Callable[[Tensor], Tensor]  # adds its input
     norm: _Norm
 
 
@@ -185,7 +185,7 @@ class PackedBert:
         self._words, self._places = self._put(words), self._put(places)
         self._norm = self._norm_of(found, f"{names.embeddings}.LayerNorm")
         self._layers = [self._layer(found, names, f"{names.layer}.{number}") for number in range(layers)]
-        self._head = gelu_of(product_of(*self._linear(found, names.head[0])))
+        self._head = gelu_of(product_of(*self._linear(found, names.head[0]), int8=int8))
         self._head_norm = self._norm_of(found, names.head[1])
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[Tensor, Packing]:

@@ -20,7 +20,7 @@ from sparse_ingest.models.compiled import ADDRESS, NUMBER, REAL, compile_functio
 from sparse_ingest.models.cpu_attention_products import BLOCK, FORMS, KEYS
 from sparse_ingest.models.cpu_attention_text import attention_text
 from sparse_ingest.models.heads.cpu_kernel_text import TILE_BYTES
-from sparse_ingest.models.linear import DTYPES, fastest_instructions
+from sparse_ingest.models.linear import KERNEL_DTYPES, fastest_instructions
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.threads import on_threads
 
@@ -36,7 +36,7 @@ class Attention:
 
     def __init__(self, width: int, dtype: torch.dtype, instructions: str) -> None:
         self._width, self._bytes = width, dtype.itemsize
-        form = FORMS[DTYPES[dtype], instructions]
+        form = FORMS[KERNEL_DTYPES[dtype], instructions]
         kinds = (*[ADDRESS] * 4, *[NUMBER] * 5, REAL, *[ADDRESS] * 2)
         self._attend = compile_function("\n".join(attention_text(form, width)), "attend", *kinds, feature=form.feature)
 
@@ -93,7 +93,7 @@ def attention_of(width: int, dtype: torch.dtype) -> Attention | None:
 def instructions_for(dtype: torch.dtype, width: int) -> str | None:
     """Return the instructions of this CPU for the attention, or None if there is no attention for them."""
     instructions = fastest_instructions(dtype)
-    return instructions if width in WIDTHS and (DTYPES.get(dtype), instructions) in FORMS else None
+    return instructions if width in WIDTHS and (KERNEL_DTYPES.get(dtype), instructions) in FORMS else None
 
 
 def tried_attention(width: int, dtype: torch.dtype, instructions: str) -> Attention | None:

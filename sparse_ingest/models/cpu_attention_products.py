@@ -70,7 +70,7 @@ def values_text(form: Form, width: int) -> Iterator[str]:
     for row in range(keys):
         yield from _row(form, row, width)
     yield from _value_groups(form, width) if form.multiply else _transposed_values(width)
-    yield repeat("keys", keys)
+    yield repeat("%keys", keys)
     if form.multiply:
         yield from _copy(form, width)
 
@@ -96,7 +96,7 @@ def _copy(form: Form, width: int) -> Iterator[str]:
       %written{part} = getelementptr i8, ptr %copied, i64 {part * LANES * form.bytes}
       store {form.short} %own{part}.0, ptr %written{part}, align {LANES * form.bytes}
         """
-    yield repeat("keys", 1)
+    yield repeat("%keys", 1)
 
 
 def _row(form: Form, row: int, width: int) -> Iterator[str]:
@@ -166,7 +166,7 @@ def scores_text(form: Form, width: int) -> Iterator[str]:
       %score = getelementptr i8, ptr %scores, i64 %score_skip
     """
     yield from _vector_scores(form, width) if form.multiply else _tile_scores(steps)
-    yield repeat("length", LANES)
+    yield repeat("%length", LANES)
 
 
 def _transposed_queries(form: Form, steps: int) -> Iterator[str]:
@@ -338,4 +338,4 @@ def _tile_sums(width: int) -> Iterator[str]:
         f"call void @llvm.x86.tilestored64(i8 {part}, ptr %sum{part}, i64 {TILE_BYTES})\n"
         for part in parts
     )
-    yield repeat("keys", KEYS, *stores)
+    yield repeat("%keys", KEYS, *stores)

@@ -174,7 +174,7 @@ def _weights(form: Form) -> Iterator[str]:
       %divided = fdiv {FLOATS} splat (float 1.0), %sum
       store {FLOATS} %divided, ptr %inverse, align 64
     """
-    yield repeat("keys", 2, inverse)
+    yield repeat("%keys", 2, inverse)
 
 
 def _maximum() -> Iterator[str]:
@@ -239,5 +239,4 @@ def _write(form: Form, width: int) -> Iterator[str]:
             name = f"%short{row}"
         yield f"  store {form.short} {name}, ptr %row{row}, align {form.bytes}"
         yield f"  %row{row + 1} = getelementptr i8, ptr %row{row}, i64 %row_bytes"
-    yield f"  %width = add i64 0, {width}"
-    yield repeat("width", LANES)
+    yield repeat(str(width), LANES)

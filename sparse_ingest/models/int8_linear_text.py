@@ -90,7 +90,7 @@ def _scale(width: int, *, gelu: bool) -> Iterator[str]:
             yield f"  store {FLOATS} %look{way}, ptr %at_seen{way}, align {BYTES}"
         yield f"""
       %size{way} = call {FLOATS} @llvm.fabs.v16f32({FLOATS} %look{way})
-      %higher{way} = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top{way}, {FLOATS} %size{way})
+      %higher{way} = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top{way}, {FLOATS} %size{way})
       %zeros{way} = call {FLOATS} @llvm.fma.v16f32({FLOATS} %look{way}, {FLOATS} zeroinitializer, {FLOATS} %zero{way})
         """
     yield f"""
@@ -98,10 +98,10 @@ def _scale(width: int, *, gelu: bool) -> Iterator[str]:
       %more_seen = icmp ult i64 %next_seen, {width}
       br i1 %more_seen, label %look, label %looked
     looked:
-      %top01 = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher0, {FLOATS} %higher1)
-      %top23 = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher2, {FLOATS} %higher3)
-      %top = call nnan {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top01, {FLOATS} %top23)
-      %largest = call nnan float @llvm.vector.reduce.fmax.v16f32({FLOATS} %top)
+      %top01 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher0, {FLOATS} %higher1)
+      %top23 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher2, {FLOATS} %higher3)
+      %top = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top01, {FLOATS} %top23)
+      %largest = call float @llvm.vector.reduce.fmax.v16f32({FLOATS} %top)
       %zeros01 = fadd {FLOATS} %zeros0, %zeros1
       %zeros23 = fadd {FLOATS} %zeros2, %zeros3
       %all_zeros = fadd {FLOATS} %zeros01, %zeros23

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from sparse_ingest.errors import first_line
-from sparse_ingest.models.int8_linear import feed_forward, int8_linear
+from sparse_ingest.models.int8_linear import Int8Linear, feed_forward, int8_linear
 
 # oneDNN caches a product, and torch its working memory, for every number of rows. packing.py keeps these few: about 16,
 # for 7 products and GELUs of a BERT, which the second cache holds. The default of 1,024 takes gigabytes where documents
@@ -37,7 +37,7 @@ WITH_VNNI = ("CORE_VNNI", *WITH_BFLOAT16)
 WITH_AVX512 = ("AVX512", "AVX10")
 
 # What the compiled kernels multiply, with its name there.
-DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+KERNEL_DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 # Linux's numbers for a request to use the tiles of AMX.
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
@@ -57,14 +57,14 @@ def pack_linear_layers(model: torch.nn.Module, *, int8: bool = False) -> None:
             continue
         if int8 or has_fast_linear(module.weight.dtype):
             bias = None if module.bias is None else module.bias.detach()
-            product = product_of(module.weight.detach(), bias, int8=int8)
-            module.__dict__["forward"] = _of_rows(product) if int8 else product
+            weight = module.weight.detach()
+            module.__dict__["forward"] = _of_rows(int8_linear(weight, bias)) if int8 else product_of(weight, bias)
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
 
 
-def _of_rows(product: Product) -> Product:
+def _of_rows(product: Int8Linear) -> Product:
     """Return a product of rows as one of tensors with any number of dimensions."""
-    return lambda given: product(given.reshape(-1, given.shape[-1])).view(*given.shape[:-1], -1)
+    return lambda given: product(given.flatten(0, -2)).view(*given.shape[:-1], product.columns)
 
 
 def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None, *, int8: bool = False) -> Product:

@@ -7,6 +7,7 @@ does not fit alone raises `DocumentTooLarge`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,10 +16,11 @@ from sparse_ingest.errors import SparseIngestError
 T = TypeVar("T")
 # In messages of torch's CPU allocator, of oneDNN, of the system, and of cuBLAS and cuDNN; for GPU memory torch
 # has an exception class.
-SIGNS = (
-    "can't allocate memory", "cannot allocate memory", "out of memory", "could not create a memory",
-    "could not create a primitive", "alloc_failed",
-)  # fmt: skip
+SIGNS = re.compile(
+    "can't allocate memory|cannot allocate memory|out of memory|could not create a memory|alloc_failed|"
+    "could not create a primitive(?! descriptor)",  # that of a descriptor is for unsupported shapes
+    re.IGNORECASE,
+)
 
 
 class DidNotFit(Exception):
@@ -55,7 +57,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+    return isinstance(error, RuntimeError) and SIGNS.search(str(error)) is not None
 
 
 def until_it_fits(encode: Callable[[], T]) -> T:

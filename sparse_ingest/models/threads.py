@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 # Operations for each thread, a fraction of a millisecond: starting a thread takes a tenth of one.
-LEAST_OF_THREAD = 2e8
+LEAST_OPERATIONS = 2e8
 
 
 def on_threads(work: Callable[[slice], object], count: int, *, operations: float) -> None:
     """Call a function with adjacent slices of `count` parts, one for each thread that is worth its start."""
-    threads = min(torch.get_num_threads(), count, int(operations / LEAST_OF_THREAD))
+    threads = min(torch.get_num_threads(), count, int(operations / LEAST_OPERATIONS))
     if threads <= 1:
         work(slice(0, count))
         return

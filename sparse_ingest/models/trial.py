@@ -15,6 +15,7 @@ from sparse_ingest.errors import first_line
 from sparse_ingest.reporting import Check, checks_of, size_text
 
 PROGRAM = "from sparse_ingest.models.trial import main; main()"
+ROW_WIDTH = 768  # of linear layers, for a trial
 _ENCODE = 'For encoding: pip install "sparse-ingest[encode]"'
 _FAST = 'For speed: pip install "sparse-ingest[fast]"'
 
@@ -50,6 +51,7 @@ def _cpu() -> Iterator[Check]:
     from sparse_ingest.models import cpu_attention
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
+    from sparse_ingest.models.int8_linear import tried_functions
     from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
     from sparse_ingest.models.precision import faster_dtypes
 
@@ -63,6 +65,8 @@ def _cpu() -> Iterator[Check]:
         yield _kernel(f"{name} kernel", instructions_for(dtype, 128), works)
     if kind := instructions_for(torch.float32, 128):  # None where the plain one is as fast
         yield _kernel("float32 kernel", kind, partial(fast_head_works, torch.device("cpu"), torch.float32))
+    if has["AVX512 VNNI"]:
+        yield _kernel("int8 linear layers", "avx512", partial(tried_functions, ROW_WIDTH))
     width = cpu_attention.WIDTHS[-1]
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         if kind := cpu_attention.instructions_for(dtype, width):

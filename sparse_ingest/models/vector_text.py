@@ -42,13 +42,13 @@ def power_of_two(name: str, exponent: str, size: int) -> Iterator[str]:
     `size`: the bytes of a number to which it will be rounded.
     """
     yield f"""
-      %{name}.whole = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} {exponent})
-      %{name}.fraction = fsub {FLOATS} {exponent}, %{name}.whole
+      %{name}.rounded = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} {exponent})
+      %{name}.fraction = fsub {FLOATS} {exponent}, %{name}.rounded
     """
     factors = [math.log(2) ** term / math.factorial(term) for term in range(TERMS[size])]
     yield from polynomial(f"{name}.series", f"%{name}.fraction", factors)
     # In all lanes, rounded as usual.
-    given = f"{FLOATS} %{name}.series, {FLOATS} %{name}.whole, {FLOATS} zeroinitializer, i16 -1, i32 4"
+    given = f"{FLOATS} %{name}.series, {FLOATS} %{name}.rounded, {FLOATS} zeroinitializer, i16 -1, i32 4"
     yield f"  %{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
 
 
@@ -77,7 +77,7 @@ def repeat(limit: str, step: int, *then: str) -> str:
     """Return the end of a function: repeat `next` while `at` is below a limit, then return."""
     return f"""
       %behind = add i64 %at, {step}
-      %more = icmp slt i64 %behind, %{limit}
+      %more = icmp slt i64 %behind, {limit}
       br i1 %more, label %next, label %end
     end:
     {"".join(then)}

@@ -101,7 +101,7 @@ class VectorMaker:
         self._all_cores = all_cores and device.type == "cpu"
         self.workers = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
         trusted, in_body = settings.trust_remote_code, DTYPES[dtype]
-        self._dtype = str(in_body).removeprefix("torch.")
+        self._dtype = dtype
         self._activation = settings.activation or "relu"
         self._name = checkpoint.name
         if dtype.startswith("int8"):

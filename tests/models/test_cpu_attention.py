@@ -6,16 +6,19 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from support import checkpoints
+from support.emulated_cpu import with_emulated_tiles
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparse_ingest.models import cpu_attention, threads
 from sparse_ingest.models import packing as packing_module
-from sparse_ingest.models.cpu_attention import WIDTHS, attention_of, instructions_for
+from sparse_ingest.models.compiled import compile_function
+from sparse_ingest.models.cpu_attention import WIDTHS, attention_of, instructions_for, tried_attention
 from sparse_ingest.models.cpu_attention_products import BLOCK, FORMS
 from sparse_ingest.models.cpu_attention_text import attention_text
 from sparse_ingest.models.packing import Packing, packed_attention
@@ -252,10 +255,24 @@ def test_threads_share_the_heads_of_a_batch_that_is_alone(dtype: torch.dtype, mo
     lengths = (120, 33)
     query, key, value = tensors(5, 64, lengths, dtype)
     alone, _ = packed_attention(None, query, key, value, None, packing=Packing(lengths, CPU))
-    monkeypatch.setattr(threads, "LEAST_OF_THREAD", 1.0)
+    monkeypatch.setattr(threads, "LEAST_OPERATIONS", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    started: list[int] = []
+    monkeypatch.setattr(
+        threads, "ThreadPoolExecutor", lambda workers: started.append(workers) or ThreadPoolExecutor(workers)
+    )
     shared, _ = packed_attention(None, query, key, value, None, packing=Packing(lengths, CPU))
-    assert torch.equal(alone, shared)
+    assert torch.equal(alone, shared) and started == [3]
+
+
+@needs_avx512
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_attention_for_amx_matches_torch_in_emulated_tiles(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def emulated(text: str, name: str, *given, **_):
+        return compile_function(with_emulated_tiles(text), name, *given, feature="avx512f")
+
+    monkeypatch.setattr(cpu_attention, "compile_function", emulated)
+    assert tried_attention(width, torch.bfloat16, "amx")
 
 
 COMMON = ("vscalefps", "vrndscaleps")

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from sparse_ingest.models.heads.selection import build_head, passes
-from sparse_ingest.models.heads.tiles import STEPS, Int8Head, TiledHead
+from sparse_ingest.models.heads.tiles import Int8Head, TiledHead
+from sparse_ingest.models.int8_linear_text import STEPS
 from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.packing import Packing
 

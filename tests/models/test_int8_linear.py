@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from support import checkpoints
 from support.checkpoints import build_encoder, make_masked_lm
 
+from sparse_ingest.errors import CheckpointError
 from sparse_ingest.models import int8_linear as module
-from sparse_ingest.models import threads
-from sparse_ingest.models.int8_linear import Int8Linear, feed_forward, functions_of, int8_linear
+from sparse_ingest.models import int8_linear_text, threads
+from sparse_ingest.models.int8_linear import Int8Linear, feed_forward, functions_of, int8_linear, tried_functions
 from sparse_ingest.models.linear import has_vnni, pack_linear_layers
 
 pytest.importorskip("llvmlite.binding")
@@ -117,9 +121,17 @@ def test_threads_share_the_columns_of_a_batch_that_is_alone(monkeypatch: pytest.
     weight, bias = layer(160, 128)
     computed, rows, others = int8_linear(weight, bias), rows_of(50, 128), torch.randn(50, 160)
     alone = computed(rows, others)
-    monkeypatch.setattr(threads, "LEAST_OF_THREAD", 1.0)
+    both = feed_forward(int8_linear(*layer(1024, 128)), int8_linear(*layer(128, 1024)))
+    many = rows_of(2000, 128)
+    expected = both(many)
+    monkeypatch.setattr(threads, "LEAST_OPERATIONS", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(computed(rows, others), alone)
+    started: list[int] = []
+    monkeypatch.setattr(
+        threads, "ThreadPoolExecutor", lambda workers: started.append(workers) or ThreadPoolExecutor(workers)
+    )
+    assert torch.equal(computed(rows, others), alone) and started == [3]
+    assert torch.equal(both(many), expected) and started == [3, 3]
 
 
 @pytest.mark.parametrize("failure", ["wrong numbers", "no llvmlite", "broken llvmlite"])
@@ -144,6 +156,44 @@ def test_torch_is_used_if_the_functions_fail(
     assert "torch's, which" in caplog.text
 
 
+def test_the_trial_refuses_a_wrong_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def square(way: int) -> Iterator[str]:
+        yield f"%look{way} = fmul <16 x float> %before{way}, %before{way}"
+
+    monkeypatch.setattr(int8_linear_text, "_gelu", square)
+    assert tried_functions(64) is None
+
+
+def test_tensors_of_other_sizes_are_refused() -> None:
+    weight, bias = layer(64, 128)
+    computed, rows = int8_linear(weight, bias), torch.randn(20, 128)
+    for given in (
+        (rows.double(),), (rows[:, :64],), (torch.randn(20, 256),), (rows, torch.randn(20, 32)),
+        (rows, torch.randn(19, 64)),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match="expected float32"):
+            computed(*given)
+    wide = torch.zeros(20, 128)
+    with pytest.raises(RuntimeError, match="not contiguous"):
+        computed(rows, out=wide[:, :64])
+    others = torch.randn(20, 128)[:, ::2]
+    assert torch.equal(computed(rows, others), computed(rows, others.contiguous()))
+    assert torch.equal(int8_linear(weight.T.contiguous().T, bias)(rows), computed(rows))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 512), (128, 128)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "int8-int8"])
+def test_a_layer_of_another_size_is_reported(shape: tuple[int, int], dtype: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoints, "WIDTH", 64)
+    model = make_masked_lm(tmp_path, "bert")
+    file = model / "model.safetensors"
+    name, tensors = "bert.encoder.layer.0.output.dense.weight", load_file(file)
+    assert tensors[name].shape != shape
+    save_file({**tensors, name: torch.randn(shape)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"output\.dense"):
+        build_encoder(model, dtype=dtype)
+
+
 def test_linear_layers_of_a_module_keep_their_shapes() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 32, bias=False))
     given = torch.randn(2, 5, 64)
@@ -151,12 +201,16 @@ def test_linear_layers_of_a_module_keep_their_shapes() -> None:
         expected = model(given)
         pack_linear_layers(model, int8=True)
         found = model(given)
-    assert found.shape == expected.shape == (2, 5, 32)
+        assert model(given[:, :0]).shape == (2, 0, 32)
+    assert found.shape == expected.shape == (2, 5, 32) and not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().amax()))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "gte", "modernbert"])
-def test_models_give_nearly_the_weights_of_float32(architecture: str, tmp_path: Path) -> None:
+def test_models_give_nearly_the_weights_of_float32(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "WIDTH", 64)
     model = make_masked_lm(tmp_path, architecture)
     texts = ["river stone lamp water " * 8, "water of the river", "lamp", "the stone"]
     expected, head_only, found = (

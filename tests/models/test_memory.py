@@ -66,6 +66,8 @@ def test_out_of_memory_errors_are_recognized(name: str) -> None:
 
 
 def test_other_errors_are_not_taken_for_out_of_memory(model: Path) -> None:
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for the inner product"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         small(model, 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied")).encode(TEXTS)

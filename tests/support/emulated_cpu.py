@@ -18,6 +18,14 @@ def compile_emulated(text: str, _: str = "") -> Compiled:
     return compile_kernel(calls.replace("@llvm.x86.", "@emulated.") + INSTRUCTIONS)
 
 
+def with_emulated_tiles(text: str) -> str:
+    """Replace the instructions of AMX in a module whose other instructions this CPU has."""
+    for name in ("ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64", "tdpbf16ps"):
+        text = re.sub(rf"^ *declare [^\n]*@llvm\.x86\.{name}\([^\n]*$", "", text, flags=re.MULTILINE)
+        text = text.replace(f"@llvm.x86.{name}(", f"@emulated.{name}(")
+    return text + INSTRUCTIONS
+
+
 def _every(count: int, start: int, step: int) -> str:
     return ", ".join(f"i32 {start + step * lane}" for lane in range(count))
 

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function
 from sparse_ingest.models.heads.cpu_kernel_text import FORMS, TILE_BYTES, kernel_text
-from sparse_ingest.models.linear import DTYPES, fastest_instructions
+from sparse_ingest.models.linear import KERNEL_DTYPES, fastest_instructions
 from sparse_ingest.models.packing import Packing
 
 # Bytes of a row up to which a kernel is faster than torch's product, by dtype and instructions; others always are. With
@@ -44,7 +44,7 @@ class Kernel:
     ) -> None:
         self.name = f"compiled for {instructions}, by llvmlite"
         self._columns, self._width, self._dtype = len(bias), weight.shape[1], weight.dtype
-        form = FORMS[DTYPES[self._dtype], instructions]
+        form = FORMS[KERNEL_DTYPES[self._dtype], instructions]
         self._least, self._panel = form.blocks[-1], form.panel
         missing, weight = -self._columns % self._panel, _full_tiles(weight).contiguous()
         groups = weight.view(torch.int32)  # of 4 bytes
@@ -118,7 +118,7 @@ class Kernel:
 def instructions_for(dtype: torch.dtype, width: int) -> str | None:
     """Return the instructions of this CPU for the fastest kernel of a dtype, or None if no kernel is faster."""
     instructions = fastest_instructions(dtype)
-    most = MOST_BYTES.get((DTYPES.get(dtype, ""), instructions or ""), math.inf)
+    most = MOST_BYTES.get((KERNEL_DTYPES.get(dtype, ""), instructions or ""), math.inf)
     return instructions if width * dtype.itemsize <= most else None
 
 

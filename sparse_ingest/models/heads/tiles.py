@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from sparse_ingest.models.heads.cpu_kernel import Kernel
+from sparse_ingest.models.int8_linear_text import STEPS
 from sparse_ingest.models.linear import product_of
 from sparse_ingest.models.packing import LengthRun, Packing, row_padding
 
@@ -24,7 +25,6 @@ from sparse_ingest.models.packing import LengthRun, Packing, row_padding
 CPU_TILE = 256
 GPU_TILE = 1024
 INT8_TILE = 512
-STEPS = 127  # on each side of zero
 LOGARITHMS = {"none": 0, "relu": 1, "log1p_relu": 2}  # of an activation
 
 Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
