@@ -69,6 +69,11 @@ def gelu_of(product: Product) -> Product:
     return lambda rows: torch.ops.aten.gelu_(product(rows))
 
 
+def gated_of(up: Product, gate: Product) -> Product:
+    """Return a function that multiplies a product by the GELU of another one."""
+    return lambda rows: torch.ops.aten.gelu_(gate(rows)).mul_(up(rows))
+
+
 def sum_of(weight: torch.Tensor, bias: torch.Tensor) -> Sum:
     """Return the function from rows and others to `rows @ weight.T + bias + others`."""
     if _is_fast(weight):
