@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT up to the vocabulary projection, computed on packed documents without transformers.
+"""BERT, RoBERTa, DistilBERT and gte up to the vocabulary projection, on packed documents and without transformers.
 
 In: a checkpoint's files. Out: the same hidden states as those of transformers' classes, up to the order of sums, in
 less time: transformers takes seconds to import, and here residual sums are part of the linear layers, and query, key
@@ -9,6 +9,7 @@ misshapen weights.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,17 +22,18 @@ from torch import Tensor
 from torch.nn.functional import embedding, layer_norm
 
 from sparse_ingest.checkpoints.checks import read_config
-from sparse_ingest.checkpoints.layouts import Checkpoint, code_reference
+from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, code_reference
 from sparse_ingest.checkpoints.sides import MaskedLMSide
 from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.models.body import CLOSE
-from sparse_ingest.models.linear import feed_forward_of, gelu_of, product_of, sum_of
-from sparse_ingest.models.masked_lms import read_slices
+from sparse_ingest.models.linear import Parts, feed_forward_of, gelu_of, product_of, sum_of
+from sparse_ingest.models.masked_lms import read_slices, refuse_other_gte, rotary_frequencies
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing, ordinal_positions, packed_attention, positions_behind
 from sparse_ingest.models.projection import Projection
 from sparse_ingest.models.tokenizer import TokenIds
 
+Rotation = tuple[Tensor, Tensor]  # cosines and sines of rotary positions
 EPS = 1e-12  # transformers' default
 logger = logging.getLogger(__name__)
 
@@ -43,13 +45,15 @@ class Names:
     embeddings: str
     layer: str
     attention: tuple[str, str, str, str]  # query, key, value, output
-    feed_forward: tuple[str, str]
+    feed_forward: tuple[str, ...]  # up and down, and a gate if there is one
     norms: tuple[str, str]  # after attention, after the feed-forward layers
     head: tuple[str, str]  # dense layer and norm before the projection
     projection: tuple[str, ...]  # names of its weight; without one of them it is that of the word embeddings
     biases: tuple[str, ...]  # names of its bias
     sizes: tuple[str, str, str, str] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     activation: str = "hidden_act"
+    positions: str = "absolute"  # the only value of `position_embedding_type`
+    renamed: tuple[tuple[str, str], ...] = ()  # patterns of other names, each with the name above
 
 
 BERT = Names(
@@ -82,17 +86,41 @@ DISTILBERT = Names(
     sizes=("dim", "n_layers", "n_heads", "hidden_dim"),
     activation="activation",
 )
+GTE = replace(
+    BERT,
+    embeddings="gte.embeddings",
+    layer="gte.encoder.layer",
+    attention=("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+    feed_forward=("mlp.up_proj", "mlp.down_proj", "mlp.gate_proj"),
+    norms=("attn_ln", "mlp_ln"),
+    head=("lm_head.dense", "lm_head.norm"),
+    projection=("lm_head.decoder.weight",),
+    biases=("lm_head.decoder.bias",),
+    positions="rope",
+    # The prefix of Alibaba's checkpoints, and the names of transformers.
+    renamed=(
+        (r"^new\.", "gte."), (r"^gte\.layers\.", "gte.encoder.layer."), (r"\.self_attn\.", ".attention."),
+        (r"\.post_attention_layernorm\.", ".attn_ln."), (r"\.post_mlp_layernorm\.", ".mlp_ln."),
+        (r"^lm_head\.layer_norm\.", "lm_head.norm."),
+    ),
+)  # fmt: skip
+# Layers that checkpoints of gte store as one.
+JOINED = {"attention.qkv_proj": GTE.attention[:3], "mlp.up_gate_proj": ("mlp.up_proj", "mlp.gate_proj")}
 ARCHITECTURES = {
     "bert": BERT,
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
     "camembert": ROBERTA,
     "distilbert": DISTILBERT,
+    "gte": GTE,
+    BUILT_AS_GTE: GTE,
 }
+# Norms of checkpoints from TensorFlow have a gamma and a beta.
+NORMS = ((r"(^|\.)gamma$", r"\1weight"), (r"(^|\.)beta$", r"\1bias"))
 # Options that change what is computed, with the only values that are computed here.
 PLAIN_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "position_embedding_type": (None, "absolute"), "is_decoder": (None, False), "add_cross_attention": (None, False),
-    "embedding_size": (None,), "pruned_heads": (None, {}), "is_causal": (None, False),
+    "is_decoder": (None, False), "add_cross_attention": (None, False), "embedding_size": (None,),
+    "pruned_heads": (None, {}), "is_causal": (None, False), "head_dim": (None,),
 }  # fmt: skip
 
 
@@ -156,22 +184,24 @@ class PackedBert:
             raise _Unlike("it has another architecture")
         # transformers reads the sizes of DistilBERT under BERT's names too.
         sizes = {key: (None, config.get(own)) for key, own in zip(BERT.sizes, names.sizes, strict=True)}
-        options = {**PLAIN_OPTIONS, **sizes, names.activation: (None, "gelu")}
+        only = {names.activation: (None, "gelu"), "position_embedding_type": (None, names.positions)}
+        options: dict[str, tuple[Any, ...]] = {**PLAIN_OPTIONS, **sizes, **only}
         if unusual := [key for key, plain in options.items() if config.get(key) not in plain]:
             raise _Unlike(f"its config has {unusual[0]}")
         self.device, self._dtype, self._int8 = device, dtype, int8
         width, layers, self._heads, self._inner = (int(config[size]) for size in names.sizes)
         self._eps = float(config.get("layer_norm_eps", EPS)) if names is not DISTILBERT else EPS
-        found = _Tensors(side.folder)
-        words = found[f"{names.embeddings}.word_embeddings.weight"]
-        places = found[f"{names.embeddings}.position_embeddings.weight"]
-        if (config["vocab_size"], width) != words.shape or (config["max_position_embeddings"], width) != places.shape:
-            raise _Unlike("its embeddings have other sizes than its config")
-        if names is not DISTILBERT:  # every token is in the first segment
-            segments = found[f"{names.embeddings}.token_type_embeddings.weight"]
-            if (config.get("type_vocab_size", 2), width) != segments.shape:
-                raise _Unlike("its segments have other sizes than its config")
-            places = places + segments[0]
+        found = _Tensors(side.folder, names)
+        words = found.of_shape(f"{names.embeddings}.word_embeddings.weight", config["vocab_size"], width)
+        self._frequencies = None
+        if names is GTE:
+            self._frequencies = _frequencies(checkpoint.name, config, width // self._heads // 2).to(device)
+            segments, places = config.get("type_vocab_size", 1), torch.zeros(width)
+        else:
+            segments, longest = config.get("type_vocab_size", 2), config["max_position_embeddings"]
+            places = found.of_shape(f"{names.embeddings}.position_embeddings.weight", longest, width)
+        if names is not DISTILBERT and (names is not GTE or segments != 0):  # every token is in the first segment
+            places = places + found.of_shape(f"{names.embeddings}.token_type_embeddings.weight", segments, width)[0]
         padding_id = config.get("pad_token_id", 1 if names is ROBERTA else 0)
         if padding_id not in range(len(words)):
             raise _Unlike("it has no token for padding")
@@ -192,33 +222,43 @@ class PackedBert:
         """Return the hidden states `[rows, hidden]` of a batch, and the rows of each document."""
         packing = Packing(tuple(map(len, token_ids)), self.device, tuple(token_ids))
         places = packing.of_rows(self._positions(token_ids))
-        rows = self._norm(embedding(packing.ids, self._words) + embedding(places, self._places))
+        rotation = None if self._frequencies is None else _rotation(places[:, None] * self._frequencies, self._dtype)
+        added = embedding(places, self._places) if rotation is None else self._places
+        rows = self._norm(embedding(packing.ids, self._words) + added)
         for layer in self._layers:
-            rows = layer.attention_norm(layer.output(self._attend(layer.projections(rows), packing), rows))
+            rows = layer.attention_norm(layer.output(self._attend(layer.projections(rows), packing, rotation), rows))
             rows = layer.norm(layer.feed_forward(rows))
         return packing.without_padding(self._head_norm(self._head(rows))), packing
 
-    def _attend(self, projected: Tensor, packing: Packing) -> Tensor:
-        """Return `[rows, width]` of `[rows, 3 * width]`."""
-        query, key, value = projected.view(1, len(projected), 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+    def _attend(self, projected: Tensor, packing: Packing, rotation: Rotation | None) -> Tensor:
+        """Return `[rows, width]` of `[rows, 3 * width]`, which is overwritten if heads are rotated."""
+        heads = projected.view(1, len(projected), 3, self._heads, -1)
+        if rotation is not None:
+            _rotate(heads[0, :, :2], *rotation)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
         found, _ = packed_attention(None, query, key, value, None, packing=packing)
         return found.reshape(len(projected), -1)
 
     def _layer(self, found: _Tensors, names: Names, at: str) -> _Layer:
         *projections, output = (f"{at}.{name}" for name in names.attention)
-        up, down = (self._linear(found, f"{at}.{name}") for name in names.feed_forward)
-        if len(up[1]) != self._inner:
-            raise _Unlike("its layers have another size than its config")
+        up, down, *gates = (f"{at}.{name}" for name in names.feed_forward)
+        if gates:  # without biases
+            both = (found.of_shape(f"{name}.weight", self._inner, self.width) for name in (up, *gates))
+            ups: list[Parts] = [(self._put(weight), None) for weight in both]
+        else:
+            ups = [self._linear(found, up)]
+            if len(ups[0][0]) != self._inner:
+                raise _Unlike("its layers have another size than its config")
         after_attention, after = (self._norm_of(found, f"{at}.{name}") for name in names.norms)
         return _Layer(
             product_of(*self._linear(found, *projections), int8=self._int8),
             sum_of(*self._linear(found, output), int8=self._int8),
             after_attention,
-            feed_forward_of(up, down, int8=self._int8),
+            feed_forward_of(self._linear(found, down), *ups, int8=self._int8),
             after,
         )
 
-    def _linear(self, found: _Tensors, *names: str) -> tuple[Tensor, Tensor]:
+    def _linear(self, found: _Tensors, *names: str) -> Parts:
         """Return the weight and the bias of linear layers as one."""
         weight, bias = (torch.cat([found[f"{name}.{part}"] for name in names]) for part in ("weight", "bias"))
         if weight.shape[:1] != bias.shape:
@@ -232,25 +272,64 @@ class PackedBert:
         return tensor.to(device=self.device, dtype=self._dtype)
 
 
+def _frequencies(name: str, config: dict[str, Any], half: int) -> Tensor:
+    """Return the rotary frequency of each of `half` pairs of numbers in a head of gte."""
+    if config["model_type"] == BUILT_AS_GTE:
+        refuse_other_gte(name, config)
+        return rotary_frequencies(config, half)
+    rope = config["rope_parameters"]
+    others = config.get("rope_theta"), config.get("rope_scaling")
+    if rope.keys() != {"rope_type", "rope_theta"} or rope["rope_type"] != "default" or others != (None, None):
+        raise _Unlike("its config has other rotary positions")
+    return rotary_frequencies(rope, half)
+
+
+def _rotation(angles: Tensor, dtype: torch.dtype) -> Rotation:
+    """Return the factors of `_rotate`, each `[rows, 1, 1, size]`, for angles `[rows, size / 2]`."""
+    cosines, sines = angles.cos(), angles.sin()
+    factors = torch.stack((torch.cat((cosines, cosines), 1), torch.cat((-sines, sines), 1))).to(dtype)
+    return factors[0, :, None, None], factors[1, :, None, None]
+
+
+def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> None:
+    """Rotate heads `[rows, 2, heads, size]` in place; the numbers of a pair are half a head apart."""
+    others = heads.roll(heads.shape[-1] // 2, -1)
+    heads.mul_(cosines).addcmul_(others, sines)
+
+
 class _Tensors:
     """The tensors of a checkpoint in float32, as its config describes them."""
 
-    def __init__(self, folder: Path) -> None:
-        # Norms of checkpoints from TensorFlow have a gamma and a beta.
-        ours = {"gamma": "weight", "beta": "bias"}
-        parts = ((*name.rpartition("."), tensor) for name, tensor in read_slices(weight_files(folder)).items())
-        self._tensors: dict[str, Any] = {}
-        for module, dot, last, tensor in parts:
-            if self._tensors.setdefault(f"{module}{dot}{ours.get(last, last)}", tensor) is not tensor:
-                raise _Unlike(f"{module} has two names for its {ours.get(last, last)}")
+    def __init__(self, folder: Path, names: Names) -> None:
+        self._tensors: dict[str, tuple[Any, int, int]] = {}  # a tensor, and which of how many parts of it
+        for given, tensor in read_slices(weight_files(folder)).items():
+            name = given
+            for pattern, ours in (*NORMS, *names.renamed):
+                name = re.sub(pattern, ours, name)
+            joined = next((joined for joined in JOINED if f".{joined}." in name), "")
+            parts = [name.replace(joined, part) for part in JOINED[joined]] if joined else [name]
+            for place, part in enumerate(parts):
+                if self._tensors.setdefault(part, (tensor, place, len(parts)))[0] is not tensor:
+                    raise _Unlike(f"it has two tensors for {part}")
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor; raise `_Unlike` if it is missing, or has a number that is not finite."""
         if name not in self._tensors:
             raise _Unlike(f"it has no {name}")
-        tensor: Tensor = self._tensors[name][:].to(torch.float32)
+        given, place, parts = self._tensors[name]
+        rows, more = divmod((given.shape if isinstance(given, Tensor) else given.get_shape())[0], parts)
+        if more:
+            raise _Unlike(f"{name} is part of a tensor of another size")
+        tensor: Tensor = given[place * rows : (place + 1) * rows].to(torch.float32)
         if not tensor.sum().isfinite():
             raise _Unlike(f"{name} may not be finite")
+        return tensor
+
+    def of_shape(self, name: str, *shape: int) -> Tensor:
+        """Return a tensor; raise `_Unlike` if it has another shape."""
+        tensor = self[name]
+        if tensor.shape != shape:
+            raise _Unlike(f"{name} has another size than in its config")
         return tensor
 
     def one_of(self, names: Sequence[str], tied: Tensor | None) -> Tensor:

@@ -110,8 +110,10 @@ def int8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Int8Linear:
     return Int8Linear(weight, bias, functions_of(width) if fits else None)
 
 
-def feed_forward(up: Int8Linear, down: Int8Linear) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function from rows to `down(gelu(up(rows))) + rows`."""
+def feed_forward(
+    up: Int8Linear, down: Int8Linear, gate: Int8Linear | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function from rows to `down(gelu(up(rows))) + rows`; a gate makes it `gelu(gate(rows)) * up(rows)`."""
     step = max(1, BETWEEN_BYTES // (up.columns * 4) // BLOCKS[0]) * BLOCKS[0]
 
     def compute(rows: torch.Tensor) -> torch.Tensor:
@@ -120,7 +122,10 @@ def feed_forward(up: Int8Linear, down: Int8Linear) -> Callable[[torch.Tensor], t
         def of_pieces(pieces: slice) -> None:
             for start in range(pieces.start * step, min(pieces.stop * step, len(rows)), step):
                 piece = rows[start : start + step]
-                down(up(piece, alone=False), piece, out=found[start : start + step], gelu=True, alone=False)
+                raised = up(piece, alone=False)
+                if gate:
+                    raised.mul_(torch.ops.aten.gelu_(gate(piece, alone=False)))
+                down(raised, piece, out=found[start : start + step], gelu=gate is None, alone=False)
 
         on_threads(of_pieces, -(-len(rows) // step), operations=4 * rows.numel() * up.columns)
         return found

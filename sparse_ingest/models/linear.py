@@ -45,7 +45,7 @@ SYS_ARCH_PRCTL = 158
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 Sum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Parts = tuple[torch.Tensor, torch.Tensor]  # the weight and the bias of a linear layer
+Parts = tuple[torch.Tensor, torch.Tensor | None]  # the weight and the bias of a linear layer
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +85,12 @@ def gelu_of(product: Product) -> Product:
     return lambda rows: torch.ops.aten.gelu_(product(rows))
 
 
-def sum_of(weight: torch.Tensor, bias: torch.Tensor, *, int8: bool = False) -> Sum:
+def gated_of(up: Product, gate: Product) -> Product:
+    """Return a function that multiplies a product by the GELU of another one."""
+    return lambda rows: torch.ops.aten.gelu_(gate(rows)).mul_(up(rows))
+
+
+def sum_of(weight: torch.Tensor, bias: torch.Tensor | None, *, int8: bool = False) -> Sum:
     """Return the function from rows and others to `rows @ weight.T + bias + others`; `int8`: in 8-bit integers."""
     if int8:
         return int8_linear(weight, bias)
@@ -94,11 +99,15 @@ def sum_of(weight: torch.Tensor, bias: torch.Tensor, *, int8: bool = False) -> S
     return lambda rows, others: torch.nn.functional.linear(rows, weight, bias) + others
 
 
-def feed_forward_of(up: Parts, down: Parts, *, int8: bool = False) -> Product:
-    """Return the function from rows to `down(gelu(up(rows))) + rows` of the weights and biases of two layers."""
+def feed_forward_of(down: Parts, up: Parts, gate: Parts | None = None, *, int8: bool = False) -> Product:
+    """Return the function from rows to `down(gelu(up(rows))) + rows`, with a gate `down(gelu(gate(rows)) * up(rows))`.
+
+    `int8`: in 8-bit integers.
+    """
     if int8:
-        return feed_forward(int8_linear(*up), int8_linear(*down))
-    raised, lowered = gelu_of(product_of(*up)), sum_of(*down)
+        return feed_forward(int8_linear(*up), int8_linear(*down), gate and int8_linear(*gate))
+    raised = gated_of(product_of(*up), product_of(*gate)) if gate else gelu_of(product_of(*up))
+    lowered = sum_of(*down)
     return lambda rows: lowered(raised(rows), rows)
 
 
@@ -112,7 +121,7 @@ def _onednn_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     return product
 
 
-def _onednn_sum(weight: torch.Tensor, bias: torch.Tensor) -> Sum:
+def _onednn_sum(weight: torch.Tensor, bias: torch.Tensor | None) -> Sum:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
     def product_and_sum(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

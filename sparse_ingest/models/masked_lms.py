@@ -279,6 +279,15 @@ def _gte(name: str, config: dict[str, Any], side: ModelSide) -> tuple[Any, Any, 
             f'{name} has model_type "{BUILT_AS_GTE}" and needs a transformers with the gte architecture: '
             "pip install -U transformers."
         ) from error
+    refuse_other_gte(name, config)
+    given = {key: config[key] for key in GTE_KEYS if key in config}
+    rope = {"rope_type": "default", "rope_theta": float(config.get("rope_theta", 10000.0))}
+    as_gte = GteConfig(**{**GTE_DEFAULTS, **given}, rope_parameters=rope)
+    return getattr(modeling_auto, MAPPINGS[side.auto_class])[GteConfig], as_gte, {"key_mapping": GTE_NAMES}
+
+
+def refuse_other_gte(name: str, config: dict[str, Any]) -> None:
+    """Raise CheckpointError if a config of `new` has an option that is not computed here."""
     for key, needed in GTE_CHOICES.items():
         if (found := config.get(key, needed)) != needed:
             raise CheckpointError(
@@ -287,33 +296,33 @@ def _gte(name: str, config: dict[str, Any], side: ModelSide) -> tuple[Any, Any, 
     scaling = config.get("rope_scaling")
     if scaling and (kind := scaling.get("type") or scaling.get("rope_type")) != "ntk":
         raise CheckpointError(f'{name} has rope_scaling of type {kind!r}; expected "ntk".')
-    given = {key: config[key] for key in GTE_KEYS if key in config}
-    rope = {"rope_type": "default", "rope_theta": float(config.get("rope_theta", 10000.0))}
-    as_gte = GteConfig(**{**GTE_DEFAULTS, **given}, rope_parameters=rope)
-    return getattr(modeling_auto, MAPPINGS[side.auto_class])[GteConfig], as_gte, {"key_mapping": GTE_NAMES}
 
 
 def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
-    """Set the rotary frequencies of NTK scaling, which transformers does not support, for texts of every length.
+    """Set the rotary frequencies of NTK scaling, which transformers does not support, for texts of every length."""
+    rotary = model.base_model.rotary_emb
+    frequencies = rotary_frequencies(config, rotary.inv_freq.numel())
+    rotary.inv_freq.copy_(frequencies)
+    rotary.original_inv_freq.copy_(frequencies)
 
-    The formulas are (6) of https://kexue.fm/archives/9706, and with `mixed_b` (10) to (13).
+
+def rotary_frequencies(config: dict[str, Any], half: int) -> torch.Tensor:
+    """Return the frequency of each of `half` pairs of numbers in a head, from a config of `new`.
+
+    The formulas of NTK scaling are (6) of https://kexue.fm/archives/9706, and with `mixed_b` (10) to (13).
     """
     scaling = config.get("rope_scaling") or {}
     factor, mixed = float(scaling.get("factor", 1.0)), scaling.get("mixed_b")
-    if factor <= 1.0:
-        return
-    rotary = model.base_model.rotary_emb
-    half = rotary.inv_freq.numel()
     places = torch.arange(0, 2 * half, 2, dtype=torch.float32) / (2 * half)
-    theta = float(config.get("rope_theta", 10000.0))
+    theta = torch.tensor(float(config.get("rope_theta", 10000.0)))
+    plain = torch.pow(theta, places).reciprocal()
+    if factor <= 1.0:
+        return plain
     if mixed is None:
-        frequencies = 1.0 / (theta * factor) ** places / factor ** (1 / half)
-    else:
-        steps = torch.arange(1, half + 1, dtype=torch.float32)
-        growth = torch.tensor(factor, dtype=torch.float32).log() / half**mixed
-        frequencies = 1.0 / theta**places / (growth * steps**mixed).exp()
-    rotary.inv_freq.copy_(frequencies)
-    rotary.original_inv_freq.copy_(frequencies)
+        return torch.pow(theta * factor, places).reciprocal() / math.pow(factor, 1 / half)
+    steps = torch.arange(1, half + 1, dtype=torch.float32)
+    growth = torch.tensor(factor, dtype=torch.float32).log() / math.pow(half, mixed)
+    return plain / (growth * torch.pow(steps, mixed)).exp()
 
 
 def read_table(path: Path) -> list[float]:

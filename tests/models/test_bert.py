@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT computed without transformers: the same hidden states, and what is left to it."""
+"""BERT, RoBERTa, DistilBERT and gte computed without transformers: the same hidden states, and what is left to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoints import PACKAGED, TEXTS, build_encoder, make_masked_lm
+from support.checkpoints import PACKAGED, TEXTS, build_encoder, make_masked_lm, make_new
 from support.families import changed
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
@@ -23,9 +24,9 @@ from sparse_ingest.models.bert import PackedBert, packed_bert
 from sparse_ingest.models.body import Body
 
 CPU = torch.device("cpu")
-ARCHITECTURES = ("bert", "roberta", "distilbert")
-# Largest difference relative to the largest number: bfloat16 has 8 bits.
-CLOSE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+ARCHITECTURES = ("bert", "roberta", "distilbert", "gte")
+# Largest difference relative to the largest number: with 8 bits transformers is 0.09 from float32 (gte).
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 1e-1}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def body_of(model: Path | str, dtype: torch.dtype = torch.float32) -> PackedBert
     return packed_bert(read_checkpoint(str(model)), device=CPU, dtype=dtype)
 
 
-def states(body: Any, vocabulary: int) -> torch.Tensor:
+def states(body: Any, vocabulary: int, lengths: tuple[int, ...] = (60, 33, 33, 2, 1)) -> torch.Tensor:
     """Return the hidden states of documents of several lengths."""
-    documents = [np.resize(np.arange(5, vocabulary, dtype=np.int32), length) for length in (60, 33, 33, 2, 1)]
+    documents = [np.resize(np.arange(5, vocabulary, dtype=np.int32), length) for length in lengths]
     with torch.inference_mode():
         found: torch.Tensor = body.hidden(documents, 0)[0]
     return found
@@ -64,6 +65,53 @@ def test_hidden_states_and_projection_are_those_of_transformers(
     assert (found.ids, found.outputs, found.width) == (expected.ids, expected.outputs, expected.width)
     ours, theirs = (states(body, expected.ids).float() for body in (found, expected))
     assert (ours - theirs).abs().amax() <= CLOSE[dtype] * theirs.abs().amax()
+
+
+NTK = {"factor": 2.0, "type": "ntk"}
+
+
+def of_transformers(folder: Path, model: Path) -> Path:
+    """Copy a gte model, with the names that its weights have in transformers."""
+    from transformers import GteForMaskedLM
+
+    weights = GteForMaskedLM.from_pretrained(model).state_dict()
+    del weights["lm_head.decoder.weight"]
+    shutil.copytree(model, folder)
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def of_both(folder: Path, model: Path) -> Path:
+    """Copy a gte model, with the names of its weights in Alibaba's layout and the config of transformers."""
+    make_new(folder, model)
+    shutil.copy(model / "config.json", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        make_new, partial(make_new, packed=False), partial(make_new, rope_scaling=NTK),
+        partial(make_new, rope_scaling={**NTK, "mixed_b": 0.6}), of_transformers, of_both,
+    ],
+    ids=["new", "separate", "ntk", "mixed", "transformers", "both"],
+)  # fmt: skip
+@pytest.mark.parametrize("types", [0, 2])
+def test_gte_is_read_in_every_layout(types: int, layout: Callable[..., Path], tmp_path: Path) -> None:
+    model = layout(tmp_path / "layout", make_masked_lm(tmp_path / "model", "gte", type_vocab_size=types))
+    found, expected = body_of(model), Body(read_checkpoint(str(model)), device=CPU, dtype=torch.float32)
+    assert found is not None and all(map(torch.equal, found.projection or (), expected.projection or ()))
+    ours, theirs = (states(body, expected.ids) for body in (found, expected))
+    assert (ours - theirs).abs().amax() <= CLOSE[torch.float32] * theirs.abs().amax()
+
+
+def test_far_positions_of_gte_are_exact_in_half_precision(models: dict[str, Path], tmp_path: Path) -> None:
+    """With frequencies in bfloat16 the mean difference would be 0.45."""
+    model = make_new(tmp_path / "new", models["gte"], rope_scaling=NTK)
+    expected = states(Body(read_checkpoint(str(model)), device=CPU, dtype=torch.float32), 100, (4100, 60, 1))
+    for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
+        found = states(body_of(model, dtype), 100, (4100, 60, 1)).float()
+        assert (found - expected).abs().mean() <= close * expected.abs().mean()
 
 
 def test_an_untied_projection_is_read(own: Path) -> None:
@@ -93,6 +141,14 @@ def cut(name: str) -> Callable[[Path], object]:
     def change(model: Path) -> None:
         weights = load_file(model / "model.safetensors")
         save_file(weights | {name: weights[name][:1].clone()}, model / "model.safetensors")
+
+    return change
+
+
+def also(name: str, other: str) -> Callable[[Path], object]:
+    def change(model: Path) -> None:
+        weights = load_file(model / "model.safetensors")
+        save_file(weights | {name: weights[other].clone()}, model / "model.safetensors")
 
     return change
 
@@ -134,6 +190,35 @@ def test_what_is_not_plain_or_damaged_is_left_to_transformers(change: Callable[[
     assert body_of(own) is not None
     change(own)
     assert body_of(own) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        option(hidden_act="relu"), option(position_embedding_type="absolute"), option(logn_attention_scale=True),
+        option(layer_norm_type="rms_norm"), option(rope_scaling={"type": "linear", "factor": 2.0}),
+        option(type_vocab_size=5), option(num_hidden_layers=3), option(intermediate_size=32),
+        cut("new.encoder.layer.1.attention.qkv_proj.weight"), cut("new.encoder.layer.1.mlp.up_gate_proj.weight"),
+        without("new.encoder.layer.0.mlp.up_gate_proj.weight"), option(model_type="gte"),
+        also("new.encoder.layer.0.attention.q_proj.bias", "new.encoder.layer.0.attention.o_proj.bias"),
+        also("gte.embeddings.LayerNorm.bias", "new.embeddings.LayerNorm.bias"),
+    ],
+)  # fmt: skip
+def test_other_gte_models_are_left_to_transformers(
+    change: Callable[[Path], object], models: dict[str, Path], tmp_path: Path
+) -> None:
+    model = make_new(tmp_path / "new", models["gte"])
+    assert body_of(model) is not None
+    change(model)
+    assert body_of(model) is None
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}, {"rope_type": "default"}, None], ids=str
+)
+def test_other_rotary_positions_are_left_to_transformers(rope: object, models: dict[str, Path], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(models["gte"], tmp_path / "own"))
+    assert body_of(changed(model, "config.json", {"rope_parameters": rope})) is None
 
 
 def test_distilbert_with_sizes_under_two_names_is_left_to_transformers(models: dict[str, Path], tmp_path: Path) -> None:

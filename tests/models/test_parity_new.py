@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ import torch
 from safetensors.torch import load_file
 from support.checkpoints import HEADS, LAYERS, WIDTH, build_encoder, make_masked_lm, make_new
 
+from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.errors import CheckpointError
+from sparse_ingest.models.body import Body
 from sparse_ingest.models.tokenizer import Tokenizer
 from sparse_ingest.pipeline import ModelSettings
 
@@ -176,7 +179,8 @@ def test_building_prints_no_warnings(
 def test_rotary_frequencies_stay_exact_in_half_precision(gte: dict[int, Path], tmp_path: Path) -> None:
     """Rounding them to bfloat16 would shift far positions."""
     folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"])
-    rotary = build_encoder(folder, dtype="bfloat16").maker.body._model.gte.rotary_emb
+    body: Any = Body(read_checkpoint(str(folder)), device=torch.device("cpu"), dtype=torch.bfloat16)
+    rotary = body._model.gte.rotary_emb
     config = json.loads((folder / "config.json").read_text())
     assert rotary.inv_freq.dtype == torch.float32
     torch.testing.assert_close(rotary.inv_freq.double(), frequencies(config), rtol=1e-6, atol=0)
