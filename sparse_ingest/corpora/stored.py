@@ -31,7 +31,7 @@ PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 _BLOCK_BYTES = 1 << 18
 _STEP_BYTES = 1 << 14  # small: Arrow returns nothing of the first damaged step
 # UnicodeDecodeError: in the column names of an Arrow table.
-_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, UnicodeDecodeError)
+DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, UnicodeDecodeError)
 
 # Words in Arrow's errors for what it does not support, and what to do.
 _NOT_DAMAGED = {
@@ -254,10 +254,10 @@ class FileSource:
         try:
             self._opened = opened = ContentStream(self.file)
             yield opened
-        except (*_DAMAGE, OSError) as error:
+        except (*DAMAGE, OSError) as error:
             after = f"after {self.unit} {reached[0] - 1}"
             # Arrow raises OSError without a number for malformed bytes.
-            if isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None):
+            if isinstance(error, DAMAGE) or (type(error) is OSError and error.errno is None):
                 expected, kind = self._expected(), self.file.kind()
                 if expected is not None and kind not in (None, EMPTY, expected):
                     raise self._not_as_named(kind, expected) from error

@@ -24,7 +24,7 @@ from sparse_ingest.corpora.line_pieces import line_pieces
 from sparse_ingest.corpora.pieces import RowUnits, Search, Task
 from sparse_ingest.corpora.regular_rows import regular_rows
 from sparse_ingest.corpora.sources import ChooseColumns, Record
-from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, LineSource, StoredFile
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, DAMAGE, LineSource, StoredFile
 from sparse_ingest.errors import CorpusError, shown
 from sparse_ingest.records import place_text
 from sparse_ingest.storage.foreign_json import parse_json
@@ -173,7 +173,7 @@ class TextTable(LineSource):
     def _record(self, row: _Row, names: Sequence[str], chosen: Sequence[tuple[str, int]]) -> Record:
         at, values, reason, offset, following = row
         if following > at + 1:
-            self._count_spans([[value] for value in values], [at, following])
+            self._count_span(values, at, following)
         if not reason and len(values) != len(names):
             found = f"{len(values)} column{'s' if len(values) != 1 else ''}"
             listed = columns_text(dict.fromkeys(names)).removeprefix("the columns are ")
@@ -184,11 +184,12 @@ class TextTable(LineSource):
         return Record(columns, reason, at, offset, following)
 
     def _records(self, rows: _BlockRows, chosen: Sequence[tuple[str, int]]) -> Iterator[Record]:
-        if rows.lines[-1] > rows.lines[0] + len(rows.offsets):
-            self._count_spans(rows.columns, rows.lines)
         names = [name for name, _ in chosen]
         values = zip(*(rows.columns[place] for _, place in chosen), strict=True)
-        for row, at, offset, following in zip(values, rows.lines[:-1], rows.offsets, rows.lines[1:], strict=True):
+        places = zip(values, rows.lines[:-1], rows.offsets, rows.lines[1:], strict=True)
+        for place, (row, at, offset, following) in enumerate(places):
+            if following > at + 1:
+                self._count_span([values[place] for values in rows.columns], at, following)
             yield Record(dict(zip(names, row)), None, at, offset, following)  # noqa: B905 (as in columns.py)
 
     def pieces(self, search: Search) -> Iterator[Task]:
@@ -203,18 +204,16 @@ class TextTable(LineSource):
                 self._header(iter(rows))
         yield from line_pieces(self, search, lambda line: line in _BLANK_LINES, start=rows.offset, line=rows.line)
 
-    def _count_spans(self, columns: Sequence[Sequence[str]], lines: Sequence[int]) -> None:
-        """Count the rows that look merged; `lines` are those where the rows and the one after them start."""
+    def _count_span(self, values: Sequence[str], line: int, following: int) -> None:
+        """Count a row of several lines if it looks merged; `following` is the line in which the next row starts."""
         separator = _SEPARATORS[self.format]
-        merged = {row for values in columns for row, value in enumerate(values) if "\n" in value and separator in value}
-        for row in sorted(merged):
-            # Rows may be read again, to find duplicates.
-            if lines[row] > self._counted:
-                self._counted, spanned = lines[row], lines[row + 1] - lines[row]
-                if not self._spanning:
-                    self._first_span = lines[row], spanned
-                self._spanning += 1
-                self._longest = max(spanned, self._longest)
+        # Rows may be read again, to find duplicates.
+        if line > self._counted and any("\n" in value and separator in value for value in values):
+            self._counted, spanned = line, following - line
+            if not self._spanning:
+                self._first_span = line, spanned
+            self._spanning += 1
+            self._longest = max(spanned, self._longest)
 
     def _other_form(self, names: Sequence[str]) -> str:
         """Return advice for a header that seems to have another separator."""
@@ -296,7 +295,10 @@ class _Rows:
         """Return the rows that numpy finds in the next block, up to an irregular one, and move past them."""
         if self.offset < self._block_end or self._content is None:
             return None
-        buffered = self._content.peek()
+        try:
+            buffered = self._content.peek()
+        except (*DAMAGE, OSError):
+            return None  # the next row raises it again, with its line
         self._block, self._block_start = buffered.partition(b"\0")[0], self.offset
         self._block_end = self.offset + len(buffered)
         if self._skipped or len(self._block) < _LEAST_BLOCK:

@@ -184,7 +184,8 @@ class PackedBert:
             raise _Unlike("it has another architecture")
         # transformers reads the sizes of DistilBERT under BERT's names too.
         sizes = {key: (None, config.get(own)) for key, own in zip(BERT.sizes, names.sizes, strict=True)}
-        only = {names.activation: (None, "gelu"), "position_embedding_type": (None, names.positions)}
+        activations = ("gelu",) if names.activation in config else (None,)  # null is an error
+        only = {names.activation: activations, "position_embedding_type": (None, names.positions)}
         options: dict[str, tuple[Any, ...]] = {**PLAIN_OPTIONS, **sizes, **only}
         if unusual := [key for key, plain in options.items() if config.get(key) not in plain]:
             raise _Unlike(f"its config has {unusual[0]}")
@@ -206,7 +207,10 @@ class PackedBert:
         if padding_id not in range(len(words)):
             raise _Unlike("it has no token for padding")
         self._positions = partial(positions_behind, padding_id) if names is ROBERTA else ordinal_positions
-        weight = found.one_of(names.projection, words if config.get("tie_word_embeddings", True) else None)
+        tied = config.get("tie_word_embeddings", True)
+        if not isinstance(tied, bool):
+            raise _Unlike("its config has another tie_word_embeddings")
+        weight = found.one_of(names.projection, words if tied else None)
         self.projection: Projection | None = Projection(weight, found.one_of(names.biases, None))
         self.ids = self.outputs = len(words)
         self.width = self.hidden_size = width
@@ -215,7 +219,8 @@ class PackedBert:
         self._words, self._places = self._put(words), self._put(places)
         self._norm = self._norm_of(found, f"{names.embeddings}.LayerNorm")
         self._layers = [self._layer(found, names, f"{names.layer}.{number}") for number in range(layers)]
-        self._head = gelu_of(product_of(*self._linear(found, names.head[0]), int8=int8))
+        # Not in 8-bit integers, which would cost BERT-tiny nearly as much of its weights here as in all layers.
+        self._head = gelu_of(product_of(*self._linear(found, width, width, names.head[0])))
         self._head_norm = self._norm_of(found, names.head[1])
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[Tensor, Packing]:
@@ -242,31 +247,30 @@ class PackedBert:
     def _layer(self, found: _Tensors, names: Names, at: str) -> _Layer:
         *projections, output = (f"{at}.{name}" for name in names.attention)
         up, down, *gates = (f"{at}.{name}" for name in names.feed_forward)
+        width, inner = self.width, self._inner
         if gates:  # without biases
-            both = (found.of_shape(f"{name}.weight", self._inner, self.width) for name in (up, *gates))
+            both = (found.of_shape(f"{name}.weight", inner, width) for name in (up, *gates))
             ups: list[Parts] = [(self._put(weight), None) for weight in both]
         else:
-            ups = [self._linear(found, up)]
-            if len(ups[0][0]) != self._inner:
-                raise _Unlike("its layers have another size than its config")
+            ups = [self._linear(found, inner, width, up)]
         after_attention, after = (self._norm_of(found, f"{at}.{name}") for name in names.norms)
         return _Layer(
-            product_of(*self._linear(found, *projections), int8=self._int8),
-            sum_of(*self._linear(found, output), int8=self._int8),
+            product_of(*self._linear(found, width, width, *projections), int8=self._int8),
+            sum_of(*self._linear(found, width, width, output), int8=self._int8),
             after_attention,
-            feed_forward_of(self._linear(found, down), *ups, int8=self._int8),
+            feed_forward_of(self._linear(found, width, inner, down), *ups, int8=self._int8),
             after,
         )
 
-    def _linear(self, found: _Tensors, *names: str) -> Parts:
-        """Return the weight and the bias of linear layers as one."""
-        weight, bias = (torch.cat([found[f"{name}.{part}"] for name in names]) for part in ("weight", "bias"))
-        if weight.shape[:1] != bias.shape:
-            raise _Unlike(f"the weight and the bias of {names[0]} differ in size")
+    def _linear(self, found: _Tensors, rows: int, columns: int, *names: str) -> Parts:
+        """Return the weight and the bias of linear layers, each of `[rows, columns]`, as one."""
+        weight = torch.cat([found.of_shape(f"{name}.weight", rows, columns) for name in names])
+        bias = torch.cat([found.of_shape(f"{name}.bias", rows) for name in names])
         return self._put(weight), self._put(bias)
 
     def _norm_of(self, found: _Tensors, name: str) -> _Norm:
-        return _Norm(self._put(found[f"{name}.weight"]), self._put(found[f"{name}.bias"]), self._eps)
+        weight, bias = (self._put(found.of_shape(f"{name}.{part}", self.width)) for part in ("weight", "bias"))
+        return _Norm(weight, bias, self._eps)
 
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self._dtype)
@@ -274,13 +278,15 @@ class PackedBert:
 
 def _frequencies(name: str, config: dict[str, Any], half: int) -> Tensor:
     """Return the rotary frequency of each of `half` pairs of numbers in a head of gte."""
+    rope = config
     if config["model_type"] == BUILT_AS_GTE:
         refuse_other_gte(name, config)
-        return rotary_frequencies(config, half)
-    rope = config["rope_parameters"]
-    others = config.get("rope_theta"), config.get("rope_scaling")
-    if rope.keys() != {"rope_type", "rope_theta"} or rope["rope_type"] != "default" or others != (None, None):
-        raise _Unlike("its config has other rotary positions")
+    else:
+        rope, others = config["rope_parameters"], (config.get("rope_theta"), config.get("rope_scaling"))
+        if rope.keys() != {"rope_type", "rope_theta"} or rope["rope_type"] != "default" or others != (None, None):
+            raise _Unlike("its config has other rotary positions")
+    if not isinstance(rope.get("rope_theta", 1.0), int | float):
+        raise _Unlike("its config has another rope_theta")
     return rotary_frequencies(rope, half)
 
 

@@ -90,7 +90,9 @@ class Body:
             module, _, buffer = name.rpartition(".")
             setattr(self._model.get_submodule(module), buffer, frequencies.to(device))
         if device.type == "cpu":
-            pack_linear_layers(self._model, int8=int8)
+            if int8:  # but not the layers between the model and its projection, as in bert.py
+                pack_linear_layers(self._model.base_model, int8=True)
+            pack_linear_layers(self._model)
         elif self._positions and not self._agrees(documents, expected):
             self._pad(f"on {device} its hidden states would differ")
 

@@ -105,7 +105,7 @@ def feed_forward_of(down: Parts, up: Parts, gate: Parts | None = None, *, int8: 
     `int8`: in 8-bit integers.
     """
     if int8:
-        return feed_forward(int8_linear(*up), int8_linear(*down), gate and int8_linear(*gate))
+        return feed_forward(int8_linear(*up), int8_linear(*down), int8_linear(*gate) if gate else None)
     raised = gated_of(product_of(*up), product_of(*gate)) if gate else gelu_of(product_of(*up))
     lowered = sum_of(*down)
     return lambda rows: lowered(raised(rows), rows)

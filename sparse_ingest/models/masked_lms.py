@@ -83,6 +83,8 @@ def build_model(checkpoint: Checkpoint, *, attention: str | None = None, trust_r
                 output_loading_info=True,
                 **options,
             )
+        if as_gte:
+            _scale_rotations(model, config)
     except SafetensorError as error:
         raise damaged(f"The weights of {checkpoint.name} are damaged: {first_line(error)}") from error
     except CheckpointError:
@@ -91,8 +93,6 @@ def build_model(checkpoint: Checkpoint, *, attention: str | None = None, trust_r
         raise CheckpointError(f"{checkpoint.name} cannot be built: {first_line(error)}.") from error
     _refuse_gaps(checkpoint.name, type(model).__name__, report)
     _refuse_infinite(checkpoint.name, model)
-    if as_gte:
-        _scale_rotations(model, config)
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import bz2
+import gzip
 import io
 import json
 import lzma
@@ -229,6 +230,15 @@ def test_the_rows_before_the_damage_are_read(tmp_path: Path) -> None:
                 found.append(row.document.id)
         assert len(found) > 10_000
         assert found == [row["_id"] for row in rows[: len(found)]]
+
+
+@pytest.mark.parametrize(("damaged", "message"), [(slice(0, -3), "ended before"), (slice(0, -8), "CRC")])
+def test_damage_right_behind_the_only_row_is_reported(damaged: slice, message: str, tmp_path: Path) -> None:
+    content = gzip.compress(b"id,text\n1,a\n")
+    rest = b"" if message != "CRC" else b"\0" * 8
+    (tmp_path / "c.csv.gz").write_bytes(content[damaged] + rest)
+    with pytest.raises(CorpusError, match=f"damaged or cut off after line 2: .*{message}"):
+        list(open_corpus([str(tmp_path / "c.csv.gz")], fields=FieldNames()).rows())
 
 
 LINES = content_of(".jsonl", ROWS)

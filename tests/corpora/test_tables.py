@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,8 @@ def test_rows_of_large_files_that_look_merged_are_counted_once(tmp_path):
     values = ["a,\n" + "b\n" * (n % 7) if n % 3 else "a\nb" for n in range(10_000)]
     rows = [f'{n},"{value}"\n' for n, value in enumerate(values)]
     corpus = open_corpus([str(write(tmp_path / "c.csv", f"id,text\n{''.join(rows)}"))], fields=FieldNames())
+    assert len(list(islice(corpus.rows(), 2))) == 2
+    assert "the first of" not in corpus.merged()[0]  # one row that was read
     for _ in range(2):
         assert len(list(corpus.rows())) == 10_000
         (message,) = corpus.merged()

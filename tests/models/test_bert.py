@@ -25,8 +25,9 @@ from sparse_ingest.models.body import Body
 
 CPU = torch.device("cpu")
 ARCHITECTURES = ("bert", "roberta", "distilbert", "gte")
-# Largest difference relative to the largest number: with 8 bits transformers is 0.09 from float32 (gte).
-CLOSE = {torch.float32: 1e-5, torch.bfloat16: 1e-1}
+# Largest difference relative to the largest number; twice that for gte, which transformers computes in bfloat16 with an
+# error of 0.09.
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,8 @@ def test_hidden_states_and_projection_are_those_of_transformers(
     assert found is not None and all(map(torch.equal, found.projection or (), expected.projection or ()))
     assert (found.ids, found.outputs, found.width) == (expected.ids, expected.outputs, expected.width)
     ours, theirs = (states(body, expected.ids).float() for body in (found, expected))
-    assert (ours - theirs).abs().amax() <= CLOSE[dtype] * theirs.abs().amax()
+    close = CLOSE[dtype] * (2 if kind == "gte" and dtype == torch.bfloat16 else 1)
+    assert (ours - theirs).abs().amax() <= close * theirs.abs().amax()
 
 
 NTK = {"factor": 2.0, "type": "ntk"}
@@ -153,6 +155,26 @@ def also(name: str, other: str) -> Callable[[Path], object]:
     return change
 
 
+def unequal(model: Path) -> None:
+    """Give queries 16 rows and keys 48, as many as the model has in both."""
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    at = "new.encoder.layer.0.attention"
+    for part in ("weight", "bias"):
+        query, key, value = weights.pop(f"{at}.qkv_proj.{part}").chunk(3)
+        moved = torch.cat([query, key])
+        weights |= {f"{at}.q_proj.{part}": moved[:16].clone(), f"{at}.k_proj.{part}": moved[16:].clone()}
+        weights[f"{at}.v_proj.{part}"] = value.clone()
+    save_file(weights, file)
+
+
+def narrow_head(model: Path) -> None:
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: one[:16].clone() if name.startswith(("lm_head.dense", "lm_head.norm")) else one
+               for name, one in weights.items()}, file)  # fmt: skip
+
+
 def longer_file(model: Path) -> None:
     with (model / "model.safetensors").open("ab") as stream:
         stream.write(b"end")
@@ -201,7 +223,8 @@ def test_what_is_not_plain_or_damaged_is_left_to_transformers(change: Callable[[
         cut("new.encoder.layer.1.attention.qkv_proj.weight"), cut("new.encoder.layer.1.mlp.up_gate_proj.weight"),
         without("new.encoder.layer.0.mlp.up_gate_proj.weight"), option(model_type="gte"),
         also("new.encoder.layer.0.attention.q_proj.bias", "new.encoder.layer.0.attention.o_proj.bias"),
-        also("gte.embeddings.LayerNorm.bias", "new.embeddings.LayerNorm.bias"),
+        also("gte.embeddings.LayerNorm.bias", "new.embeddings.LayerNorm.bias"), unequal, narrow_head,
+        option(hidden_act=None), option(rope_theta="5"), option(tie_word_embeddings="x"),
     ],
 )  # fmt: skip
 def test_other_gte_models_are_left_to_transformers(
