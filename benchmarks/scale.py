@@ -46,8 +46,8 @@ SHARD_ROWS, WINDOW_ROWS = 65_536, 8_192
 SAMPLE_SHARDS = 2  # that are encoded before the prediction
 COUNTS = 10**6, 10**7, 10**8, 10**9
 
-# Measured on two cores (benchmarks/README.md): documents/s of --dtype auto for 127, 127 and 106 tokens.
-CPU_RATES = {"tiny": 445.7 / 2, "mini": 159.1 / 2, "distilbert": 29.8 / 2}
+# Measured on two cores (benchmarks/README.md): documents/s of --dtype auto for 122, 127 and 106 tokens.
+CPU_RATES = {"tiny": 891.9 / 2, "mini": 368.7 / 2, "distilbert": 62.6 / 2}
 # Assumed until measured: the aims for an H200, end to end, in documents/s.
 GPU_RATES = {"tiny": 80_000, "mini": 60_000, "distilbert": 18_000}
 TERMS, TEXT_BYTES = 170, 700  # assumed, of a document of 128 tokens

@@ -24,9 +24,9 @@ from sparse_ingest.models.threads import on_threads
 TRIED = (sum(BLOCKS) + 1, 2 * FORM.panel)  # rows and columns in the trial
 # Largest differences of GELU, and of products of it: a number may be rounded to another integer.
 CLOSE_GELU, CLOSE = 1e-5, 1e-2
-# Bytes of what is between the products of a feed-forward layer, so that it stays in the cache: 170 rows of DistilBERT's
-# 3,072 numbers, in complete blocks. With all 2,048 rows of a batch it takes 6% longer there, with 48 rows 5%, and with 48
-# rows of BERT-mini 40%.
+# Bytes of what is between the products of a feed-forward layer, so that it stays in the cache: 170 rows of the 3,072
+# numbers of DistilBERT, in complete blocks. There all 2,048 rows of a batch take 6% longer, and 48 rows 5%; 48 rows of
+# BERT-mini take 40% longer.
 BETWEEN_BYTES = 1 << 21
 logger = logging.getLogger(__name__)
 
