@@ -160,7 +160,7 @@ def _weights(form: Form) -> Iterator[str]:
         yield f"  %added{key} = fadd {FLOATS} %sum{key}, %weight{key}"
     yield f"  %bytes = mul i64 %at, {BLOCK * form.bytes}"
     yield "  %written0 = getelementptr i8, ptr %weights, i64 %bytes"
-    if form.numbers == len(("%weight0", "%weight1")):
+    if form.numbers > 1:
         for key in (0, 1):
             yield f"  %short{key} = fptrunc {FLOATS} %weight{key} to {form.short}"
         yield shuffle("%both", form.kind, "%short0", "%short1", BOTH)

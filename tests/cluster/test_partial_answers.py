@@ -34,7 +34,8 @@ from sparse_ingest.planning import engines
 from sparse_ingest.runs.run import Run
 
 INDEX = "sparse-ingest-test-partial"
-SLOW = 'def text = new StringBuilder(); for (int i = 0; i < 60000; i++) { text.append("x") } return text.length() > 0'
+# Slow enough for the server, which looks at a clock that ticks every 200 ms.
+SLOW = 'def text = new StringBuilder(); for (int i = 0; i < 600000; i++) { text.append("x") } return text.length() > 0'
 Change = Callable[[dict[str, Any]], None]
 
 
