@@ -5,8 +5,8 @@ A row with another number of columns is bad. A quote that is never closed is an 
 to the next quote: `merged` counts rows that look merged, with a quoted value that spans lines and contains the
 separator. With quoting `none` each line is a row. In format `msmarco` a line is id, tab, text.
 
-Rows are found by numpy in a block (regular_rows.py), by a regular expression where most rows of a block are irregular,
-and by the csv module where a row has a quote in an unusual place or is bad.
+Rows are found by numpy in a block (regular_rows.py), after its first irregular row by a regular expression, and by the
+csv module where a row has a quote in an unusual place or is bad.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Names:
     sizes: tuple[str, str, str, str] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     activation: str = "hidden_act"
     positions: str = "absolute"  # the only value of `position_embedding_type`
-    renamed: tuple[tuple[str, str], ...] = ()  # patterns of other names, each with the name above
+    renamed: tuple[tuple[str, str], ...] = ()  # regular expressions of other names, and the replacements
 
 
 BERT = Names(
@@ -304,7 +304,7 @@ def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> None:
 
 
 class _Tensors:
-    """The tensors of a checkpoint in float32, as its config describes them."""
+    """The tensors of a checkpoint in float32, under the names of `Names`."""
 
     def __init__(self, folder: Path, names: Names) -> None:
         self._tensors: dict[str, tuple[Any, int, int]] = {}  # a tensor, and which of how many parts of it

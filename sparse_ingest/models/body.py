@@ -41,8 +41,8 @@ class Body:
 
     `projection` is the weight and bias of a masked LM's vocabulary projection, None for a model that has none.
     `outputs` is the number of token ids that the model has a projection, or embeddings, for; `ids` the number of those
-    with embeddings; `hidden_size` is the width of hidden states. With
-    `int8` the linear layers compute in 8-bit integers.
+    with embeddings; `hidden_size` is the width of hidden states. With `int8` the linear layers compute in 8-bit
+    integers.
     """
 
     def __init__(

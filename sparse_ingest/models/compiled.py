@@ -6,14 +6,20 @@ Compiling takes a few hundredths of a second, and needs no compiler.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
+
+from sparse_ingest.errors import first_line
+from sparse_ingest.models.memory import is_out_of_memory
 
 # In older versions the intrinsics have other arguments.
 OLDEST_LLVM = (22,)
 ADDRESS, NUMBER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 Compiled = Callable[..., Any]
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def compile_function(text: str, name: str, *given: Any, returns: Any = None, feature: str | None = None) -> Compiled:
@@ -50,6 +56,23 @@ def compile_function(text: str, name: str, *given: Any, returns: Any = None, fea
     function = ctypes.CFUNCTYPE(returns, *given)(engine.get_function_address(name))
     function.engine = engine  # type: ignore[attr-defined]  # lives as long as the function
     return function
+
+
+def tried_or_none(attempt: Callable[[], T | None], name: str) -> T | None:
+    """Return what `attempt` compiled; None, with a message, if it returns None as results differ, or fails."""
+    try:
+        if (found := attempt()) is not None:
+            return found
+        reason = "its results differ from torch's"
+    except ImportError as error:
+        logger.info("The %s is torch's, which is slower than the compiled one: %s.", name, first_line(error))
+        return None
+    except Exception as error:  # a broken llvmlite may raise any type
+        if is_out_of_memory(error):  # it may have fit in another process of this run, and the last bits would differ
+            raise
+        reason = first_line(error)
+    logger.warning("The compiled %s is not used: %s. Continuing with torch's, which is slower.", name, reason)
+    return None
 
 
 @cache

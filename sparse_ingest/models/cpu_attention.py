@@ -6,7 +6,6 @@ In: query, key and value of packed documents, in float32 or bfloat16. Out: atten
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import cache
 
@@ -15,20 +14,17 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparse_ingest.errors import first_line
-from sparse_ingest.models.compiled import ADDRESS, NUMBER, REAL, compile_function
+from sparse_ingest.models.compiled import ADDRESS, NUMBER, REAL, compile_function, tried_or_none
 from sparse_ingest.models.cpu_attention_products import BLOCK, FORMS, KEYS
 from sparse_ingest.models.cpu_attention_text import attention_text
 from sparse_ingest.models.heads.cpu_kernel_text import TILE_BYTES
 from sparse_ingest.models.linear import KERNEL_DTYPES, fastest_instructions
-from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.threads import on_threads
 
 WIDTHS = (32, 64)  # supported widths of a head: the sums of a block are at most four tiles
 # Largest difference from torch's attention in the trial, relative to the largest value.
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 TRIAL = (16, 33, 64, 3, 47, 100, 17, 32)  # lengths of documents
-logger = logging.getLogger(__name__)
 
 
 class Attention:
@@ -75,19 +71,7 @@ def attention_of(width: int, dtype: torch.dtype) -> Attention | None:
     instructions = instructions_for(dtype, width)
     if instructions is None:
         return None
-    try:
-        if attention := tried_attention(width, dtype, instructions):
-            return attention
-        reason = f"its results differ from torch's by more than {CLOSE[dtype]}"
-    except ImportError as error:
-        logger.info("Attention is torch's, which is slower than the compiled one: %s.", first_line(error))
-        return None
-    except Exception as error:  # a broken llvmlite may raise any type
-        if is_out_of_memory(error):  # it may have fit in another process of this run, and the last bits would differ
-            raise
-        reason = first_line(error)
-    logger.warning("The compiled attention is not used: %s. Continuing with torch's, which is slower.", reason)
-    return None
+    return tried_or_none(lambda: tried_attention(width, dtype, instructions), "attention")
 
 
 def instructions_for(dtype: torch.dtype, width: int) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sparse_ingest.models.heads.cpu_kernel_text import GROUP_BYTES, LANES, TILE_BYTES
-from sparse_ingest.models.vector_text import BOTH, FLOATS, NUMBERS, repeat, shuffle, transposed
+from sparse_ingest.models.vector_text import BOTH, FLOATS, NUMBERS, repeat, shuffle, spread, transposed
 
 BLOCK = LANES  # queries per block
 KEYS = 2 * LANES  # the number of keys is rounded up to this: a row of a tile has 32 values of bfloat16
@@ -244,8 +244,7 @@ def _add_product(form: Form, row: int, turn: int, place: str, factors: str) -> s
     given = (f"{FLOATS} %sum{name}", f"{form.factors} {factors}", f"{form.factors} %spread{name}")
     return f"""
       %group{name} = load i32, ptr {place}, align {form.bytes}
-      %lane{name} = insertelement {NUMBERS} poison, i32 %group{name}, i32 0
-      %lanes{name} = shufflevector {NUMBERS} %lane{name}, {NUMBERS} poison, {NUMBERS} zeroinitializer
+      {spread(f"lanes{name}", f"%group{name}", "i32")}
       %spread{name} = bitcast {NUMBERS} %lanes{name} to {form.factors}
       %sum{row}.{turn + 1} = call {FLOATS} {form.multiply}({form.arguments.format(*given)})
     """

@@ -22,6 +22,7 @@ from sparse_ingest.models.vector_text import (
     power_of_two,
     repeat,
     shuffle,
+    spread,
     transposed,
 )
 
@@ -136,8 +137,7 @@ def _weights(form: Form) -> Iterator[str]:
     yield f"""
     define internal void @weights(ptr %scores, i64 %length, i64 %keys, float %scale, ptr %weights, ptr %inverse) #0 {{
     entry:
-      %scale_lane = insertelement {FLOATS} poison, float %scale, i32 0
-      {shuffle("%scales", "float", "%scale_lane", "poison", [0] * LANES)}
+      {spread("scales", "%scale")}
       br label %fill
     """
     yield from _maximum()

@@ -7,7 +7,6 @@ is slower and returns the same bits, except that the last bits of GELU differ.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -15,10 +14,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from sparse_ingest.errors import first_line
-from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function
+from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function, tried_or_none
 from sparse_ingest.models.int8_linear_text import BLOCKS, FORM, NUMBERS_AT_ONCE, STEPS, multiply_text, quantize_text
-from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.threads import on_threads
 
 TRIED = (sum(BLOCKS) + 1, 2 * FORM.panel)  # rows and columns in the trial
@@ -28,7 +25,6 @@ CLOSE_GELU, CLOSE = 1e-5, 1e-2
 # numbers of DistilBERT, in complete blocks. There all 2,048 rows of a batch take 6% longer, and 48 rows 5%; 48 rows of
 # BERT-mini take 40% longer.
 BETWEEN_BYTES = 1 << 21
-logger = logging.getLogger(__name__)
 
 
 class Functions(NamedTuple):
@@ -46,8 +42,7 @@ class Int8Linear:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, functions: Functions | None) -> None:
         (self.columns, self._width), self._functions = weight.shape, functions
         weight = weight.to(torch.float32).contiguous()  # a file may have other strides
-        largest = weight.abs().amax(1)
-        self._scales = torch.where(largest == 0, 1, largest) / STEPS
+        self._scales = scale_of(weight.abs().amax(1))
         self._bias = torch.zeros(self.columns, dtype=torch.float32) if bias is None else bias.contiguous()
         rounded = (weight / self._scales.unsqueeze(1)).round_().to(torch.int8)
         # One factor must be unsigned, so 128 is added to the rows and subtracted here.
@@ -104,6 +99,11 @@ class Int8Linear:
         return found if others is None else found.add_(others)
 
 
+def scale_of(largest: torch.Tensor) -> torch.Tensor:
+    """Return the step with which integers reach the largest value; 1 if all values are zero."""
+    return torch.where(largest > 0, largest / STEPS, torch.ones_like(largest))
+
+
 def int8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Int8Linear:
     """Return a linear layer in integers, with compiled functions if there are any for its sizes."""
     columns, width = weight.shape
@@ -137,19 +137,7 @@ def feed_forward(
 @cache
 def functions_of(width: int) -> Functions | None:
     """Return the functions for rows of this width; None without llvmlite, or if their results differ from torch's."""
-    try:
-        if functions := tried_functions(width):
-            return functions
-        reason = "its results differ from torch's"
-    except ImportError as error:
-        logger.info("Linear layers in int8 are torch's, which are slower than compiled ones: %s.", first_line(error))
-        return None
-    except Exception as error:  # a broken llvmlite may raise any type
-        if is_out_of_memory(error):  # it may have fit in another process of this run, and the last bits would differ
-            raise
-        reason = first_line(error)
-    logger.warning("The compiled int8 product is not used: %s. Continuing with torch's, which is slower.", reason)
-    return None
+    return tried_or_none(lambda: tried_functions(width), "int8 product")
 
 
 def tried_functions(width: int) -> Functions | None:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 
 from sparse_ingest.models.heads.cpu_kernel_text import FORMS, HALVES, LANES, SHARED, vector_products
-from sparse_ingest.models.vector_text import FLOATS, FUNCTIONS, NUMBERS, constant, polynomial, power_of_two
+from sparse_ingest.models.vector_text import FLOATS, FUNCTIONS, NUMBERS, constant, polynomial, power_of_two, spread
 
 FORM = FORMS["int8", "avx512"]
 STEPS = 127  # on each side of zero
@@ -112,8 +112,7 @@ def _scale(width: int, *, gelu: bool) -> Iterator[str]:
       %scale = fadd float %step, %zero
       store float %scale, ptr %at_scale
       %inverse = fdiv float {STEPS}.0, %divisor
-      %lane = insertelement {FLOATS} poison, float %inverse, i32 0
-      %inverses = shufflevector {FLOATS} %lane, {FLOATS} poison, {NUMBERS} zeroinitializer
+      {spread("inverses", "%inverse")}
       br label %write
     """
 
@@ -191,8 +190,7 @@ def _scaled(rows: int, *, adds: bool) -> Iterator[str]:
         yield f"""
       %at_scale{row} = getelementptr float, ptr %scales, i64 {row}
       %scale{row} = load float, ptr %at_scale{row}
-      %scale_lane{row} = insertelement {FLOATS} poison, float %scale{row}, i32 0
-      %scales{row} = shufflevector {FLOATS} %scale_lane{row}, {FLOATS} poison, {NUMBERS} zeroinitializer
+      {spread(f"scales{row}", f"%scale{row}")}
       %row_skip{row} = mul i64 %row_bytes, {row}
         """
         for half in HALVES:

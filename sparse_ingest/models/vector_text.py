@@ -27,6 +27,15 @@ def constant(number: float) -> str:
     return f"splat (float 0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X})"
 
 
+def spread(name: str, value: str, kind: str = "float") -> str:
+    """Return the code of `%<name>`, a vector with a value in every lane."""
+    vector = f"<{LANES} x {kind}>"
+    return f"""
+      %{name}.lane = insertelement {vector} poison, {kind} {value}, i32 0
+      %{name} = shufflevector {vector} %{name}.lane, {vector} poison, {NUMBERS} zeroinitializer
+    """
+
+
 def polynomial(name: str, x: str, factors: Sequence[float]) -> Iterator[str]:
     """Yield the code of `%<name>`: the first factor, plus the second times x, plus the third times x ** 2, ..."""
     series = constant(factors[-1])

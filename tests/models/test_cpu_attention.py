@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import checkpoints
-from support.emulated_cpu import with_emulated_tiles
+from support.emulated_cpu import failing_compiler, with_emulated_tiles
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparse_ingest.models import cpu_attention, threads
@@ -214,15 +214,8 @@ def test_models_give_the_weights_of_torch(
 def test_torch_is_used_if_the_function_fails(
     failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def compile_function(*_, **__):
-        if failure == "no llvmlite":
-            raise ImportError("No module named 'llvmlite'")
-        if failure == "broken llvmlite":
-            raise OSError("Could not find/load shared object file")
-        return lambda *_: None
-
     attention_of.cache_clear()
-    monkeypatch.setattr(cpu_attention, "compile_function", compile_function)
+    monkeypatch.setattr(cpu_attention, "compile_function", failing_compiler(failure))
     with caplog.at_level(logging.INFO):
         assert attention_of(64, DTYPES[0]) is None
     assert "torch's, which is slower" in caplog.text

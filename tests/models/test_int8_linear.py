@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import checkpoints
 from support.checkpoints import build_encoder, make_masked_lm
+from support.emulated_cpu import failing_compiler
 
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.models import int8_linear as module
@@ -138,18 +139,11 @@ def test_threads_share_the_columns_of_a_batch_that_is_alone(monkeypatch: pytest.
 def test_torch_is_used_if_the_functions_fail(
     failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def compile_function(*_, **__):
-        if failure == "no llvmlite":
-            raise ImportError("No module named 'llvmlite'")
-        if failure == "broken llvmlite":
-            raise OSError("Could not find/load shared object file")
-        return lambda *_: None
-
     weight, bias = layer(64, 64)
     rows = rows_of(20, 64)
     expected = int8_linear(weight, bias)(rows)
     functions_of.cache_clear()
-    monkeypatch.setattr(module, "compile_function", compile_function)
+    monkeypatch.setattr(module, "compile_function", failing_compiler(failure))
     with caplog.at_level(logging.INFO):
         found = int8_linear(weight, bias)(rows)
     assert functions_of(64) is None and torch.equal(found, expected)

@@ -5,6 +5,7 @@ Tiles are kept in memory.
 """
 
 import re
+from collections.abc import Callable
 
 from sparse_ingest.models.compiled import Compiled
 from sparse_ingest.models.heads.cpu_kernel import compile_kernel
@@ -24,6 +25,19 @@ def with_emulated_tiles(text: str) -> str:
         text = re.sub(rf"^ *declare [^\n]*@llvm\.x86\.{name}\([^\n]*$", "", text, flags=re.MULTILINE)
         text = text.replace(f"@llvm.x86.{name}(", f"@emulated.{name}(")
     return text + INSTRUCTIONS
+
+
+def failing_compiler(failure: str) -> Callable[..., Compiled]:
+    """Return a `compile_function` that fails as named, or whose functions compute nothing."""
+
+    def compile_function(*_: object, **__: object) -> Compiled:
+        if failure == "no llvmlite":
+            raise ImportError("No module named 'llvmlite'")
+        if failure == "broken llvmlite":
+            raise OSError("Could not find/load shared object file")
+        return lambda *_: None
+
+    return compile_function
 
 
 def _every(count: int, start: int, step: int) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from sparse_ingest.models.heads.cpu_kernel import Kernel
-from sparse_ingest.models.int8_linear_text import STEPS
+from sparse_ingest.models.int8_linear import scale_of
 from sparse_ingest.models.linear import product_of
 from sparse_ingest.models.packing import LengthRun, Packing, row_padding
 
@@ -81,7 +81,7 @@ class Int8Head:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, instructions: str | None = None) -> None:
         weight = weight.to(torch.float32)
-        self._scales, self._bias = _scale(weight.abs().amax(1)), bias.to(torch.float32)
+        self._scales, self._bias = scale_of(weight.abs().amax(1)), bias.to(torch.float32)
         rounded = (weight / self._scales.unsqueeze(1)).round_().to(torch.int8)
         self._kernel = Kernel(rounded, self._bias, self._scales, instructions=instructions) if instructions else None
         self.name = self._kernel.name if self._kernel else TiledHead.name
@@ -92,7 +92,7 @@ class Int8Head:
         rows = rows.to(torch.float32)
         of_rows = rows.abs().amax(1).numpy()
         starts = np.cumsum((0, *packing.lengths[:-1]))
-        scales = _scale(torch.from_numpy(np.maximum.reduceat(of_rows, starts)))
+        scales = scale_of(torch.from_numpy(np.maximum.reduceat(of_rows, starts)))
         steps = torch.from_numpy(np.repeat(scales.numpy(), packing.lengths)).unsqueeze(1)
         maxima = self._kernel or self._tiled_maxima
         return maxima((rows / steps).round_().to(torch.int8), packing, scales)
@@ -149,8 +149,3 @@ def _short_maximum(weight: torch.Tensor, bias: torch.Tensor) -> Maximum:
         return _largest(products.view(torch.int16), blocks).clamp_(min=0).view(bias.dtype).to(torch.float32)
 
     return maximum
-
-
-def _scale(largest_value: torch.Tensor) -> torch.Tensor:
-    """Return the step with which integers reach the largest value; 1 if all values are zero."""
-    return torch.where(largest_value > 0, largest_value / STEPS, torch.ones_like(largest_value))
