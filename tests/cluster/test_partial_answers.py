@@ -34,8 +34,9 @@ from sparse_ingest.planning import engines
 from sparse_ingest.runs.run import Run
 
 INDEX = "sparse-ingest-test-partial"
-# Slow enough for the server, which looks at a clock that ticks every 200 ms.
-SLOW = 'def text = new StringBuilder(); for (int i = 0; i < 600000; i++) { text.append("x") } return text.length() > 0'
+# Slow enough for the server, which looks at a clock that ticks every 200 ms. It allocates nothing: a heap full of garbage
+# makes the server refuse requests (circuit_breaking_exception) until it is collected.
+SLOW = "double sum = 0; for (int i = 0; i < 200000; i++) { sum += Math.sin(i) } return sum < 1e9"
 Change = Callable[[dict[str, Any]], None]
 
 
