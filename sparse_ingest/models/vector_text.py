@@ -64,14 +64,17 @@ def power_of_two(name: str, exponent: str, size: int) -> Iterator[str]:
 def transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None, list[str]]:
     """Yield the code that transposes 16 vectors of 16 lanes, and return their names: row r, lane l to row l, lane r.
 
-    Each round moves the top bit of the row's index below the lowest bit of the lane's; four rounds swap the indices.
+    Each round transposes blocks of half the size, so blocks beside the diagonal change places. Each of its shuffles is
+    one instruction or two, of AVX2 too.
     """
-    for turn in range(4):
-        names = []
-        for row in range(LANES // 2):
-            for half, lanes in enumerate((BOTH[:LANES], BOTH[LANES:])):
-                names.append(f"%{prefix}.{turn}.{2 * row + half}")
-                yield shuffle(names[-1], kind, rows[row], rows[row + LANES // 2], lanes)
+    lanes = range(LANES)
+    for size in (8, 4, 2, 1):
+        upper = [lane - size + LANES if lane & size else lane for lane in lanes]
+        lower = [lane + LANES if lane & size else lane + size for lane in lanes]
+        names = [f"%{prefix}.{size}.{row}" for row in lanes]
+        for row in lanes:
+            first = row & ~size
+            yield shuffle(names[row], kind, rows[first], rows[first + size], lower if row & size else upper)
         rows = names
     return rows
 
