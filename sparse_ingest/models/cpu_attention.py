@@ -1,4 +1,4 @@
-"""Attention for CPUs with AVX512 or AMX: one compiled call for all heads and documents of a batch.
+"""Attention for CPUs with AVX2, AVX512 or AMX: one compiled call for all heads and documents of a batch.
 
 In: query, key and value of packed documents, in float32 or bfloat16. Out: attention within each document. The scores of
 16 queries stay in the cache. Sliding windows use torch (packing.py).

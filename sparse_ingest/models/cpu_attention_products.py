@@ -1,20 +1,20 @@
 """The products of the compiled attention as LLVM IR: queries with keys, and weights with values.
 
 cpu_attention_text.py puts them together. Factors are multiplied in groups of 4 bytes, two bfloat16 or one float32. On
-tiles of AMX, columns are queries, and rows are keys or dimensions of values. With vectors of AVX512, whose lanes are
-queries, a group of a key or of a dimension of values is spread to all lanes.
+tiles of AMX, columns are queries, and rows are keys or dimensions of values. With vectors, whose lanes are queries, a
+group of a key or of a dimension of values is spread to all lanes. LLVM splits each vector in two for AVX2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparse_ingest.models.heads.cpu_kernel_text import GROUP_BYTES, LANES, TILE_BYTES
 from sparse_ingest.models.vector_text import BOTH, FLOATS, NUMBERS, repeat, shuffle, spread, transposed
 
 BLOCK = LANES  # queries per block
-KEYS = 2 * LANES  # the number of keys is rounded up to this: a row of a tile has 32 values of bfloat16
+KEYS = 2 * LANES  # most keys at a time: a row of a tile has 32 values of bfloat16
 AT_ONCE = 4  # groups that are multiplied in one round of a loop
 
 
@@ -27,6 +27,9 @@ class Form:
     bytes: int  # of it
     multiply: str = ""  # of vectors; empty: tiles
     arguments: str = "{0}, {1}, {2}"  # of `multiply`: the sum and the factors
+    rows: int = LANES  # keys or dimensions of values that are multiplied in one loop: 16 registers or a tile of sums
+    keys: int = KEYS  # the number of keys is rounded up to a multiple of this
+    scalef: bool = True  # whether the CPU has this instruction of AVX512
 
     @property
     def numbers(self) -> int:
@@ -44,11 +47,15 @@ class Form:
         return f"<{LANES} x {self.kind}>"
 
 
+_FLOAT32 = Form("avx512f", "float", 4, "@llvm.fma.v16f32", "{1}, {2}, {0}")
 # By dtype and instructions.
 FORMS = {
     ("bfloat16", "amx"): Form("amx-bf16", "bfloat", 2),
     ("bfloat16", "avx512"): Form("avx512bf16", "bfloat", 2, "@llvm.x86.avx512bf16.dpbf16ps.512"),
-    ("float32", "avx512"): Form("avx512f", "float", 4, "@llvm.fma.v16f32", "{1}, {2}, {0}"),
+    ("float32", "avx512"): _FLOAT32,
+    # A CPU starts two products a cycle, and each takes 4 cycles: the 8 sums of 4 rows keep it busy. Relative times on
+    # Zen 3: 1.4 with 2 rows; 1.8 to 2.1 with 8, whose sums do not fit the 16 registers.
+    ("float32", "avx2"): replace(_FLOAT32, feature="fma", rows=4, keys=LANES, scalef=False),
 }
 
 
@@ -156,17 +163,18 @@ def scores_text(form: Form, width: int) -> Iterator[str]:
         yield f"  call void @llvm.x86.tileloadd64(i8 {4 + step}, ptr %queries{step}, i64 {TILE_BYTES})"
     yield f"""
       %length = add i64 %last, {LANES}
+      %last_rows = sub i64 %length, {form.rows}
       br label %next
     next:
       %at = phi i64 [ 0, %transposed ], [ %behind, %{"stored" if form.multiply else "next"} ]
-      %row = call i64 @llvm.smin.i64(i64 %at, i64 %last)
+      %row = call i64 @llvm.smin.i64(i64 %at, i64 %last_rows)
       %skip = mul i64 %row, {width * form.bytes if form.multiply else "%row_bytes"}
       %key0 = getelementptr i8, ptr %key, i64 %skip
       %score_skip = mul i64 %row, {TILE_BYTES}
       %score = getelementptr i8, ptr %scores, i64 %score_skip
     """
     yield from _vector_scores(form, width) if form.multiply else _tile_scores(steps)
-    yield repeat("%length", LANES)
+    yield repeat("%length", form.rows)
 
 
 def _transposed_queries(form: Form, steps: int) -> Iterator[str]:
@@ -207,10 +215,10 @@ def _tile_scores(steps: int) -> Iterator[str]:
 
 
 def _vector_scores(form: Form, width: int) -> Iterator[str]:
-    """Yield the code that multiplies 16 keys with the queries, `AT_ONCE` groups of each in a step."""
+    """Yield the code that multiplies some keys with the queries, `AT_ONCE` groups of each in a step."""
     yield "  br label %step\nstep:"
     yield "  %number = phi i64 [ 0, %next ], [ %next_number, %step ]"
-    for row in range(LANES):
+    for row in range(form.rows):
         yield f"  %sum{row}.0 = phi {FLOATS} [ zeroinitializer, %next ], [ %sum{row}.{AT_ONCE}, %step ]"
     yield f"""
       %inside = mul i64 %number, {AT_ONCE * GROUP_BYTES}
@@ -223,7 +231,7 @@ def _vector_scores(form: Form, width: int) -> Iterator[str]:
       %at_query{group} = getelementptr i8, ptr %step_queries, i64 {group * TILE_BYTES}
       %of_queries{group} = load {form.factors}, ptr %at_query{group}, align 64
         """
-        for row in range(LANES):
+        for row in range(form.rows):
             skip = row * width * form.bytes + group * GROUP_BYTES
             yield f"  %at_key{row}.{group} = getelementptr i8, ptr %step_keys, i64 {skip}"
             yield _add_product(form, row, group, f"%at_key{row}.{group}", f"%of_queries{group}")
@@ -233,7 +241,7 @@ def _vector_scores(form: Form, width: int) -> Iterator[str]:
       br i1 %more_steps, label %step, label %stored
     stored:
     """
-    for row in range(LANES):
+    for row in range(form.rows):
         yield f"  %at_score{row} = getelementptr i8, ptr %score, i64 {row * TILE_BYTES}"
         yield f"  store {FLOATS} %sum{row}.{AT_ONCE}, ptr %at_score{row}, align 64"
 
@@ -260,20 +268,20 @@ def sums_text(form: Form, width: int) -> Iterator[str]:
 
 
 def _vector_sums(form: Form, width: int) -> Iterator[str]:
-    """Yield the loops over parts of 16 dimensions of the values, and over groups of keys."""
+    """Yield the loops over parts of the values, some dimensions each, and over groups of keys."""
     yield """
       br label %part
     part:
       %number = phi i64 [ 0, %entry ], [ %next_number, %end ]
     """
     yield f"""
-      %part_skip = mul i64 %number, {TILE_BYTES}
+      %part_skip = mul i64 %number, {form.rows * GROUP_BYTES}
       %part_values = getelementptr i8, ptr %values, i64 %part_skip
       br label %next
     next:
       %at = phi i64 [ 0, %part ], [ %behind, %next ]
     """
-    for row in range(LANES):
+    for row in range(form.rows):
         yield f"  %sum{row}.0 = phi {FLOATS} [ zeroinitializer, %part ], [ %sum{row}.1, %next ]"
     yield f"""
       %weight_skip = mul i64 %at, {BLOCK * form.bytes}
@@ -282,24 +290,24 @@ def _vector_sums(form: Form, width: int) -> Iterator[str]:
       %value_skip = mul i64 %at, {width * form.bytes}
       %value = getelementptr i8, ptr %part_values, i64 %value_skip
     """
-    for row in range(LANES):
+    for row in range(form.rows):
         yield f"  %at_value{row} = getelementptr i8, ptr %value, i64 {row * GROUP_BYTES}"
         yield _add_product(form, row, 0, f"%at_value{row}", "%of_queries")
     stores = [
         f"%at_sum{row} = getelementptr i8, ptr %part_sums, i64 {row * TILE_BYTES}\n"
         f"store {FLOATS} %sum{row}.1, ptr %at_sum{row}, align 64\n"
-        for row in range(LANES)
+        for row in range(form.rows)
     ]
     yield f"""
       %behind = add i64 %at, {form.numbers}
       %more = icmp slt i64 %behind, %keys
       br i1 %more, label %next, label %end
     end:
-      %sums_skip = mul i64 %number, {LANES * TILE_BYTES}
+      %sums_skip = mul i64 %number, {form.rows * TILE_BYTES}
       %part_sums = getelementptr i8, ptr %sums, i64 %sums_skip
       {"".join(stores)}
       %next_number = add i64 %number, 1
-      %more_parts = icmp ult i64 %next_number, {width // LANES}
+      %more_parts = icmp ult i64 %next_number, {width // form.rows}
       br i1 %more_parts, label %part, label %done
     done:
       ret void

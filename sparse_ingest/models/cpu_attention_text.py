@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparse_ingest.models.cpu_attention_products import BLOCK, KEYS, Form, scores_text, sums_text, values_text
+from sparse_ingest.models.cpu_attention_products import BLOCK, Form, scores_text, sums_text, values_text
 from sparse_ingest.models.heads.cpu_kernel_text import LANES, SHARED, TILE_BYTES
 from sparse_ingest.models.vector_text import (
     BOTH,
@@ -74,8 +74,8 @@ def _attend(form: Form, width: int) -> str:
       %start = load i64, ptr %start_place
       %end = load i64, ptr %end_place
       %length = sub i64 %end, %start
-      %longer = add i64 %length, {KEYS - 1}
-      %keys = and i64 %longer, {-KEYS}
+      %longer = add i64 %length, {form.keys - 1}
+      %keys = and i64 %longer, {-form.keys}
       %values_bytes = mul i64 %keys, {row}
       %scores = getelementptr i8, ptr %values, i64 %values_bytes
       %scores_bytes = mul i64 %keys, {BLOCK * 4}
@@ -156,7 +156,7 @@ def _weights(form: Form) -> Iterator[str]:
         """
         yield f"  %below{key} = fsub {FLOATS} %own{key}, %top"
         yield f"  %exponent{key} = fmul {FLOATS} %below{key}, %scales"
-        yield from power_of_two(f"weight{key}", f"%exponent{key}", form.bytes)
+        yield from power_of_two(f"weight{key}", f"%exponent{key}", form.bytes, scalef=form.scalef)
         yield f"  %added{key} = fadd {FLOATS} %sum{key}, %weight{key}"
     yield f"  %bytes = mul i64 %at, {BLOCK * form.bytes}"
     yield "  %written0 = getelementptr i8, ptr %weights, i64 %bytes"

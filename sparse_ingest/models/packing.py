@@ -2,8 +2,8 @@
 
 In: lengths and token ids of a batch. Out: rows and positions of the tokens, and an attention function for transformers
 in which a token sees its own document only. On a GPU in half precision all documents are one call of torch's flash
-attention, on a CPU with AVX512 or AMX one of cpu_attention.py; otherwise each run of documents of one length is one
-call of the usual attention. Models with attention of their own are padded (body.py).
+attention, on a CPU with AVX2, AVX512 or AMX one of cpu_attention.py; otherwise each run of documents of one length is
+one call of the usual attention. Models with attention of their own are padded (body.py).
 """
 
 from __future__ import annotations

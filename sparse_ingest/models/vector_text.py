@@ -1,4 +1,4 @@
-"""Parts of LLVM IR that compiled functions share: vectors of 16 numbers, in which AVX512 computes."""
+"""Parts of LLVM IR that compiled functions share: vectors of 16 numbers, one register of AVX512 or two of AVX2."""
 
 from __future__ import annotations
 
@@ -45,20 +45,46 @@ def polynomial(name: str, x: str, factors: Sequence[float]) -> Iterator[str]:
         yield f"  {series} = call {FLOATS} @llvm.fma.v16f32({given})"
 
 
-def power_of_two(name: str, exponent: str, size: int) -> Iterator[str]:
+def power_of_two(name: str, exponent: str, size: int, *, scalef: bool = True) -> Iterator[str]:
     """Yield the code of `%<name>`: a series for the fraction of the exponent, times a power of two.
 
-    `size`: the bytes of a number to which it will be rounded.
+    `size`: the bytes of a number to which it will be rounded. `scalef`: with AVX512's instruction for the product;
+    without it the exponent must be below 128, and the result is 0 below -126.5.
     """
-    yield f"""
-      %{name}.rounded = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} {exponent})
-      %{name}.fraction = fsub {FLOATS} {exponent}, %{name}.rounded
-    """
+    if scalef:
+        yield f"  %{name}.rounded = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} {exponent})"
+    else:
+        yield from _rounded(name, exponent)
+        exponent = f"%{name}.exponent"
+    yield f"  %{name}.fraction = fsub {FLOATS} {exponent}, %{name}.rounded"
     factors = [math.log(2) ** term / math.factorial(term) for term in range(TERMS[size])]
     yield from polynomial(f"{name}.series", f"%{name}.fraction", factors)
+    if not scalef:
+        yield f"""
+      %{name}.shifted = shl {NUMBERS} %{name}.biased, splat (i32 23)
+      %{name}.power = bitcast {NUMBERS} %{name}.shifted to {FLOATS}
+      %{name} = fmul {FLOATS} %{name}.series, %{name}.power
+        """
+        return
     # In all lanes, rounded as usual.
     given = f"{FLOATS} %{name}.series, {FLOATS} %{name}.rounded, {FLOATS} zeroinitializer, i16 -1, i32 4"
     yield f"  %{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
+
+
+def _rounded(name: str, exponent: str) -> Iterator[str]:
+    """Yield the code of the exponent, at least -127, and of what it is rounded to: a float, and bits of an integer.
+
+    A float from 2 ** 23 on has no fraction: its lowest bits are the integer, here plus 127, as in the exponent of a
+    float. There 0, which is -127 plus 127, stands for the number 0. NaN remains NaN.
+    """
+    lowest, large = constant(-127), constant(1.5 * 2**23 + 127)
+    yield f"""
+      %{name}.is_low = fcmp ogt {FLOATS} {lowest}, {exponent}
+      %{name}.exponent = select <{LANES} x i1> %{name}.is_low, {FLOATS} {lowest}, {FLOATS} {exponent}
+      %{name}.large = fadd {FLOATS} %{name}.exponent, {large}
+      %{name}.rounded = fsub {FLOATS} %{name}.large, {large}
+      %{name}.biased = bitcast {FLOATS} %{name}.large to {NUMBERS}
+    """
 
 
 def transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None, list[str]]:

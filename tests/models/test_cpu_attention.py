@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support import checkpoints
-from support.emulated_cpu import failing_compiler, with_emulated_tiles
+from support.emulated_cpu import failing_compiler, with_emulated_bfloat16
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparse_ingest.models import cpu_attention, threads
@@ -21,11 +22,12 @@ from sparse_ingest.models.compiled import compile_function
 from sparse_ingest.models.cpu_attention import WIDTHS, attention_of, instructions_for, tried_attention
 from sparse_ingest.models.cpu_attention_products import BLOCK, FORMS
 from sparse_ingest.models.cpu_attention_text import attention_text
+from sparse_ingest.models.linear import has_avx512
 from sparse_ingest.models.packing import Packing, packed_attention
 
 llvm = pytest.importorskip("llvmlite.binding")
 DTYPES = [dtype for dtype in (torch.bfloat16, torch.float32) if instructions_for(dtype, 64)]
-needs_avx512 = pytest.mark.skipif(not DTYPES, reason="this CPU has neither AVX512 nor AMX")
+needs_attention = pytest.mark.skipif(not DTYPES, reason="no attention is compiled for this CPU")
 # As close as torch's own attention: bfloat16 rounds to 8 bits.
 CLOSE = {torch.bfloat16: {"rtol": 2e-2, "atol": 1e-2}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
 CPU = torch.device("cpu")
@@ -94,7 +96,7 @@ def expected_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, len
     return torch.cat([scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in parts], dim=2).transpose(1, 2)
 
 
-@needs_avx512
+@needs_attention
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("contiguous", [False, True])
 def test_attention_matches_torch_in_float32(width: int, dtype: torch.dtype, *, contiguous: bool) -> None:
@@ -107,7 +109,7 @@ def test_attention_matches_torch_in_float32(width: int, dtype: torch.dtype, *, c
         torch.testing.assert_close(found.float(), expected, **CLOSE[dtype])
 
 
-@needs_avx512
+@needs_attention
 def test_scores_far_apart_and_equal_ones_give_the_right_shares(dtype: torch.dtype) -> None:
     query, key, value = tensors(1, 64, (40,), dtype)
     for factor in (0.0, 100.0, -100.0):
@@ -116,7 +118,7 @@ def test_scores_far_apart_and_equal_ones_give_the_right_shares(dtype: torch.dtyp
         torch.testing.assert_close(found.float(), expected, **CLOSE[dtype])
 
 
-@needs_avx512
+@needs_attention
 def test_numbers_that_are_not_finite_stay_in_their_document(dtype: torch.dtype) -> None:
     lengths = (33, 40, 20)
     query, key, value = tensors(2, 32, lengths, dtype)
@@ -129,7 +131,7 @@ def test_numbers_that_are_not_finite_stay_in_their_document(dtype: torch.dtype) 
         assert rows[:33].all() and not rows[50] and rows[73:].all()
 
 
-@needs_avx512
+@needs_attention
 def test_every_row_is_the_same_in_another_batch(dtype: torch.dtype) -> None:
     lengths = tuple(length for length in LENGTHS if length >= BLOCK)  # shorter ones alone are computed by torch
     query, key, value = tensors(2, 64, lengths, dtype)
@@ -142,7 +144,7 @@ def test_every_row_is_the_same_in_another_batch(dtype: torch.dtype) -> None:
         start += length
 
 
-@needs_avx512
+@needs_attention
 @pytest.mark.parametrize("longest", [30, 31, 32, 33, 60])
 def test_documents_longer_than_a_sliding_window_use_torch(longest: int, dtype: torch.dtype) -> None:
     reach, lengths = 30, (longest, 20)
@@ -159,7 +161,7 @@ def test_documents_longer_than_a_sliding_window_use_torch(longest: int, dtype: t
     assert len(packing.split(reach, sum(lengths))[0]) == (2 if longest <= reach + 1 else 1)
 
 
-@needs_avx512
+@needs_attention
 @pytest.mark.parametrize("lengths", [(16,), (1, 31), (33, 16), (17, 1), (48, 1, 1, 16), (500,)])
 def test_nothing_outside_of_the_tensors_is_read_or_written(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
     """In its own process: it ends if one of the pages around a tensor is touched."""
@@ -168,7 +170,7 @@ def test_nothing_outside_of_the_tensors_is_read_or_written(lengths: tuple[int, .
     assert (answer.returncode, answer.stdout) == (0, "same\n"), answer.stderr
 
 
-@needs_avx512
+@needs_attention
 @pytest.mark.parametrize("factor", [1e9, 1e12])
 def test_huge_scores_are_those_of_one_key(factor: float, dtype: torch.dtype) -> None:
     query, key, value = tensors(1, 64, (40,), dtype)
@@ -177,7 +179,7 @@ def test_huge_scores_are_those_of_one_key(factor: float, dtype: torch.dtype) -> 
     torch.testing.assert_close(found[0, :, 0], value[0, 0][scores.argmax(1)])
 
 
-@needs_avx512
+@needs_attention
 def test_tensors_that_do_not_fit_are_left_to_torch(dtype: torch.dtype) -> None:
     query, key, value = tensors(2, 64, (40,), dtype)
     for given, lengths in (((query, key, value[..., :32]), (40,)), ((query, key.half(), value), (40,)),
@@ -187,7 +189,7 @@ def test_tensors_that_do_not_fit_are_left_to_torch(dtype: torch.dtype) -> None:
         assert packing_module._attend_compiled(*given, None, None, packing=packing, output=output) == packing.runs
 
 
-@needs_avx512
+@needs_attention
 @pytest.mark.parametrize("architecture", ["bert", "gte", "modernbert"])
 def test_models_give_the_weights_of_torch(
     architecture: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -209,7 +211,7 @@ def test_models_give_the_weights_of_torch(
     assert abs(found.weights.sum() / expected.weights.sum() - 1) < (0.05 if dtype == torch.bfloat16 else 1e-4)
 
 
-@needs_avx512
+@needs_attention
 @pytest.mark.parametrize("failure", ["wrong numbers", "no llvmlite", "broken llvmlite"])
 def test_torch_is_used_if_the_function_fails(
     failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -225,7 +227,7 @@ def test_torch_is_used_if_the_function_fails(
     torch.testing.assert_close(found.float(), expected, **CLOSE[DTYPES[0]])
 
 
-@needs_avx512
+@needs_attention
 def test_a_trial_without_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
@@ -237,13 +239,13 @@ def test_a_trial_without_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -
     assert attention_of(64, DTYPES[0]) is not None
 
 
-@needs_avx512
+@needs_attention
 def test_other_widths_use_torch() -> None:
     assert attention_of(48, DTYPES[0]) is None and attention_of(128, DTYPES[0]) is None
     assert attention_of(64, torch.float16) is None
 
 
-@needs_avx512
+@needs_attention
 def test_threads_share_the_heads_of_a_batch_that_is_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = (120, 33)
     query, key, value = tensors(5, 64, lengths, dtype)
@@ -258,21 +260,33 @@ def test_threads_share_the_heads_of_a_batch_that_is_alone(dtype: torch.dtype, mo
     assert torch.equal(alone, shared) and started == [3]
 
 
-@needs_avx512
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_attention_for_amx_matches_torch_in_emulated_tiles(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_matches_torch_with_emulated_instructions(
+    form: tuple[str, str], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def emulated(text: str, name: str, *given, **_):
-        return compile_function(with_emulated_tiles(text), name, *given, feature="avx512f")
+        return compile_function(with_emulated_bfloat16(text), name, *given)
 
+    monkeypatch.setitem(FORMS, form, replace(FORMS[form], scalef=FORMS[form].scalef and has_avx512()))
     monkeypatch.setattr(cpu_attention, "compile_function", emulated)
-    assert tried_attention(width, torch.bfloat16, "amx")
+    dtype, instructions = form
+    assert tried_attention(width, getattr(torch, dtype), instructions)
 
 
 COMMON = ("vscalefps", "vrndscaleps")
+# The oldest CPUs that LLVM knows with the instructions.
+CPUS = {
+    ("bfloat16", "amx"): "sapphirerapids",
+    ("bfloat16", "avx512"): "cooperlake",
+    ("float32", "avx512"): "skylake-avx512",
+    ("float32", "avx2"): "haswell",
+}
 INSTRUCTIONS = {
     ("bfloat16", "amx"): ("ldtilecfg", "tdpbf16ps", "tilestored", "tilerelease", "vcvtneps2bf16", *COMMON),
     ("bfloat16", "avx512"): ("vdpbf16ps", "vcvtneps2bf16", *COMMON),
-    ("float32", "avx512"): ("vfmadd", *COMMON),
+    ("float32", "avx512"): ("vfmadd", "%zmm", *COMMON),
+    ("float32", "avx2"): ("vfmadd", "%ymm", "vpslld"),
 }
 
 
@@ -284,8 +298,7 @@ def test_the_function_is_compiled_to_the_expected_instructions(form: tuple[str, 
     module = llvm.parse_assembly("\n".join(attention_text(FORMS[form], width)))
     module.verify()
     target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
-    cpu = "sapphirerapids" if FORMS[form].kind == "bfloat" else "skylake-avx512"
-    assembly = target.create_target_machine(cpu=cpu, opt=3).emit_assembly(module)
+    assembly = target.create_target_machine(cpu=CPUS[form], opt=3).emit_assembly(module)
     assert [word for word in INSTRUCTIONS[form] if word not in assembly] == []
     tiles = [word for word in ("ldtilecfg", "tilerelease") if word in assembly]
     assert bool(tiles) == (form[1] == "amx")

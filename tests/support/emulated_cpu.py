@@ -11,6 +11,9 @@ from sparse_ingest.models.compiled import Compiled
 from sparse_ingest.models.heads.cpu_kernel import compile_kernel
 
 LANES = range(16)
+BFLOAT16 = (
+    "ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64", "tdpbf16ps", "avx512bf16.dpbf16ps.512",
+)  # fmt: skip
 
 
 def compile_emulated(text: str, _: str = "") -> Compiled:
@@ -19,11 +22,13 @@ def compile_emulated(text: str, _: str = "") -> Compiled:
     return compile_kernel(calls.replace("@llvm.x86.", "@emulated.") + INSTRUCTIONS)
 
 
-def with_emulated_tiles(text: str) -> str:
-    """Replace the instructions of AMX in a module whose other instructions this CPU has."""
-    for name in ("ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64", "tdpbf16ps"):
+def with_emulated_bfloat16(text: str) -> str:
+    """Replace the instructions of AMX and for bfloat16 in a module whose other instructions this CPU has."""
+    for name in BFLOAT16:
         text = re.sub(rf"^ *declare [^\n]*@llvm\.x86\.{name}\([^\n]*$", "", text, flags=re.MULTILINE)
         text = text.replace(f"@llvm.x86.{name}(", f"@emulated.{name}(")
+    # LLVM would call a function that this process does not have.
+    text = re.sub(r"fptrunc (<16 x float> %[^ ]+) to <16 x bfloat>", r"call <16 x bfloat> @emulated.round(\1)", text)
     return text + INSTRUCTIONS
 
 
@@ -115,6 +120,18 @@ define internal <16 x i32> @emulated.avx512.vpdpbusd.512(<16 x i32> %sums, <64 x
 define internal <16 x float> @emulated.avx512bf16.dpbf16ps.512(
   <16 x float> %sums, <32 x bfloat> %left, <32 x bfloat> %right) {{
 {_sums_of_two()}
+}}
+; to the nearest, to even ones between two: VCVTNEPS2BF16
+define internal <16 x bfloat> @emulated.round(<16 x float> %x) {{
+  %bits = bitcast <16 x float> %x to <16 x i32>
+  %high = lshr <16 x i32> %bits, splat (i32 16)
+  %odd = and <16 x i32> %high, splat (i32 1)
+  %half = add <16 x i32> %odd, splat (i32 32767)
+  %rounded = add <16 x i32> %bits, %half
+  %kept = lshr <16 x i32> %rounded, splat (i32 16)
+  %short = trunc <16 x i32> %kept to <16 x i16>
+  %found = bitcast <16 x i16> %short to <16 x bfloat>
+  ret <16 x bfloat> %found
 }}
 define internal void @emulated.ldtilecfg(ptr %tiles) {{
   ret void
