@@ -245,6 +245,12 @@ def test_other_widths_use_torch() -> None:
     assert attention_of(64, torch.float16) is None
 
 
+def test_avx2_computes_float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert (instructions_for(torch.float32, 64), instructions_for(torch.bfloat16, 64)) == ("avx2", None)
+
+
 @needs_attention
 def test_threads_share_the_heads_of_a_batch_that_is_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = (120, 33)
