@@ -45,7 +45,9 @@ def python() -> Iterator[Check]:
     """Yield Python, the system, the package, and which variables are set."""
     yield Check("sparse-ingest", "ok", version("sparse-ingest"))
     yield Check("Python", "ok", f"{platform.python_version()} ({platform.python_implementation()})")
-    yield Check("system", "ok", platform.platform())
+    library = " ".join(filter(None, platform.libc_ver()))
+    about = (f"{platform.system()} {platform.release()}", platform.machine(), library)
+    yield Check("system", "ok", ", ".join(filter(None, about)))
     names = sorted(name for name in os.environ if name.startswith(VARIABLES))
     yield Check("variables set", "ok", ", ".join(names) or "none")
 
