@@ -18,7 +18,7 @@ a busy machine, and the share of terms above 0.1 that match sentence-transformer
 
 The best setting is found by trying dtypes, batch sizes and attention functions; the fastest few are tried again on all
 documents. The bound is the time of the products of body and head at the rate of one large product in their dtype: with
-int8-bfloat16 the head's is int8, with int8-int8 the body's too.
+int8-bfloat16 the head's is int8, with int8-int8 the body's too. No library multiplies int16: its bound is float32's.
 
 On a GPU, or with --all-rows, there are additional rows for the device alone, from token ids in memory, and for the
 command `encode` up to Parquet, with one process and with three on the same device; on a GPU peak MB is torch's memory.
@@ -312,6 +312,8 @@ class Bounds:
 
     def seconds(self, dtype: str) -> float:
         """Return the least time of a document in a dtype."""
+        if dtype == "int16":
+            return self.seconds("float32")
         whole = dtype.startswith("int8")
         in_body = (dtype.removeprefix("int8").removeprefix("-") or "float32") if whole else dtype
         return self.body / self._rate(in_body) + self.head / self._rate("int8" if whole else in_body)

@@ -20,8 +20,8 @@ import torch
 from encoders import peak
 
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
-from sparse_ingest.models.heads.tiles import Head, Int8Head, TiledHead
-from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
+from sparse_ingest.models.heads.tiles import Head, IntegerHead, TiledHead
+from sparse_ingest.models.linear import KERNEL_DTYPES, has_amx, has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.packing import Packing
 
 VOCABULARY = 30522
@@ -75,10 +75,13 @@ def heads_of(
             kernel = Kernel(weight.to(dtype), bias, instructions=instructions)
             heads[f"{name}, {instructions}"] = kernel, dtype, dtype
     if device.type == "cpu" and has_vnni():
-        heads["int8, plain"] = Int8Head(weight, bias), torch.float32, torch.int8
-        if compiles and (instructions := instructions_for(torch.int8, weight.shape[1])):
-            compiled = Int8Head(weight, bias, instructions=instructions)
-            heads[f"int8, {instructions}"] = compiled, torch.float32, torch.int8
+        heads["int8, plain"] = IntegerHead(weight, bias, torch.int8), torch.float32, torch.int8
+    for integers in (torch.int8, torch.int16):
+        if compiles and (instructions := instructions_for(integers, weight.shape[1])):
+            compiled = IntegerHead(weight, bias, integers, instructions=instructions)
+            # No library multiplies int16: its head is held to the product of float32.
+            factors = torch.float32 if integers == torch.int16 else integers
+            heads[f"{KERNEL_DTYPES[integers]}, {instructions}"] = compiled, torch.float32, factors
     return heads
 
 

@@ -22,7 +22,7 @@ from sparse_ingest.errors import PipelineError, UsageError, refuse_negative, sho
 
 T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16", "int8-int8"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16", "int8-int8", "int16"]
 EngineName = Literal["exact", "two-phase", "seismic", "pruned"]
 _MAX_BYTES, _MAX_DEPTH, _MAX_NUMBER = 1 << 20, 20, 1 << 63
 _hints = lru_cache(get_type_hints)  # 0.3 ms for the options of a search

@@ -146,11 +146,11 @@ class _Unlike(Exception):
 
 
 def packed_bert(
-    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, int8: bool = False
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None = None
 ) -> PackedBert | None:
     """Build the body of a checkpoint, or return None if it has to be built by transformers."""
     try:
-        found = PackedBert(checkpoint, device=device, dtype=dtype, int8=int8)
+        found = PackedBert(checkpoint, device=device, dtype=dtype, integers=integers)
         sample = [np.arange(length, dtype=np.int32) % found.ids for length in (16, 5, 5, 3)]
         with torch.inference_mode():
             states = found.hidden(sample, 0)[0].to("cpu", torch.float32)
@@ -171,12 +171,14 @@ def packed_bert(
 class PackedBert:
     """A model of `ARCHITECTURES` on one device in one dtype; as `Body`, but always packed.
 
-    `int8`: the linear layers compute in 8-bit integers.
+    With `integers` the linear layers multiply in int8 or int16.
     """
 
     packs = True
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, int8: bool = False) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None = None
+    ) -> None:
         side = checkpoint.document
         config = read_config(side.folder)
         names = ARCHITECTURES.get(str(config.get("model_type")))
@@ -189,7 +191,7 @@ class PackedBert:
         options: dict[str, tuple[Any, ...]] = {**PLAIN_OPTIONS, **sizes, **only}
         if unusual := [key for key, plain in options.items() if config.get(key) not in plain]:
             raise _Unlike(f"its config has {unusual[0]}")
-        self.device, self._dtype, self._int8 = device, dtype, int8
+        self.device, self._dtype, self._integers = device, dtype, integers
         width, layers, self._heads, self._inner = (int(config[size]) for size in names.sizes)
         self._eps = float(config.get("layer_norm_eps", EPS)) if names is not DISTILBERT else EPS
         found = _Tensors(side.folder, names)
@@ -255,10 +257,10 @@ class PackedBert:
             ups = [self._linear(found, inner, width, up)]
         after_attention, after = (self._norm_of(found, f"{at}.{name}") for name in names.norms)
         return _Layer(
-            product_of(*self._linear(found, width, width, *projections), int8=self._int8),
-            sum_of(*self._linear(found, width, width, output), int8=self._int8),
+            product_of(*self._linear(found, width, width, *projections), integers=self._integers),
+            sum_of(*self._linear(found, width, width, output), integers=self._integers),
             after_attention,
-            feed_forward_of(self._linear(found, width, inner, down), *ups, int8=self._int8),
+            feed_forward_of(self._linear(found, width, inner, down), *ups, integers=self._integers),
             after,
         )
 

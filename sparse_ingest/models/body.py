@@ -41,8 +41,8 @@ class Body:
 
     `projection` is the weight and bias of a masked LM's vocabulary projection, None for a model that has none.
     `outputs` is the number of token ids that the model has a projection, or embeddings, for; `ids` the number of those
-    with embeddings; `hidden_size` is the width of hidden states. With `int8` the linear layers compute in 8-bit
-    integers.
+    with embeddings; `hidden_size` is the width of hidden states. With `integers` the linear layers multiply in int8 or
+    int16.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Body:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        int8: bool = False,
+        integers: torch.dtype | None = None,
         attention: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -90,8 +90,8 @@ class Body:
             module, _, buffer = name.rpartition(".")
             setattr(self._model.get_submodule(module), buffer, frequencies.to(device))
         if device.type == "cpu":
-            if int8:  # but not the layers between the model and its projection, as in bert.py
-                pack_linear_layers(self._model.base_model, int8=True)
+            if integers:  # but not the layers between the model and its projection, as in bert.py
+                pack_linear_layers(self._model.base_model, integers=integers)
             pack_linear_layers(self._model)
         elif self._positions and not self._agrees(documents, expected):
             self._pad(f"on {device} its hidden states would differ")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from sparse_ingest.models.memory import is_out_of_memory
 
 # In older versions the intrinsics have other arguments.
 OLDEST_LLVM = (22,)
+USUAL_CACHE = 1 << 20  # bytes of the second-level cache, if the system does not report it
 ADDRESS, NUMBER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 Compiled = Callable[..., Any]
 T = TypeVar("T")
@@ -73,6 +75,13 @@ def tried_or_none(attempt: Callable[[], T | None], name: str) -> T | None:
         reason = first_line(error)
     logger.warning("The compiled %s is not used: %s. Continuing with torch's, which is slower.", name, reason)
     return None
+
+
+def rows_in_cache(row_bytes: int) -> int:
+    """Return the number of rows that fit half of this CPU's second-level cache."""
+    name = "SC_LEVEL2_CACHE_SIZE"
+    size = os.sysconf(name) if name in os.sysconf_names else 0
+    return (size if size > 0 else USUAL_CACHE) // 2 // row_bytes
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Linear layers in 8-bit integers as LLVM IR; int8_linear.py compiles them.
+"""Linear layers in integers as LLVM IR; int8_linear.py compiles them.
 
-    quantize: found[row] = round(row / scale[row]) + 128, with scale[row] = largest size of a number of the row / 127;
+    quantize: found[row] = round(row / scale[row]) + offset, with scale[row] = largest size of a number / steps;
               `gelu_and_quantize` first replaces each number of the row by its GELU
     multiply: found[row, column] = (row . column + before[column]) * row_scales[row] * column_scales[column]
                                    + bias[column] + others[row, column]
@@ -11,39 +11,74 @@ heads/cpu_kernel_text.py explains how to read the text, and has the products of 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from sparse_ingest.models.heads.cpu_kernel_text import FORMS, HALVES, LANES, SHARED, vector_products
-from sparse_ingest.models.vector_text import FLOATS, FUNCTIONS, NUMBERS, constant, polynomial, power_of_two, spread
+from sparse_ingest.models.heads.cpu_kernel_text import FORMS, HALVES, LANES, SHARED, Form, vector_products
+from sparse_ingest.models.vector_text import (
+    FLOATS,
+    FUNCTIONS,
+    NUMBERS,
+    ROUNDS,
+    constant,
+    polynomial,
+    power_of_two,
+    spread,
+)
 
-FORM = FORMS["int8", "avx512"]
-STEPS = 127  # on each side of zero
-VECTORS = range(4)  # in one round of a loop over a row
-NUMBERS_AT_ONCE = len(VECTORS) * LANES
-BLOCKS = (12, 4)  # rows; 24 registers have the sums of 12
 BYTES = 4  # of a float
+(ROUNDS_BITS,) = struct.unpack("i", struct.pack("f", ROUNDS))
 # erf(x) = 1 - t * (1st + 2nd * t + ...) * exp(-x ** 2) for x >= 0, with t = 1 / (1 + ERF * x), up to 1.5e-7: Abramowitz
 # and Stegun, Handbook of Mathematical Functions, 7.1.26.
 ERF = 0.3275911
 ERF_TERMS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 
-def quantize_text(width: int) -> Iterator[str]:
-    """Yield a module with both functions for rows of `width` numbers, a multiple of `NUMBERS_AT_ONCE`."""
+@dataclass(frozen=True)
+class Rounding:
+    """Integers of one size, and the products of the CPUs that multiply them."""
+
+    form: Form
+    bits: int
+    steps: int  # of a row on each side of zero
+    offset: int  # added to a row
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Rows of a block, most and least."""
+        return self.form.blocks[0], self.form.blocks[-1]
+
+    @property
+    def ways(self) -> range:
+        """Vectors of 16 numbers in one round of a loop over a row: as many as there are registers for."""
+        return range(self.form.lanes // 4)
+
+    @property
+    def at_once(self) -> int:
+        """The numbers of these vectors."""
+        return len(self.ways) * LANES
+
+
+# With one unsigned factor of 8 bits, rows get an offset. 16 bits would overflow sums of 32 bits, so 13 are used.
+ROUNDINGS = {8: Rounding(FORMS["int8", "avx512"], 8, 127, 128), 16: Rounding(FORMS["int16", "avx2"], 16, 4095, 0)}
+
+
+def quantize_text(width: int, rounding: Rounding) -> Iterator[str]:
+    """Yield a module with both functions for rows of `width` numbers, a multiple of `rounding.at_once`."""
     yield f"""
     declare {FLOATS} @llvm.fabs.v16f32({FLOATS})
     declare {FLOATS} @llvm.maxnum.v16f32({FLOATS}, {FLOATS})
-    declare {NUMBERS} @llvm.x86.avx512.mask.cvtps2dq.512({FLOATS}, {NUMBERS}, i16, i32)
     declare float @llvm.vector.reduce.fmax.v16f32({FLOATS})
     declare float @llvm.vector.reduce.fadd.v16f32(float, {FLOATS})
     {FUNCTIONS}
     {SHARED}
     """
     for gelu in (False, True):
-        yield from _quantize(width, gelu=gelu)
+        yield from _quantize(width, rounding, gelu=gelu)
 
 
-def _quantize(width: int, *, gelu: bool) -> Iterator[str]:
+def _quantize(width: int, rounding: Rounding, *, gelu: bool) -> Iterator[str]:
     yield f"""
     define void @{"gelu_and_quantize" if gelu else "quantize"}(ptr %rows, i64 %count, ptr %found, ptr %scales) #0 {{
     entry:
@@ -52,13 +87,13 @@ def _quantize(width: int, *, gelu: bool) -> Iterator[str]:
       %at_row = phi i64 [ 0, %entry ], [ %next_row, %row_end ]
       %skip = mul i64 %at_row, {width * BYTES}
       %own = getelementptr i8, ptr %rows, i64 %skip
-      %found_skip = mul i64 %at_row, {width}
+      %found_skip = mul i64 %at_row, {width * rounding.bits // 8}
       %found_row = getelementptr i8, ptr %found, i64 %found_skip
       %at_scale = getelementptr float, ptr %scales, i64 %at_row
       br label %look
     """
-    yield from _scale(width, gelu=gelu)
-    yield from _steps(width)
+    yield from _scale(width, rounding, gelu=gelu)
+    yield from _steps(width, rounding)
     yield """
     row_end:
       %next_row = add i64 %at_row, 1
@@ -70,16 +105,16 @@ def _quantize(width: int, *, gelu: bool) -> Iterator[str]:
     """
 
 
-def _scale(width: int, *, gelu: bool) -> Iterator[str]:
+def _scale(width: int, rounding: Rounding, *, gelu: bool) -> Iterator[str]:
     """Yield the code of a row's scale, and of `%inverses`, one over it.
 
     The scale is NaN if a number is not finite: a maximum would hide it, its product with zero does not.
     """
     yield "look:\n  %seen = phi i64 [ 0, %row ], [ %next_seen, %look ]"
     for name, after in (("top", "higher"), ("zero", "zeros")):
-        for way in VECTORS:
+        for way in rounding.ways:
             yield f"  %{name}{way} = phi {FLOATS} [ zeroinitializer, %row ], [ %{after}{way}, %look ]"
-    for way in VECTORS:
+    for way in rounding.ways:
         yield f"""
       %seen{way} = add i64 %seen, {way * LANES}
       %at_seen{way} = getelementptr float, ptr %own, i64 %seen{way}
@@ -94,24 +129,25 @@ def _scale(width: int, *, gelu: bool) -> Iterator[str]:
       %zeros{way} = call {FLOATS} @llvm.fma.v16f32({FLOATS} %look{way}, {FLOATS} zeroinitializer, {FLOATS} %zero{way})
         """
     yield f"""
-      %next_seen = add i64 %seen, {NUMBERS_AT_ONCE}
+      %next_seen = add i64 %seen, {rounding.at_once}
       %more_seen = icmp ult i64 %next_seen, {width}
       br i1 %more_seen, label %look, label %looked
     looked:
-      %top01 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher0, {FLOATS} %higher1)
-      %top23 = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %higher2, {FLOATS} %higher3)
-      %top = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} %top01, {FLOATS} %top23)
-      %largest = call float @llvm.vector.reduce.fmax.v16f32({FLOATS} %top)
-      %zeros01 = fadd {FLOATS} %zeros0, %zeros1
-      %zeros23 = fadd {FLOATS} %zeros2, %zeros3
-      %all_zeros = fadd {FLOATS} %zeros01, %zeros23
-      %zero = call reassoc float @llvm.vector.reduce.fadd.v16f32(float 0.0, {FLOATS} %all_zeros)
+    """
+    top, zeros = "%higher0", "%zeros0"
+    for way in rounding.ways[1:]:
+        yield f"  %top.{way} = call {FLOATS} @llvm.maxnum.v16f32({FLOATS} {top}, {FLOATS} %higher{way})"
+        yield f"  %zeros.{way} = fadd {FLOATS} {zeros}, %zeros{way}"
+        top, zeros = f"%top.{way}", f"%zeros.{way}"
+    yield f"""
+      %largest = call float @llvm.vector.reduce.fmax.v16f32({FLOATS} {top})
+      %zero = call reassoc float @llvm.vector.reduce.fadd.v16f32(float 0.0, {FLOATS} {zeros})
       %is_empty = fcmp oeq float %largest, 0.0
       %divisor = select i1 %is_empty, float 1.0, float %largest
-      %step = fdiv float %divisor, {STEPS}.0
+      %step = fdiv float %divisor, {rounding.steps}.0
       %scale = fadd float %step, %zero
       store float %scale, ptr %at_scale
-      %inverse = fdiv float {STEPS}.0, %divisor
+      %inverse = fdiv float {rounding.steps}.0, %divisor
       {spread("inverses", "%inverse")}
       br label %write
     """
@@ -140,68 +176,71 @@ def _gelu(way: int) -> Iterator[str]:
     """
 
 
-def _steps(width: int) -> Iterator[str]:
-    """Yield the code that writes the integers of a row, plus 128: one factor of a product must be unsigned."""
+def _steps(width: int, rounding: Rounding) -> Iterator[str]:
+    """Yield the code that writes the integers of a row."""
+    short = f"<{LANES} x i{rounding.bits}>"
     yield "write:\n  %at = phi i64 [ 0, %looked ], [ %next, %write ]"
-    for way in VECTORS:
+    for way in rounding.ways:
         yield f"""
       %at{way} = add i64 %at, {way * LANES}
       %at_number{way} = getelementptr float, ptr %own, i64 %at{way}
       %number{way} = load {FLOATS}, ptr %at_number{way}, align {BYTES}
       %steps{way} = fmul {FLOATS} %number{way}, %inverses
-      %signed{way} = call {NUMBERS} @llvm.x86.avx512.mask.cvtps2dq.512({FLOATS} %steps{way}, {NUMBERS} zeroinitializer,
-                                                                      i16 -1, i32 4)
-      %unsigned{way} = add {NUMBERS} %signed{way}, splat (i32 128)
-      %byte{way} = trunc {NUMBERS} %unsigned{way} to <{LANES} x i8>
-      %at_byte{way} = getelementptr i8, ptr %found_row, i64 %at{way}
-      store <{LANES} x i8> %byte{way}, ptr %at_byte{way}, align 1
+      %rounded{way} = fadd {FLOATS} %steps{way}, {constant(ROUNDS)}
+      %bits{way} = bitcast {FLOATS} %rounded{way} to {NUMBERS}
+      %integer{way} = add {NUMBERS} %bits{way}, splat (i32 {rounding.offset - ROUNDS_BITS})
+      %short{way} = trunc {NUMBERS} %integer{way} to {short}
+      %at_found{way} = getelementptr i{rounding.bits}, ptr %found_row, i64 %at{way}
+      store {short} %short{way}, ptr %at_found{way}, align 1
         """
     yield f"""
-      %next = add i64 %at, {NUMBERS_AT_ONCE}
+      %next = add i64 %at, {rounding.at_once}
       %more = icmp ult i64 %next, {width}
       br i1 %more, label %write, label %row_end
     """
 
 
-def multiply_text(width: int, *, adds: bool) -> Iterator[str]:
+def multiply_text(width: int, rounding: Rounding, *, adds: bool) -> Iterator[str]:
     """Yield a module with the function `multiply` for rows of `width` integers; `adds`: it adds `others`."""
+    form, row_bytes = rounding.form, width * rounding.bits // 8
     yield f"""
-    declare {FORM.sums} {FORM.multiply}({FORM.sums}, {FORM.factors}, {FORM.factors})
+    {form.declaration}
     {SHARED}
     """
-    for rows in BLOCKS:
+    for rows in rounding.blocks:
         yield f"""
     define internal void @block{rows}(ptr %rows, ptr %panel, ptr %scales, ptr %before, ptr %column_scales, ptr %bias,
                                       ptr %others, ptr %found, i64 %row_bytes) noinline #0 {{
         """
-        yield from vector_products(FORM, rows, width)
-        yield from _scaled(rows, adds=adds)
+        yield from vector_products(form, rows, row_bytes)
+        yield from _scaled(form, rows, adds=adds)
         yield "  ret void\n}"
-    yield from _multiply(width)
+    yield from _multiply(rounding, row_bytes)
 
 
-def _scaled(rows: int, *, adds: bool) -> Iterator[str]:
+def _scaled(form: Form, rows: int, *, adds: bool) -> Iterator[str]:
     """Yield the code that scales the sums of a block, adds the bias and the others, and writes them."""
+    floats, half_bytes = f"<{form.lanes} x float>", form.lanes * BYTES
     for half in HALVES:
-        for name, kind in (("before", NUMBERS), ("column_scales", FLOATS), ("bias", FLOATS)):
-            yield f"  %at_{name}{half} = getelementptr i8, ptr %{name}, i64 {half * LANES * BYTES}"
+        for name, kind in (("before", form.sums), ("column_scales", floats), ("bias", floats)):
+            yield f"  %at_{name}{half} = getelementptr i8, ptr %{name}, i64 {half * half_bytes}"
             yield f"  %{name}{half} = load {kind}, ptr %at_{name}{half}, align {BYTES}"
     for row in range(rows):
         yield f"""
       %at_scale{row} = getelementptr float, ptr %scales, i64 {row}
       %scale{row} = load float, ptr %at_scale{row}
-      {spread(f"scales{row}", f"%scale{row}")}
+      {spread(f"scales{row}", f"%scale{row}", lanes=form.lanes)}
       %row_skip{row} = mul i64 %row_bytes, {row}
         """
         for half in HALVES:
             name = f"{row}.{half}"
             yield f"""
-      %skip{name} = add i64 %row_skip{row}, {half * LANES * BYTES}
-      %sum{name}.all = add {NUMBERS} %added{name}, %before{half}
-      %float{name} = sitofp {NUMBERS} %sum{name}.all to {FLOATS}
-      %by_row{name} = fmul {FLOATS} %float{name}, %scales{row}
-      %by_column{name} = fmul {FLOATS} %by_row{name}, %column_scales{half}
-      %product{name} = fadd {FLOATS} %by_column{name}, %bias{half}
+      %skip{name} = add i64 %row_skip{row}, {half * half_bytes}
+      %sum{name}.all = add {form.sums} %added{name}, %before{half}
+      %float{name} = {form.to_float.format(f"%sum{name}.all")}
+      %by_row{name} = fmul {floats} %float{name}, %scales{row}
+      %by_column{name} = fmul {floats} %by_row{name}, %column_scales{half}
+      %product{name} = fadd {floats} %by_column{name}, %bias{half}
       %at_found{name} = getelementptr i8, ptr %found, i64 %skip{name}
             """
             result = f"%product{name}"
@@ -209,14 +248,15 @@ def _scaled(rows: int, *, adds: bool) -> Iterator[str]:
                 result = f"%result{name}"
                 yield f"""
       %at_other{name} = getelementptr i8, ptr %others, i64 %skip{name}
-      %other{name} = load {FLOATS}, ptr %at_other{name}, align {BYTES}
-      {result} = fadd {FLOATS} %product{name}, %other{name}
+      %other{name} = load {floats}, ptr %at_other{name}, align {BYTES}
+      {result} = fadd {floats} %product{name}, %other{name}
                 """
-            yield f"  store {FLOATS} {result}, ptr %at_found{name}, align {BYTES}"
+            yield f"  store {floats} {result}, ptr %at_found{name}, align {BYTES}"
 
 
-def _multiply(width: int) -> Iterator[str]:
+def _multiply(rounding: Rounding, row_bytes: int) -> Iterator[str]:
     """Yield the loops over panels and blocks of rows. The last block ends with the rows, and may repeat some."""
+    panel, blocks = rounding.form.panel, rounding.blocks
     yield f"""
     define void @multiply(ptr %rows, ptr %weight, i64 %count, i64 %panels, i64 %columns, ptr %row_scales,
                           ptr %before, ptr %column_scales, ptr %bias, ptr %others, ptr %found) #0 {{
@@ -225,23 +265,23 @@ def _multiply(width: int) -> Iterator[str]:
       br label %panel
     panel:
       %at_panel = phi i64 [ 0, %entry ], [ %next_panel, %panel_end ]
-      %panel_skip = mul i64 %at_panel, {width * FORM.panel}
+      %panel_skip = mul i64 %at_panel, {row_bytes * panel}
       %panel_weight = getelementptr i8, ptr %weight, i64 %panel_skip
-      %column_skip = mul i64 %at_panel, {FORM.panel * BYTES}
+      %column_skip = mul i64 %at_panel, {panel * BYTES}
     """
     for name in ("before", "column_scales", "bias", "others", "found"):
         yield f"  %{name}_panel = getelementptr i8, ptr %{name}, i64 %column_skip"
     yield "  br label %try0"
     before, at = "panel", "0"
-    for place, rows in enumerate(BLOCKS):
+    for place, rows in enumerate(blocks):
         yield f"""
     try{place}:
       %row{place} = phi i64 [ {at}, %{before} ], [ %behind{place}, %do{place} ]
       %behind{place} = add i64 %row{place}, {rows}
       %fits{place} = icmp sle i64 %behind{place}, %count
-      br i1 %fits{place}, label %do{place}, label %{f"try{place + 1}" if place + 1 < len(BLOCKS) else "left"}
+      br i1 %fits{place}, label %do{place}, label %{f"try{place + 1}" if place + 1 < len(blocks) else "left"}
     do{place}:
-      {_call(str(place), f"%row{place}", rows, width)}
+      {_call(str(place), f"%row{place}", rows, row_bytes)}
       br label %try{place}
         """
         before, at = f"try{place}", f"%row{place}"
@@ -250,8 +290,8 @@ def _multiply(width: int) -> Iterator[str]:
       %is_left = icmp slt i64 {at}, %count
       br i1 %is_left, label %last, label %panel_end
     last:
-      %last_row = sub i64 %count, {BLOCKS[-1]}
-      {_call("last", "%last_row", BLOCKS[-1], width)}
+      %last_row = sub i64 %count, {blocks[-1]}
+      {_call("last", "%last_row", blocks[-1], row_bytes)}
       br label %panel_end
     panel_end:
       %next_panel = add i64 %at_panel, 1
@@ -263,10 +303,10 @@ def _multiply(width: int) -> Iterator[str]:
     """
 
 
-def _call(name: str, row: str, rows: int, width: int) -> str:
+def _call(name: str, row: str, rows: int, row_bytes: int) -> str:
     """Return the code of a block from a row on."""
     return f"""
-      %skip{name} = mul i64 {row}, {width}
+      %skip{name} = mul i64 {row}, {row_bytes}
       %rows{name} = getelementptr i8, ptr %rows, i64 %skip{name}
       %scales{name} = getelementptr float, ptr %row_scales, i64 {row}
       %found_skip{name} = mul i64 {row}, %row_bytes

@@ -13,12 +13,13 @@ import os
 import platform
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from sparse_ingest.errors import first_line
-from sparse_ingest.models.int8_linear import Int8Linear, feed_forward, int8_linear
+from sparse_ingest.models.int8_linear import feed_forward, integer_linear
 
 # oneDNN caches a product, and torch its working memory, for every number of rows. packing.py keeps these few: about 16,
 # for 7 products and GELUs of a BERT, which the second cache holds. The default of 1,024 takes gigabytes where documents
@@ -37,7 +38,7 @@ WITH_VNNI = ("CORE_VNNI", *WITH_BFLOAT16)
 WITH_AVX512 = ("AVX512", "AVX10")
 
 # What the compiled kernels multiply, with its name there.
-KERNEL_DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+KERNEL_DTYPES = {torch.int8: "int8", torch.int16: "int16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 # Linux's numbers for a request to use the tiles of AMX.
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
@@ -49,28 +50,31 @@ Parts = tuple[torch.Tensor, torch.Tensor | None]  # the weight and the bias of a
 logger = logging.getLogger(__name__)
 
 
-def pack_linear_layers(model: torch.nn.Module, *, int8: bool = False) -> None:
+def pack_linear_layers(model: torch.nn.Module, *, integers: torch.dtype | None = None) -> None:
     """Replace the product of every linear layer of a model on the CPU, and free the original weights."""
     for module in model.modules():
         # Subclasses, or a forward that was set from outside, may compute something else.
         if type(module) is not torch.nn.Linear or "forward" in vars(module):
             continue
-        if int8 or has_fast_linear(module.weight.dtype):
+        if integers or has_fast_linear(module.weight.dtype):
             bias = None if module.bias is None else module.bias.detach()
             weight = module.weight.detach()
-            module.__dict__["forward"] = _of_rows(int8_linear(weight, bias)) if int8 else product_of(weight, bias)
+            product = product_of(weight, bias, integers=integers)
+            module.__dict__["forward"] = _of_rows(product, len(weight)) if integers else product
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
 
 
-def _of_rows(product: Int8Linear) -> Product:
+def _of_rows(product: Product, columns: int) -> Product:
     """Return a product of rows as one of tensors with any number of dimensions."""
-    return lambda given: product(given.flatten(0, -2)).view(*given.shape[:-1], product.columns)
+    return lambda given: product(given.flatten(0, -2)).view(*given.shape[:-1], columns)
 
 
-def product_of(weight: torch.Tensor, bias: torch.Tensor | None = None, *, int8: bool = False) -> Product:
-    """Return the function from rows to `rows @ weight.T + bias`; `int8`: in 8-bit integers."""
-    if int8:
-        return int8_linear(weight, bias)
+def product_of(
+    weight: torch.Tensor, bias: torch.Tensor | None = None, *, integers: torch.dtype | None = None
+) -> Product:
+    """Return the function from rows to `rows @ weight.T + bias`; with `integers` in int8 or int16."""
+    if integers:
+        return integer_linear(weight, bias, integers)
     if _is_fast(weight):
         return _onednn_product(weight, bias)
     return lambda rows: torch.nn.functional.linear(rows, weight, bias)
@@ -90,22 +94,25 @@ def gated_of(up: Product, gate: Product) -> Product:
     return lambda rows: torch.ops.aten.gelu_(gate(rows)).mul_(up(rows))
 
 
-def sum_of(weight: torch.Tensor, bias: torch.Tensor | None, *, int8: bool = False) -> Sum:
-    """Return the function from rows and others to `rows @ weight.T + bias + others`; `int8`: in 8-bit integers."""
-    if int8:
-        return int8_linear(weight, bias)
+def sum_of(weight: torch.Tensor, bias: torch.Tensor | None, *, integers: torch.dtype | None = None) -> Sum:
+    """Return the function from rows and others to `rows @ weight.T + bias + others`; `integers` as in `product_of`."""
+    if integers:
+        return integer_linear(weight, bias, integers)
     if _is_fast(weight):
         return _onednn_sum(weight, bias)
     return lambda rows, others: torch.nn.functional.linear(rows, weight, bias) + others
 
 
-def feed_forward_of(down: Parts, up: Parts, gate: Parts | None = None, *, int8: bool = False) -> Product:
+def feed_forward_of(
+    down: Parts, up: Parts, gate: Parts | None = None, *, integers: torch.dtype | None = None
+) -> Product:
     """Return the function from rows to `down(gelu(up(rows))) + rows`, with a gate `down(gelu(gate(rows)) * up(rows))`.
 
-    `int8`: in 8-bit integers.
+    `integers` as in `product_of`.
     """
-    if int8:
-        return feed_forward(int8_linear(*up), int8_linear(*down), int8_linear(*gate) if gate else None)
+    if integers:
+        layers = (integer_linear(*parts, integers) for parts in (up, down, *([gate] if gate else [])))
+        return feed_forward(*layers)
     raised = gated_of(product_of(*up), product_of(*gate)) if gate else gelu_of(product_of(*up))
     lowered = sum_of(*down)
     return lambda rows: lowered(raised(rows), rows)
@@ -157,10 +164,17 @@ def fastest_instructions(dtype: torch.dtype) -> str | None:
         return None
     if dtype == torch.float32:
         return "avx512" if has_avx512() else "avx2" if has_avx2() else None
+    if dtype == torch.int16:
+        return "avx2" if has_avx2() else None
     has_instructions = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}.get(dtype)
     if has_instructions is None:
         return None
     return "amx" if has_amx() and may_use_tiles() else "avx512" if has_instructions() else None
+
+
+def multiplies_int16_fastest() -> bool:
+    """Return whether this CPU multiplies int16 faster than other numbers. Torch cannot, so llvmlite is needed."""
+    return fastest_instructions(torch.float32) == "avx2" and find_spec("llvmlite") is not None
 
 
 def has_amx() -> bool:

@@ -29,6 +29,7 @@ from sparse_ingest.models.heads.without_projection import (
     standardized,
     unit_length,
 )
+from sparse_ingest.models.linear import KERNEL_DTYPES
 from sparse_ingest.models.masked_lms import read_weights
 from sparse_ingest.models.tokenizer import Tokenizer
 
@@ -51,22 +52,23 @@ class Output(NamedTuple):
 
 
 def build_output(
-    side: ModelSide, body: AnyBody, tokenizer: Tokenizer, *, device: torch.device, dtype: torch.dtype, int8: bool
-) -> Output:
+    side: ModelSide, body: AnyBody, tokenizer: Tokenizer, *, device: torch.device, dtype: torch.dtype,
+    integers: torch.dtype | None,
+) -> Output:  # fmt: skip
     """Build the output of a side for hidden states of this device and dtype.
 
-    `int8`: compute a vocabulary projection in integers. Raise `UsageError` if the side has none, `CheckpointError` if
-    the weights of its output are missing, damaged, or of another shape.
+    `integers`: multiply a vocabulary projection in int8 or int16. Raise `UsageError` if the side has none,
+    `CheckpointError` if the weights of its output are missing, damaged, or of another shape.
     """
     if body.projection:
         weight, bias = body.projection
-        head = build_head(weight, bias, device=device, dtype=dtype, int8=int8)
-        slow = lacks_kernel(weight.shape[1], device=device, dtype=dtype, int8=int8)
+        head = build_head(weight, bias, device=device, dtype=dtype, integers=integers)
+        slow = lacks_kernel(weight.shape[1], device=device, dtype=dtype, integers=integers)
         return Output(head, tokenizer.vocabulary(body.outputs), lacks_kernel=slow)
-    if int8:
+    if integers:
         raise UsageError(
-            f"int8 is for models with a vocabulary projection, and this is {side.described} without one. Encode with "
-            "--dtype auto, bfloat16 or float32."
+            f"{KERNEL_DTYPES[integers]} is for models with a vocabulary projection, and this is {side.described} "
+            "without one. Encode with --dtype auto, bfloat16 or float32."
         )
     if isinstance(side, AutoencoderSide):
         return Output(_autoencoder(side, body, device), [*map(str, range(side.features))])

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.models.documents import DocumentEncoder
-from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni
+from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, multiplies_int16_fastest
 from sparse_ingest.models.memory import DocumentTooLarge, until_it_fits
 from sparse_ingest.models.vectors import NotFinite
 from sparse_ingest.records import SparseRows
@@ -37,14 +37,15 @@ def faster_dtypes(device: str, *, projects: bool = True) -> tuple[str, ...]:
     int8-bfloat16 for DistilBERT, 1.1 times for BERT-mini, and as fast for BERT-tiny. AMX multiplies faster than VNNI,
     in bfloat16 too. The body is faster in bfloat16 with AMX, or with AVX512_BF16 at full rate, otherwise slower. The
     head matters more in small models (on Zen 4 int8 is 1.4 times as fast as bfloat16 for BERT-tiny), the body in large
-    ones (0.7 times for DistilBERT). On a GPU both half types are equally fast, and float16 has three bits more.
+    ones (0.7 times for DistilBERT). With AVX2 alone only int16 is faster than float32. On a GPU both half types are
+    equally fast, and float16 has three bits more.
     """
     if device.startswith("cuda"):
         return ("float16", "bfloat16")
     fast_body, fast_head = has_fast_bfloat16(), projects and has_vnni()
     by_speed = {
         "int8-int8": fast_head and not has_amx(), "int8-bfloat16": fast_body and fast_head, "bfloat16": fast_body,
-        "int8": fast_head,
+        "int8": fast_head, "int16": projects and multiplies_int16_fastest(),
     }  # fmt: skip
     return tuple(dtype for dtype, is_fast in by_speed.items() if is_fast)
 

@@ -52,21 +52,27 @@ def _cpu() -> Iterator[Check]:
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
     from sparse_ingest.models.int8_linear import tried_functions
-    from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
+    from sparse_ingest.models.linear import fastest_instructions, has_amx, has_avx512_bfloat16, has_vnni
     from sparse_ingest.models.precision import faster_dtypes
 
-    has = {"AMX": has_amx(), "AVX512 BF16": has_avx512_bfloat16(), "AVX512 VNNI": has_vnni()}
+    int16 = fastest_instructions(torch.float32) == "avx2"
+    has = {"AMX": has_amx(), "AVX512 BF16": has_avx512_bfloat16(), "AVX512 VNNI": has_vnni(), "AVX2": int16}
     faster = ", ".join(faster_dtypes("cpu"))
     instructions = ", ".join(name for name, there in has.items() if there)
     found = f"{instructions}; --dtype auto tries {faster}" if faster else "float32 is the fastest dtype here"
     yield Check("CPU instructions", "ok" if instructions else "missing", found)
-    for name, dtype, used in (("int8", torch.int8, torch.float32), ("bfloat16", torch.bfloat16, torch.bfloat16)):
-        works = partial(fast_head_works, torch.device("cpu"), used, int8=name == "int8")
-        yield _kernel(f"{name} kernel", instructions_for(dtype, 128), works)
+    heads = {"int8": (torch.float32, torch.int8), "bfloat16": (torch.bfloat16, None)}
+    if int16:
+        heads["int16"] = torch.float32, torch.int16
+    for name, (dtype, integers) in heads.items():
+        works = partial(fast_head_works, torch.device("cpu"), dtype, integers=integers)
+        yield _kernel(f"{name} kernel", instructions_for(integers or dtype, 128), works)
     if kind := instructions_for(torch.float32, 128):  # None where the plain one is as fast
         yield _kernel("float32 kernel", kind, partial(fast_head_works, torch.device("cpu"), torch.float32))
     if has["AVX512 VNNI"]:
-        yield _kernel("int8 linear layers", "avx512", partial(tried_functions, ROW_WIDTH))
+        yield _kernel("int8 linear layers", "avx512", partial(tried_functions, ROW_WIDTH, torch.int8))
+    if int16:
+        yield _kernel("int16 linear layers", "avx2", partial(tried_functions, ROW_WIDTH, torch.int16))
     width = cpu_attention.WIDTHS[-1]
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         if kind := cpu_attention.instructions_for(dtype, width):

@@ -11,13 +11,13 @@ from sparse_ingest.models.heads.cpu_kernel_text import LANES
 FLOATS, NUMBERS = f"<{LANES} x float>", f"<{LANES} x i32>"
 # Interleaves the lanes of two vectors.
 BOTH = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
+# A float32 of this size has a last bit of 1, so what is added to it is rounded to an integer, half to even.
+ROUNDS = 3 << 22
 # Of the Taylor series of 2**x for |x| <= 1/2, by the bytes of a number: the error is below 3e-6 and 1e-8.
 TERMS = {2: 6, 4: 8}
 # What `power_of_two` and `polynomial` call.
 FUNCTIONS = f"""
     declare {FLOATS} @llvm.fma.v16f32({FLOATS}, {FLOATS}, {FLOATS})
-    declare {FLOATS} @llvm.roundeven.v16f32({FLOATS})
-    declare {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({FLOATS}, {FLOATS}, {FLOATS}, i16, i32)
 """
 
 
@@ -27,12 +27,12 @@ def constant(number: float) -> str:
     return f"splat (float 0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X})"
 
 
-def spread(name: str, value: str, kind: str = "float") -> str:
+def spread(name: str, value: str, kind: str = "float", *, lanes: int = LANES) -> str:
     """Return the code of `%<name>`, a vector with a value in every lane."""
-    vector = f"<{LANES} x {kind}>"
+    vector = f"<{lanes} x {kind}>"
     return f"""
       %{name}.lane = insertelement {vector} poison, {kind} {value}, i32 0
-      %{name} = shufflevector {vector} %{name}.lane, {vector} poison, {NUMBERS} zeroinitializer
+      %{name} = shufflevector {vector} %{name}.lane, {vector} poison, <{lanes} x i32> zeroinitializer
     """
 
 
@@ -45,46 +45,28 @@ def polynomial(name: str, x: str, factors: Sequence[float]) -> Iterator[str]:
         yield f"  {series} = call {FLOATS} @llvm.fma.v16f32({given})"
 
 
-def power_of_two(name: str, exponent: str, size: int, *, scalef: bool = True) -> Iterator[str]:
+def power_of_two(name: str, exponent: str, size: int) -> Iterator[str]:
     """Yield the code of `%<name>`: a series for the fraction of the exponent, times a power of two.
 
-    `size`: the bytes of a number to which it will be rounded. `scalef`: with AVX512's instruction for the product;
-    without it the exponent must be below 128, and the result is 0 below -126.5.
+    `size`: the bytes of a number to which it will be rounded. The exponent must be below 128; the result is 0 below
+    -126.5, and NaN for NaN.
     """
-    if scalef:
-        yield f"  %{name}.rounded = call {FLOATS} @llvm.roundeven.v16f32({FLOATS} {exponent})"
-    else:
-        yield from _rounded(name, exponent)
-        exponent = f"%{name}.exponent"
-    yield f"  %{name}.fraction = fsub {FLOATS} {exponent}, %{name}.rounded"
-    factors = [math.log(2) ** term / math.factorial(term) for term in range(TERMS[size])]
-    yield from polynomial(f"{name}.series", f"%{name}.fraction", factors)
-    if not scalef:
-        yield f"""
-      %{name}.shifted = shl {NUMBERS} %{name}.biased, splat (i32 23)
-      %{name}.power = bitcast {NUMBERS} %{name}.shifted to {FLOATS}
-      %{name} = fmul {FLOATS} %{name}.series, %{name}.power
-        """
-        return
-    # In all lanes, rounded as usual.
-    given = f"{FLOATS} %{name}.series, {FLOATS} %{name}.rounded, {FLOATS} zeroinitializer, i16 -1, i32 4"
-    yield f"  %{name} = call {FLOATS} @llvm.x86.avx512.mask.scalef.ps.512({given})"
-
-
-def _rounded(name: str, exponent: str) -> Iterator[str]:
-    """Yield the code of the exponent, at least -127, and of what it is rounded to: a float, and bits of an integer.
-
-    A float from 2 ** 23 on has no fraction: its lowest bits are the integer, here plus 127, as in the exponent of a
-    float. There 0, which is -127 plus 127, stands for the number 0. NaN remains NaN.
-    """
-    lowest, large = constant(-127), constant(1.5 * 2**23 + 127)
+    # The last bits of the large number are the integer plus the bias of float32, which are shifted to its exponent. There
+    # 0, of -127, stands for the number 0.
+    lowest, large = constant(-127), constant(ROUNDS + 127)
     yield f"""
       %{name}.is_low = fcmp ogt {FLOATS} {lowest}, {exponent}
       %{name}.exponent = select <{LANES} x i1> %{name}.is_low, {FLOATS} {lowest}, {FLOATS} {exponent}
       %{name}.large = fadd {FLOATS} %{name}.exponent, {large}
       %{name}.rounded = fsub {FLOATS} %{name}.large, {large}
+      %{name}.fraction = fsub {FLOATS} %{name}.exponent, %{name}.rounded
       %{name}.biased = bitcast {FLOATS} %{name}.large to {NUMBERS}
+      %{name}.bits = shl {NUMBERS} %{name}.biased, splat (i32 23)
+      %{name}.power = bitcast {NUMBERS} %{name}.bits to {FLOATS}
     """
+    factors = [math.log(2) ** term / math.factorial(term) for term in range(TERMS[size])]
+    yield from polynomial(f"{name}.series", f"%{name}.fraction", factors)
+    yield f"  %{name} = fmul {FLOATS} %{name}.series, %{name}.power"
 
 
 def transposed(prefix: str, kind: str, rows: list[str]) -> Generator[str, None, list[str]]:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from sparse_ingest.models import forked
 from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
-from sparse_ingest.models.heads.selection import refuse_int8
+from sparse_ingest.models.heads.selection import refuse_integers
 from sparse_ingest.models.heads.tiles import logarithm
 from sparse_ingest.models.heads.without_projection import LexicalHead
 from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
@@ -34,11 +35,24 @@ from sparse_ingest.models.outputs import AnyBody, build_output
 from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
 from sparse_ingest.pipeline import ModelSettings, Pruning
 
-# The dtype of the body; with the int8 ones the head computes in integers, with the last one linear layers too.
-DTYPES = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-    "int8": torch.float32, "int8-bfloat16": torch.bfloat16, "int8-int8": torch.float32,
-}  # fmt: skip
+
+class Precision(NamedTuple):
+    """The dtype of a body, and the integers that linear layers and the head multiply, if any."""
+
+    body: torch.dtype
+    head: torch.dtype | None = None
+    linear: torch.dtype | None = None
+
+
+PRECISIONS = {
+    "float32": Precision(torch.float32),
+    "bfloat16": Precision(torch.bfloat16),
+    "float16": Precision(torch.float16),
+    "int8": Precision(torch.float32, torch.int8),
+    "int8-bfloat16": Precision(torch.bfloat16, torch.int8),
+    "int8-int8": Precision(torch.float32, torch.int8, torch.int8),
+    "int16": Precision(torch.float32, torch.int16, torch.int16),
+}
 NO_RULES = Pruning()
 CPU_TOKENS = 2048  # of a batch: larger batches do not fit into the cache
 # On a CPU a batch has at most an eighth of the tokens that are left, so that all cores finish at about the same time;
@@ -100,20 +114,19 @@ class VectorMaker:
         self.device = device
         self._all_cores = all_cores and device.type == "cpu"
         self.workers = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
-        trusted, in_body = settings.trust_remote_code, DTYPES[dtype]
+        trusted, (in_body, in_head, in_linear) = settings.trust_remote_code, PRECISIONS[dtype]
         self._dtype = dtype
         self._activation = settings.activation or "relu"
         self._name = checkpoint.name
-        if dtype.startswith("int8"):
-            refuse_int8(device)
+        if in_head:
+            refuse_integers(in_head, device)
         with _on(device):
-            in_integers = dtype == "int8-int8"
-            self.body: AnyBody = packed_bert(checkpoint, device=device, dtype=in_body, int8=in_integers) or Body(
-                checkpoint, device=device, dtype=in_body, int8=in_integers, attention=settings.attention,
+            self.body: AnyBody = packed_bert(checkpoint, device=device, dtype=in_body, integers=in_linear) or Body(
+                checkpoint, device=device, dtype=in_body, integers=in_linear, attention=settings.attention,
                 trust_remote_code=trusted,
             )  # fmt: skip
             output = build_output(
-                checkpoint.document, self.body, tokenizer, device=device, dtype=in_body, int8=dtype.startswith("int8")
+                checkpoint.document, self.body, tokenizer, device=device, dtype=in_body, integers=in_head
             )
             self._head, self.vocabulary, self.lacks_kernel = output.head, output.vocabulary, output.lacks_kernel
             self.head_name = self._head.name

@@ -17,7 +17,7 @@ from support.secure_proxy import Refusal, Request, secure_proxy
 from sparse_ingest.cli import installation
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.cluster.diagnosis import check_cluster
-from sparse_ingest.models.linear import has_vnni
+from sparse_ingest.models.linear import has_avx2, has_avx512, has_vnni
 from sparse_ingest.reporting import Check
 
 PASSWORD, USER = "s3cret/pw", "alice@example"
@@ -55,9 +55,10 @@ def test_everything_here_is_found(opensearch_url: str) -> None:
     assert found["torch"]["found"].startswith(f"{version('torch').partition('+')[0]}")
     assert found["tokenizer"]["state"] == "ok"
     assert {found[f"{dtype} kernel"]["state"] for dtype in ("int8", "bfloat16")} <= {"ok", "missing"}
-    every = {"int8 linear layers", "bfloat16 attention", "float32 attention"}
+    every = {"int8 linear layers", "int16 kernel", "int16 linear layers", "bfloat16 attention", "float32 attention"}
     assert all(found[name]["state"] == "ok" for name in every & found.keys())
     assert ("int8 linear layers" in found) == has_vnni()
+    assert ("int16 kernel" in found) == ("int16 linear layers" in found) == (has_avx2() and not has_avx512())
     assert found["server"]["found"] == f"OpenSearch 3.6.0 at {opensearch_url}"
     assert found["opensearch-neural-search"]["state"] == "ok"
     assert found["disk"]["found"].startswith("node ")

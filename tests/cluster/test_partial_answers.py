@@ -34,8 +34,8 @@ from sparse_ingest.planning import engines
 from sparse_ingest.runs.run import Run
 
 INDEX = "sparse-ingest-test-partial"
-# Slow enough for the server, which looks at a clock that ticks every 200 ms. It allocates nothing: a heap full of garbage
-# makes the server refuse requests (circuit_breaking_exception) until it is collected.
+# Slow enough for the server, which looks at a clock that ticks every 200 ms. It allocates nothing: with a heap full of
+# garbage the server refuses requests (circuit_breaking_exception) until it is collected.
 SLOW = "double sum = 0; for (int i = 0; i < 200000; i++) { sum += Math.sin(i) } return sum < 1e9"
 Change = Callable[[dict[str, Any]], None]
 

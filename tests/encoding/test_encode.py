@@ -467,7 +467,9 @@ def test_dtype_auto_is_decided_once_and_recorded(encode, tmp_path: Path) -> None
     assert encode("--dtype", "auto", specs=(large,)).code == 0
     manifest = open_run(tmp_path / "run").manifest
     chosen = manifest.auto["dtype"]["dtype"]
-    assert chosen == manifest.identity["dtype"] in ("float32", "bfloat16", "int8", "int8-bfloat16", "int8-int8")
+    assert (
+        chosen == manifest.identity["dtype"] in ("float32", "bfloat16", "int8", "int8-bfloat16", "int8-int8", "int16")
+    )
     assert manifest.auto["dtype"]["documents"] == 256
     assert encode("--reuse", tmp_path / "run", specs=(large,), out="reused").code == 0
     assert open_run(tmp_path / "reused").manifest.identity["dtype"] == chosen

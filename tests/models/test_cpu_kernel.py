@@ -19,13 +19,15 @@ from sparse_ingest.models import linear
 from sparse_ingest.models.heads import cpu_kernel, cpu_kernel_text, selection
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.selection import build_head
-from sparse_ingest.models.heads.tiles import Int8Head, TiledHead
-from sparse_ingest.models.linear import has_vnni
+from sparse_ingest.models.heads.tiles import IntegerHead, TiledHead
+from sparse_ingest.models.integers import STEPS
+from sparse_ingest.models.linear import has_avx2, has_vnni
 from sparse_ingest.models.packing import Packing
 
 llvm = pytest.importorskip("llvmlite.binding")
 CPU = torch.device("cpu")
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI, or ONEDNN_MAX_CPU_ISA forbids it")
+needs_avx2 = pytest.mark.skipif(not has_avx2(), reason="this CPU has no AVX2, or ONEDNN_MAX_CPU_ISA forbids it")
 # Every split of a document into blocks of 12, 8 and 4 rows, of 32 and 16, or of 6 and 4, and fewer rows than those.
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 23, 24, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100)
 
@@ -35,12 +37,13 @@ def random_inputs(dtype: torch.dtype, width: int, vocabulary: int, lengths: tupl
     generator = torch.Generator().manual_seed(vocabulary)
 
     def factors(count: int) -> torch.Tensor:
-        if dtype == torch.int8:
-            return torch.randint(-127, 128, (count, width), dtype=torch.int8, generator=generator)
+        if dtype in STEPS:
+            most = STEPS[dtype]
+            return torch.randint(-most, most + 1, (count, width), generator=generator).to(dtype)
         return torch.randn(count, width, generator=generator).to(dtype)
 
     rows, weight = factors(sum(lengths)), factors(vocabulary)
-    scale = 1 / (127 * 127) if dtype == torch.int8 else 1.0
+    scale = STEPS[dtype] ** -2 if dtype in STEPS else 1.0
     scales = [torch.rand(count, generator=generator) * scale for count in (vocabulary, len(lengths))]
     return rows, weight, torch.randn(vocabulary, generator=generator), *scales
 
@@ -76,7 +79,7 @@ def test_emulated_instructions_match_the_formula(instructions, dtype, width, voc
     found = head(rows, Packing(LENGTHS, CPU), of_documents)
     expected = expected_of(rows, weight, bias, of_columns, of_documents, LENGTHS)
     assert found.shape == expected.shape and found.dtype == torch.float32
-    if dtype == torch.int8:
+    if dtype in STEPS:
         assert torch.equal(found, expected)
     else:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -103,14 +106,14 @@ def test_threads_divide_the_columns_with_the_bits_of_one(threads: int, vocabular
     assert torch.equal(head(rows, Packing(LENGTHS, CPU), of_documents), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.bfloat16, torch.float32])
 def test_the_instructions_of_this_cpu_match_the_formula(dtype) -> None:
     if (instructions := instructions_for(dtype, 128)) is None:
         pytest.skip("this CPU lacks the instructions, or ONEDNN_MAX_CPU_ISA forbids them")
     rows, weight, bias, of_columns, of_documents = random_inputs(dtype, 128, 1000, LENGTHS)
     found = Kernel(weight, bias, of_columns, instructions=instructions)(rows, Packing(LENGTHS, CPU), of_documents)
     expected = expected_of(rows, weight, bias, of_columns, of_documents, LENGTHS)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0 if dtype == torch.int8 else 1e-4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0 if dtype in STEPS else 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,7 @@ def test_the_instructions_of_this_cpu_match_the_formula(dtype) -> None:
         ("bfloat16", "avx512", ("vdpbf16ps", "vmaxps")),
         ("float32", "avx512", ("vfmadd", "vmaxps", "%zmm")),
         ("float32", "avx2", ("vfmadd", "vmaxps")),
+        ("int16", "avx2", ("vpmaddwd", "vpmaxsd", "vpaddd")),
     ],
 )
 def test_the_kernel_is_compiled_to_the_expected_instructions(dtype, instructions, words) -> None:
@@ -149,17 +153,23 @@ def test_tiles_are_16_rows_of_64_bytes() -> None:
     assert of_rows[16:] == [16] * 8 + [0] * 8
 
 
-@needs_vnni
-@pytest.mark.parametrize("rows_in", [torch.float32, torch.bfloat16])
-def test_int8_weights_are_bit_identical_with_and_without_the_kernel(rows_in) -> None:
+@pytest.mark.parametrize(
+    ("integers", "rows_in"),
+    [
+        pytest.param(torch.int8, torch.float32, marks=needs_vnni),
+        pytest.param(torch.int8, torch.bfloat16, marks=needs_vnni),
+        pytest.param(torch.int16, torch.float32, marks=needs_avx2),
+    ],
+)
+def test_weights_of_integers_are_bit_identical_with_and_without_the_kernel(integers, rows_in) -> None:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(sum(LENGTHS), 96, generator=generator).to(rows_in)
     weight, bias = torch.randn(700, 96, generator=generator), torch.randn(700, generator=generator)
     packing = Packing(LENGTHS, CPU)
-    instructions = instructions_for(torch.int8, 96)
+    instructions = instructions_for(integers, 96)
     assert instructions
-    compiled = Int8Head(weight, bias, instructions=instructions)
-    assert torch.equal(compiled(rows, packing), Int8Head(weight, bias)(rows, packing))
+    compiled = IntegerHead(weight, bias, integers, instructions=instructions)
+    assert torch.equal(compiled(rows, packing), IntegerHead(weight, bias, integers)(rows, packing))
 
 
 @needs_vnni
@@ -280,6 +290,7 @@ def test_an_llvm_that_is_too_old_is_not_used_and_noted(parts, monkeypatch, caplo
         (True, True, torch.bfloat16, 768, None),
         (True, True, torch.float32, 384, "avx512"),
         (True, True, torch.float32, 512, None),
+        (True, True, torch.int16, 1024, "avx2"),
         (True, False, torch.int8, 1024, "avx512"),
         (True, False, torch.bfloat16, 768, "avx512"),
         (False, True, torch.int8, 1024, "avx512"),
@@ -302,9 +313,10 @@ def test_other_systems_and_forbidden_instructions_disable_the_kernel(monkeypatch
     for limit in ("AVX2", "AVX2_VNNI"):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
         assert instructions_for(torch.int8, 128) is instructions_for(torch.bfloat16, 128) is None
+        assert instructions_for(torch.int16, 128) == "avx2"
         assert (instructions_for(torch.float32, 768), instructions_for(torch.float32, 1024)) == ("avx2", None)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX")
-    assert instructions_for(torch.float32, 128) is None
+    assert instructions_for(torch.float32, 128) is instructions_for(torch.int16, 128) is None
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert instructions_for(torch.int8, 128) is None

@@ -1,4 +1,4 @@
-"""The fast heads compared with the plain one: int8, the Triton kernel interpreted on the CPU, and the trial run."""
+"""The fast heads compared with the plain one: integers, the Triton kernel interpreted on the CPU, and the trial run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from sparse_ingest.models.heads.selection import build_head, passes
-from sparse_ingest.models.heads.tiles import Int8Head, TiledHead
-from sparse_ingest.models.int8_linear_text import STEPS
-from sparse_ingest.models.linear import has_vnni
+from sparse_ingest.models.heads.tiles import IntegerHead, TiledHead
+from sparse_ingest.models.integers import STEPS, rounded_weight
+from sparse_ingest.models.linear import has_avx2, has_vnni
 from sparse_ingest.models.packing import Packing
 
 CPU = torch.device("cpu")
@@ -34,48 +34,60 @@ def plain(weight, bias) -> TiledHead:
     return TiledHead(weight.float(), bias, device=CPU, dtype=torch.float32)
 
 
-needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI, or ONEDNN_MAX_CPU_ISA forbids it")
+of_integers = pytest.mark.parametrize(
+    "integers",
+    [
+        pytest.param(torch.int8, marks=pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")),
+        pytest.param(torch.int16, marks=pytest.mark.skipif(not has_avx2(), reason="this CPU has no AVX2")),
+    ],
+    ids=str,
+)
 
 
-@needs_vnni
+@of_integers
 @pytest.mark.parametrize("lengths", [RAGGED, (1,), (40, 40)])
 @pytest.mark.parametrize("vocabulary", [1, 511, 512, 1300])
-def test_int8_weights_are_within_the_rounding_error(lengths: tuple[int, ...], vocabulary: int) -> None:
+def test_weights_of_integers_are_within_the_rounding_error(
+    integers: torch.dtype, lengths: tuple[int, ...], vocabulary: int
+) -> None:
     rows, weight, bias = random_inputs(lengths, 64, vocabulary)
     packing = Packing(lengths, CPU)
-    found, expected = Int8Head(weight, bias)(rows, packing), plain(weight, bias)(rows, packing)
+    found, expected = IntegerHead(weight, bias, integers)(rows, packing), plain(weight, bias)(rows, packing)
     assert found.dtype == torch.float32 and found.shape == expected.shape
     # The worst case: half a step of each of 64 factors on both sides, all errors with the same sign.
-    steps = rows.abs().max() * weight.abs().max() / STEPS
+    step = rows.abs().max() / STEPS[integers] * weight.abs().max()
+    steps = (step + rounded_weight(weight, integers)[1].max() * rows.abs().max()) / 2
     assert (found - expected).abs().max() < 64 * steps
     assert (found - expected).abs().mean() < 2 * steps
 
 
-@needs_vnni
-@pytest.mark.parametrize("width", [8, 768])
-def test_int8_sums_are_exact(width: int) -> None:
-    """Older instructions add pairs in 16 bits, which overflows if all factors are large."""
+@of_integers
+@pytest.mark.parametrize("width", [8, 768, 4096])
+def test_sums_of_integers_are_exact(integers: torch.dtype, width: int) -> None:
+    """Older instructions add pairs of int8 in 16 bits, and sums of int16 in 32, which large factors overflow."""
     rows, weight = torch.ones(40, width), torch.ones(600, width)
     weight[::2] = -1
-    found = Int8Head(weight, torch.zeros(600))(rows, Packing((40,), CPU))
-    torch.testing.assert_close(found[0, 1::2], torch.full((300,), float(width)), rtol=1e-6, atol=0)
+    found = IntegerHead(weight, torch.zeros(600), integers)(rows, Packing((40,), CPU))
+    rounded, scales = rounded_weight(weight, integers)
+    torch.testing.assert_close(found[0, 1::2], (rounded.sum(1) * scales)[1::2], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[0, 1::2], torch.full((300,), float(width)), rtol=0.005, atol=0)
     assert not found[0, ::2].any()
 
 
-@needs_vnni
-def test_each_document_has_its_own_int8_scale() -> None:
+@of_integers
+def test_each_document_has_its_own_scale(integers: torch.dtype) -> None:
     """A document in the same batch with hidden states 1,000 times as large changes no bit."""
     rows, weight, bias = random_inputs((9, 6), 64, 700)
-    head = Int8Head(weight, bias)
+    head = IntegerHead(weight, bias, integers)
     alone = head(rows[9:], Packing((6,), CPU))
     rows[:9] *= 1000
     assert torch.equal(head(rows, Packing((9, 6), CPU))[1:], alone)
 
 
-@needs_vnni
-def test_hidden_states_of_zero_give_the_bias() -> None:
+@of_integers
+def test_hidden_states_of_zero_give_the_bias(integers: torch.dtype) -> None:
     _, weight, bias = random_inputs((1,), 64, 700)
-    found = Int8Head(weight, bias)(torch.zeros(5, 64), Packing((2, 3), CPU))
+    found = IntegerHead(weight, bias, integers)(torch.zeros(5, 64), Packing((2, 3), CPU))
     torch.testing.assert_close(found, bias.relu().expand(2, -1))
 
 

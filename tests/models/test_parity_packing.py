@@ -15,7 +15,7 @@ from support.checkpoints import ARCHITECTURES, PACKAGED, build_encoder, make_mas
 
 from sparse_ingest.cli.demo import passages
 from sparse_ingest.cluster.scores import weight_codes
-from sparse_ingest.models.linear import has_avx512_bfloat16, has_vnni
+from sparse_ingest.models.linear import has_avx2, has_avx512_bfloat16, has_vnni
 
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 62)
 WORDS = ("river", "stone", "lamp", "the", "of", "water", "bird", "cloud", "search", "index", "run")
@@ -54,14 +54,14 @@ def test_each_text_of_a_mixed_batch_gets_the_same_weights_as_alone(architecture:
             np.testing.assert_allclose(found, alone[place], atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8-bfloat16", "int8-int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8-bfloat16", "int8-int8", "int16"])
 def test_the_rest_of_a_batch_changes_weights_by_one_index_step_at_most(dtype: str) -> None:
     """The contract of half precision, on prose and trained weights: 99% of the terms above 0.05.
 
     Products of different numbers of rows may differ in the last bit: of 300 documents, 7 change with AMX, and 0.3% of
     all terms by more than one step.
     """
-    if not (has_avx512_bfloat16 if dtype == "bfloat16" else has_vnni)():
+    if not {"bfloat16": has_avx512_bfloat16, "int16": has_avx2}.get(dtype, has_vnni)():
         pytest.skip("this CPU lacks the instructions, and emulates bfloat16 in half a minute")
     encoder = build_encoder(PACKAGED, dtype=dtype, max_length=256)
     prose = " ".join(passage.text for passage, _ in zip(passages(topics), range(12), strict=False))

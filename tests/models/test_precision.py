@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from support.checkpoints import PACKAGED, TEXTS, build_encoder, make_masked_lm
 from sparse_ingest.errors import UsageError
 from sparse_ingest.models import linear, precision
 from sparse_ingest.models.documents import Encoded
-from sparse_ingest.models.heads.selection import refuse_int8
+from sparse_ingest.models.heads.selection import refuse_integers
 from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, vendor
 from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
@@ -155,7 +156,22 @@ def test_dtypes_tried_on_a_cpu_depend_on_its_instructions(
     monkeypatch.setattr(precision, "has_amx", lambda: amx)
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: bfloat16)
     monkeypatch.setattr(precision, "has_vnni", lambda: vnni)
+    monkeypatch.setattr(precision, "multiplies_int16_fastest", lambda: False)
     assert faster_dtypes("cpu") == expected
+
+
+def test_int16_is_tried_with_avx2_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert faster_dtypes("cpu") == ("int16",) and faster_dtypes("cpu", projects=False) == ()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    assert faster_dtypes("cpu") == ()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr(linear, "find_spec", lambda _: None)
+    assert faster_dtypes("cpu") == ()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +197,15 @@ def test_int8_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(UsageError, match="AVX512 VNNI, .* Continue an int8 run on a CPU"):
             build_encoder(PACKAGED, dtype=dtype)
     with pytest.raises(UsageError, match="int8 needs a CPU, but the device is cuda:0"):
-        refuse_int8(torch.device("cuda:0"))
+        refuse_integers(torch.int8, torch.device("cuda:0"))
+
+
+def test_int16_is_refused_without_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX")
+    with pytest.raises(UsageError, match="int16 needs AVX2, .* Continue an int16 run on a CPU"):
+        build_encoder(PACKAGED, dtype="int16")
+    with pytest.raises(UsageError, match="int16 needs a CPU, but the device is cuda:0"):
+        refuse_integers(torch.int16, torch.device("cuda:0"))
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="not a Linux")

@@ -13,7 +13,7 @@ from support.checkpoints import PACKAGED, build_encoder
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.models.linear import has_vnni
+from sparse_ingest.models.linear import has_avx2, has_vnni
 from sparse_ingest.models.precision import SAMPLE, choose_dtype
 from sparse_ingest.searching.exact import QueryVector, search_exact
 
@@ -57,11 +57,14 @@ def expected(documents, queries) -> float:
 
 
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")
+needs_avx2 = pytest.mark.skipif(not has_avx2(), reason="this CPU has no AVX2")
+INTEGERS = [
+    *(pytest.param(dtype, marks=needs_vnni) for dtype in ("int8", "int8-bfloat16", "int8-int8")),
+    pytest.param("int16", marks=needs_avx2),
+]
 
 
-@pytest.mark.parametrize(
-    "dtype", ["bfloat16", *(pytest.param(dtype, marks=needs_vnni) for dtype in ("int8", "int8-bfloat16", "int8-int8"))]
-)
+@pytest.mark.parametrize("dtype", ["bfloat16", *INTEGERS])
 def test_ndcg_is_within_0_002_of_float32(dtype: str, documents, queries, expected: float) -> None:
     assert expected > 0.45
     found = ndcg(dtype, documents, queries)
@@ -69,14 +72,9 @@ def test_ndcg_is_within_0_002_of_float32(dtype: str, documents, queries, expecte
     assert abs(found - expected) < 0.002
 
 
-@needs_vnni
-@pytest.mark.parametrize(
-    ("faster", "dtype"), [(("int8",), "int8"), (("int8-bfloat16",), "int8-bfloat16"), (("int8-int8",), "int8-int8")]
-)
-def test_auto_accepts_int8_on_this_corpus(
-    faster: tuple[str], dtype: str, documents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sparse_ingest.models.precision.faster_dtypes", lambda *_, **__: faster)
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_auto_accepts_integers_on_this_corpus(dtype: str, documents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparse_ingest.models.precision.faster_dtypes", lambda *_, **__: (dtype,))
     texts = [text for _, text in documents[:SAMPLE]]
     choice = choose_dtype(lambda dtype: build_encoder(PACKAGED, dtype=dtype, max_length=256), "cpu", texts)
     print(choice)

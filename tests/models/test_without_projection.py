@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.without_projection import UNIGRAM, bge_m3_weights, make_autoencoder
 from sparse_ingest import SparseEncoder
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.errors import CheckpointError, UsageError
+from sparse_ingest.models.linear import has_avx2, has_vnni
 from sparse_ingest.models.precision import faster_dtypes
 from sparse_ingest.models.vectors import NO_RULES
 
@@ -81,11 +83,16 @@ def test_half_precision_keeps_the_terms(bge_m3: Path, autoencoder: Path, model: 
     assert np.abs(found - expected)[common].max() < 0.1 * expected.max()
 
 
-def test_int8_is_refused_and_not_tried_without_a_projection(bge_m3: Path, autoencoder: Path) -> None:
+@pytest.mark.parametrize(("dtype", "has_instructions"), [("int8", has_vnni), ("int16", has_avx2)])
+def test_integers_are_refused_and_not_tried_without_a_projection(
+    dtype: str, has_instructions: Callable[[], bool], bge_m3: Path, autoencoder: Path
+) -> None:
+    if not has_instructions():
+        pytest.skip("this CPU lacks the instructions, which is refused first")
     for folder, kind in ((bge_m3, "lexical model"), (autoencoder, "autoencoder")):
-        with pytest.raises(UsageError, match=f"int8 is for models with a vocabulary projection.* {kind} "):
-            rows_of(folder, dtype="int8")
-    assert all("int8" not in dtype for dtype in faster_dtypes("cpu", projects=False))
+        with pytest.raises(UsageError, match=f"{dtype} is for models with a vocabulary projection.* {kind} "):
+            rows_of(folder, dtype=dtype)
+    assert all("int" not in dtype for dtype in faster_dtypes("cpu", projects=False))
 
 
 @pytest.fixture(scope="module")

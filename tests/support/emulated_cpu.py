@@ -72,6 +72,16 @@ def _sums_of_two() -> str:
     return "\n".join([*lines, "ret <16 x float> %s0"])
 
 
+def _sums_of_pairs() -> str:
+    """Multiply 16-bit integers, and add adjacent products to 32-bit sums (VPMADDWD)."""
+    lines = ["%a = sext <16 x i16> %left to <16 x i32>", "%b = sext <16 x i16> %right to <16 x i32>",
+             "%p = mul <16 x i32> %a, %b"]  # fmt: skip
+    for part in range(2):
+        places = _every(8, part, 2)
+        lines.append(f"%p{part} = shufflevector <16 x i32> %p, <16 x i32> poison, <8 x i32> <{places}>")
+    return "\n".join([*lines, "%s = add <8 x i32> %p0, %p1", "ret <8 x i32> %s"])
+
+
 def _copy_tile(name: str, *, load: bool) -> str:
     """Copy 16 rows of 64 bytes between a tile and strided memory (TILELOADD, TILESTORED)."""
     lines = [f"define internal void @emulated.{name}(i8 %tile, ptr %memory, i64 %stride) {{",
@@ -132,6 +142,9 @@ define internal <16 x bfloat> @emulated.round(<16 x float> %x) {{
   %short = trunc <16 x i32> %kept to <16 x i16>
   %found = bitcast <16 x i16> %short to <16 x bfloat>
   ret <16 x bfloat> %found
+}}
+define internal <8 x i32> @emulated.avx2.pmadd.wd(<16 x i16> %left, <16 x i16> %right) {{
+{_sums_of_pairs()}
 }}
 define internal void @emulated.ldtilecfg(ptr %tiles) {{
   ret void

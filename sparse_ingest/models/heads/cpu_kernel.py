@@ -1,20 +1,19 @@
 """The vocabulary projection and the maximum over each document's tokens as one kernel, compiled here for CPUs.
 
-In: packed hidden states as 8-bit integers, bfloat16 or float32. Out: weights before the logarithm. Without llvmlite
+In: packed hidden states in int8, int16, bfloat16 or float32. Out: weights before the logarithm. Without llvmlite
 (compiled.py) or the instructions other heads compute the same (selection.py).
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.nn.functional import pad
 
-from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function
+from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function, rows_in_cache
 from sparse_ingest.models.heads.cpu_kernel_text import FORMS, TILE_BYTES, kernel_text
 from sparse_ingest.models.linear import KERNEL_DTYPES, fastest_instructions
 from sparse_ingest.models.packing import Packing
@@ -24,19 +23,14 @@ from sparse_ingest.models.packing import Packing
 # in a prototype: 0.9 at 768 wide, 1.2 at 256, 1.9 at 128). float32 with AVX512: 1.6 at 128 wide, 1.2 at 256, 1.0 at
 # 512; with AVX2: 1.05 at 768 wide, 0.95 at 1024.
 MOST_BYTES = {("bfloat16", "amx"): 1024, ("float32", "avx512"): 1536, ("float32", "avx2"): 3072}
-# Documents are computed in groups whose rows of float32 fit half of the second-level cache, as each panel is multiplied
-# with all rows of a group. Encoding is 5% faster with AVX512 at 256 wide, and as fast at 128. Other dtypes have shorter
-# rows.
-CACHE_SHARE = 2
-USUAL_CACHE = 1 << 20  # bytes, if the system does not report it
 PARTS_OF_THREAD = 2  # so that threads end at about the same time
 
 
 class Kernel:
     """`relu(max over a document's rows of rows @ weight.T * scale of the document * scale of the column + bias)`.
 
-    `weight` is `[vocabulary, width]` in int8, bfloat16 or float32; the scales of columns and `bias` are `[vocabulary]`
-    in float32. Sums of 8-bit numbers are exact; other sums are float32, in the order of the instructions.
+    `weight` is `[vocabulary, width]` in int8, int16, bfloat16 or float32; the scales of columns and `bias` are
+    `[vocabulary]` in float32. Sums of integers are exact; other sums are float32, in the order of the instructions.
     """
 
     def __init__(
@@ -56,13 +50,16 @@ class Kernel:
         self._weight[:full] = whole.transpose(1, 2)
         self._weight[full:, :, :rest] = groups[full * self._panel :].T
         # One 8-bit factor must be unsigned, so 128 is added to the rows and subtracted here.
-        is_int8 = weight.dtype == torch.int8
-        before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros_like(bias, dtype=torch.float32)
+        before = torch.zeros_like(bias, dtype=torch.float32 if weight.dtype.is_floating_point else torch.int32)
+        if weight.dtype == torch.int8:
+            before = -128 * weight.sum(1, dtype=torch.int32)
         self._before = pad(before, (0, missing))
         self._scales = pad(torch.ones_like(bias, dtype=torch.float32) if scales is None else scales, (0, missing))
         self._bias = pad(bias.to(torch.float32), (0, missing))
         row_bytes = weight.shape[1] * weight.itemsize
-        self._rows_at_once = _second_cache() // CACHE_SHARE // row_bytes if weight.dtype == torch.float32 else None
+        # Documents are computed in groups, as each panel is multiplied with all rows of a group. In float32 encoding is
+        # 5% faster with AVX512 at 256 wide, and as fast at 128. Most other dtypes have shorter rows.
+        self._rows_at_once = rows_in_cache(row_bytes) if weight.dtype in (torch.float32, torch.int16) else None
         text = kernel_text(form, row_bytes)
         self._maxima = compile_kernel(text, form.feature)
 
@@ -120,13 +117,6 @@ def instructions_for(dtype: torch.dtype, width: int) -> str | None:
     instructions = fastest_instructions(dtype)
     most = MOST_BYTES.get((KERNEL_DTYPES.get(dtype, ""), instructions or ""), math.inf)
     return instructions if width * dtype.itemsize <= most else None
-
-
-def _second_cache() -> int:
-    """Return the size of this CPU's second-level cache in bytes."""
-    name = "SC_LEVEL2_CACHE_SIZE"
-    size = os.sysconf(name) if name in os.sysconf_names else 0
-    return size if size > 0 else USUAL_CACHE
 
 
 def compile_kernel(text: str, feature: str | None = None) -> Compiled:

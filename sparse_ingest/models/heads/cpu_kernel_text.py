@@ -6,8 +6,8 @@
 Two vectors of columns of the vocabulary are one panel: 32 columns, or 16 with AVX2. For each panel the kernel walks
 over all documents, a block of rows at a time; products stay in registers and only their maximum is kept. A panel fits
 the first- or second-level cache. The last block of a document ends with it: rows that are read twice do not change a
-maximum. Factors are multiplied in groups of 4 bytes: four 8-bit numbers (unsigned times signed), two bfloat16 or one
-float32. A panel is `[width in groups][columns][4 bytes]`.
+maximum. Factors are multiplied in groups of 4 bytes: four 8-bit numbers (unsigned times signed), two 16-bit numbers or
+bfloat16, or one float32. A panel is `[width in groups][columns][4 bytes]`.
 
 How to read the text: `%name` is a value that is set once, `name:` a label for `br label %name`, and `;` starts a
 comment. `phi` is a loop variable with its initial value and its value in the previous round. `getelementptr i8, ptr %a,
@@ -48,6 +48,7 @@ class Form:
     # Steps from the prefetch of columns to their use, 0: without one. float32 is 4% faster at 128 wide, 8% at 256 and
     # 384 with AVX512; others were not measured.
     ahead: int = 0
+    adds_products: bool = True  # `multiply` adds its products to the sums, or else returns them
 
     @property
     def both(self) -> str:
@@ -58,6 +59,21 @@ class Form:
     def panel(self) -> int:
         """Columns of a panel."""
         return len(HALVES) * self.lanes
+
+    def added(self, name: str, total: str, left: str, right: str) -> str:
+        """Return the code of `%<name>`: a vector of sums plus the products of two vectors of factors."""
+        given = (f"{self.sums} {total}", f"{self.factors} {left}", f"{self.factors} {right}")
+        if self.adds_products:
+            return f"  %{name} = call {self.sums} {self.multiply}({self.arguments.format(*given)})"
+        return f"""
+      %{name}.products = call {self.sums} {self.multiply}({self.arguments.format(*given)})
+      %{name} = {self.add} {self.sums} {total}, %{name}.products
+        """
+
+    @property
+    def declaration(self) -> str:
+        """The declaration of `multiply`."""
+        return f"declare {self.sums} {self.multiply}({self.arguments.format(self.sums, self.factors, self.factors)})"
 
 
 def _float32(feature: str, blocks: tuple[int, ...], lanes: int) -> Form:
@@ -79,6 +95,12 @@ _BFLOAT16 = replace(
     _FLOAT32, feature="avx512bf16", factors="<32 x bfloat>", multiply="@llvm.x86.avx512bf16.dpbf16ps.512",
     arguments=Form.arguments, ahead=0,
 )  # fmt: skip
+# Another instruction adds the products to the sums.
+_INT16 = replace(
+    _INT8, feature="avx2", blocks=(6, 4), lanes=8, sums="<8 x i32>", factors="<16 x i16>",
+    multiply="@llvm.x86.avx2.pmadd.wd", arguments="{1}, {2}", adds_products=False,
+    larger="call <8 x i32> @llvm.smax.v8i32", to_float="sitofp <8 x i32> {} to <8 x float>",
+)  # fmt: skip
 # By dtype and instructions.
 FORMS = {
     ("int8", "avx512"): _INT8,
@@ -87,6 +109,7 @@ FORMS = {
     ("bfloat16", "amx"): replace(_BFLOAT16, feature="amx-bf16", blocks=(32, 16), multiply_tiles="@llvm.x86.tdpbf16ps"),
     ("float32", "avx512"): _FLOAT32,
     ("float32", "avx2"): _float32("fma", (6, 4), 8),
+    ("int16", "avx2"): _INT16,
 }
 
 # Eight tiles of 16 rows of 64 bytes: palette 1, then the bytes of a row of each, then the rows of each.
@@ -107,9 +130,10 @@ def kernel_text(form: Form, row_bytes: int) -> str:
     """Return a module with the function `maxima` for rows of `row_bytes` bytes, a multiple of `TILE_BYTES`."""
     block_body = _tile_block if form.multiply_tiles else _vector_block
     declarations = f"""
-    declare {form.sums} {form.multiply}({form.sums}, {form.factors}, {form.factors})
+    {form.declaration}
     {f"declare void {form.multiply_tiles}(i8, i8, i8)" if form.multiply_tiles else ""}
     declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
+    declare <8 x i32> @llvm.smax.v8i32(<8 x i32>, <8 x i32>)
     declare <16 x float> @llvm.maxnum.v16f32(<16 x float>, <16 x float>)
     declare <8 x float> @llvm.maxnum.v8f32(<8 x float>, <8 x float>)
     declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
@@ -193,8 +217,7 @@ def vector_products(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
       %left{row} = bitcast {numbers} %spread{row} to {form.factors}
         """
         for half in HALVES:
-            given = (f"{sums} %sum{row}.{half}", f"{form.factors} %left{row}", f"{form.factors} %right{half}")
-            yield f"  %added{row}.{half} = call {sums} {form.multiply}({form.arguments.format(*given)})"
+            yield form.added(f"added{row}.{half}", f"%sum{row}.{half}", f"%left{row}", f"%right{half}")
     yield _next_step(row_bytes, groups=1)
 
 

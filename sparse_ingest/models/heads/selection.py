@@ -15,8 +15,8 @@ from torch import Tensor
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.models import cpu_attention
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
-from sparse_ingest.models.heads.tiles import Head, Int8Head, TiledHead
-from sparse_ingest.models.linear import has_vnni
+from sparse_ingest.models.heads.tiles import Head, IntegerHead, TiledHead
+from sparse_ingest.models.linear import KERNEL_DTYPES, has_avx2, has_vnni
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing
 
@@ -28,15 +28,19 @@ TRIALS = ((1, 64, 65, 3, 128, 200), (1, 3, 30), (128, 250, 127))
 TRIED = 1000
 # Largest difference of two heads as a share of the largest weight; a head that computes float32 in TF32 fails.
 CLOSE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+# Which instructions multiply integers, and whether there are any.
+NEEDED = {torch.int8: ("AVX512 VNNI", has_vnni), torch.int16: ("AVX2", has_avx2)}
 logger = logging.getLogger(__name__)
 
 
-def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool = False) -> Head:
+def build_head(
+    weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None = None
+) -> Head:
     """Return the fastest head of a device that computes the right weights."""
     tried = slice(None, None, max(1, len(bias) // TRIED) if device.type == "cpu" else 1)
     try:
-        works = _works(weight[tried], bias[tried], device=device, dtype=dtype, int8=int8)
-        fast = _fast_head(weight, bias, device=device, dtype=dtype, int8=int8) if works else None
+        works = _works(weight[tried], bias[tried], device=device, dtype=dtype, integers=integers)
+        fast = _fast_head(weight, bias, device=device, dtype=dtype, integers=integers) if works else None
         if fast is not None:
             return fast
         reason = None if works is None else "its weights differ"
@@ -51,24 +55,26 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
         logger.warning(
             "The compiled head is not used on %s: %s. Continuing with the plain one, which is slower.", device, reason
         )
-    return _plain_head(weight, bias, device=device, dtype=dtype, int8=int8)
+    return _plain_head(weight, bias, device=device, dtype=dtype, integers=integers)
 
 
-def refuse_int8(device: torch.device) -> None:
-    """Raise `UsageError` if a device does not multiply 8-bit integers fast."""
+def refuse_integers(integers: torch.dtype, device: torch.device) -> None:
+    """Raise `UsageError` if a device does not multiply these integers fast."""
+    name = KERNEL_DTYPES[integers]
     if device.type != "cpu":
         raise UsageError(
-            f"int8 needs a CPU, but the device is {device}. Continue an int8 run with --device cpu, or encode into a "
-            "new folder with --dtype auto, float16 or bfloat16."
+            f"{name} needs a CPU, but the device is {device}. Continue an {name} run with --device cpu, or encode into "
+            "a new folder with --dtype auto, float16 or bfloat16."
         )
-    if not has_vnni():
+    instructions, may_use = NEEDED[integers]
+    if not may_use():
         raise UsageError(
-            "int8 needs AVX512 VNNI, which this CPU lacks or ONEDNN_MAX_CPU_ISA forbids. Continue an int8 run on a "
-            "CPU that has it, or encode into a new folder with --dtype auto or float32."
+            f"{name} needs {instructions}, which this CPU lacks or ONEDNN_MAX_CPU_ISA forbids. Continue an {name} "
+            "run on a CPU that has it, or encode into a new folder with --dtype auto or float32."
         )
 
 
-def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> bool | None:
+def fast_head_works(device: torch.device, dtype: torch.dtype, *, integers: torch.dtype | None = None) -> bool | None:
     """Compile the fast head for random weights. Return whether its weights are right; None if the device has none.
 
     A compiler that is missing, or cannot compile for the device, may raise any exception.
@@ -76,31 +82,37 @@ def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = Fa
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(1000, 128, generator=generator, dtype=torch.float32)
     bias = torch.randn(1000, generator=generator, dtype=torch.float32)
-    return _works(weight, bias, device=device, dtype=dtype, int8=int8)
+    return _works(weight, bias, device=device, dtype=dtype, integers=integers)
 
 
-def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool:
+def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None) -> bool:
     """Return whether a model of this width would be faster on this CPU if llvmlite were installed."""
     # In float32 attention is a small part of the time.
     in_body = dtype == torch.bfloat16 and cpu_attention.instructions_for(dtype, cpu_attention.WIDTHS[0]) is not None
-    usable = in_body or instructions_for(torch.int8 if int8 else dtype, width) is not None
+    usable = in_body or instructions_for(integers or dtype, width) is not None
     return device.type == "cpu" and usable and find_spec("llvmlite") is None
 
 
-def _works(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool | None:
+def _works(
+    weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None
+) -> bool | None:
     """Return whether the fast head of these weights agrees with the plain one; None if there is no fast head."""
-    fast = _fast_head(weight, bias, device=device, dtype=dtype, int8=int8)
+    fast = _fast_head(weight, bias, device=device, dtype=dtype, integers=integers)
     if fast is None:
         return None
-    plain = _plain_head(weight, bias, device=device, dtype=dtype, int8=int8)
-    return passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=int8)
+    plain = _plain_head(weight, bias, device=device, dtype=dtype, integers=integers)
+    return passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=integers is not None)
 
 
-def _plain_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head:
-    return Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
+def _plain_head(
+    weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None
+) -> Head:
+    return IntegerHead(weight, bias, integers) if integers else TiledHead(weight, bias, device=device, dtype=dtype)
 
 
-def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head | None:
+def _fast_head(
+    weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None
+) -> Head | None:
     """Build the head that is faster than the plain one; None if this device and dtype have none."""
     if device.type != "cpu":
         if dtype == torch.float32:  # no tensor cores: the plain head is as fast
@@ -108,11 +120,11 @@ def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
         from sparse_ingest.models.heads.triton_max import TritonHead
 
         return TritonHead(weight, bias, device=device, dtype=dtype)
-    instructions = instructions_for(torch.int8 if int8 else dtype, weight.shape[1])
+    instructions = instructions_for(integers or dtype, weight.shape[1])
     if instructions is None:
         return None
-    if int8:
-        return Int8Head(weight, bias, instructions=instructions)
+    if integers:
+        return IntegerHead(weight, bias, integers, instructions=instructions)
     return Kernel(weight.to(dtype), bias, instructions=instructions)
 
 

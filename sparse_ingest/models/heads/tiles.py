@@ -2,8 +2,8 @@
 
 max commutes with adding a bias and with a rising activation, so a head computes the products of one tile, then their
 maximum over the tokens, and only then bias and activation on `[documents, vocabulary]`. Logits of all tokens never
-exist, and a tile of them fits the cache. Everything is plain torch: `TiledHead` for every device, `Int8Head` for CPUs
-with VNNI.
+exist, and a tile of them fits the cache. Everything is plain torch: `TiledHead` for every device, `IntegerHead` for
+CPUs that multiply integers fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from sparse_ingest.models.heads.cpu_kernel import Kernel
-from sparse_ingest.models.int8_linear import scale_of
+from sparse_ingest.models.integers import STEPS, exact_product, rounded_weight, scale_of
 from sparse_ingest.models.linear import product_of
 from sparse_ingest.models.packing import LengthRun, Packing, row_padding
 
@@ -24,7 +24,7 @@ from sparse_ingest.models.packing import LengthRun, Packing, row_padding
 # fewer, larger products.
 CPU_TILE = 256
 GPU_TILE = 1024
-INT8_TILE = 512
+INTEGER_TILE = 512
 LOGARITHMS = {"none": 0, "relu": 1, "log1p_relu": 2}  # of an activation
 
 Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
@@ -71,41 +71,41 @@ class TiledHead:
         return weights.relu_()
 
 
-class Int8Head:
-    """The head of `--dtype int8`; with `instructions` the compiled kernel computes the products.
+class IntegerHead:
+    """The head of the dtypes with int8 and int16; with `instructions` the compiled kernel computes the products.
 
     Each column of the projection has its own scale, and each document one for all of its tokens: with a scale per token
     the largest integer might not be the largest weight. Hidden states and weights are rounded, products are exact, so
     torch and the compiled kernel return the same bits.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, instructions: str | None = None) -> None:
-        weight = weight.to(torch.float32)
-        self._scales, self._bias = scale_of(weight.abs().amax(1)), bias.to(torch.float32)
-        rounded = (weight / self._scales.unsqueeze(1)).round_().to(torch.int8)
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor, integers: torch.dtype, *, instructions: str | None = None
+    ) -> None:
+        self._integers, self._bias = integers, bias.to(torch.float32)
+        rounded, self._scales = rounded_weight(weight, integers)
         self._kernel = Kernel(rounded, self._bias, self._scales, instructions=instructions) if instructions else None
         self.name = self._kernel.name if self._kernel else TiledHead.name
-        self._tiles = [] if instructions else [part.T for part in torch.split(rounded, INT8_TILE)]
+        self._tiles = [] if instructions else [part.T for part in torch.split(rounded, INTEGER_TILE)]
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Return weights before the logarithm."""
         rows = rows.to(torch.float32)
         of_rows = rows.abs().amax(1).numpy()
         starts = np.cumsum((0, *packing.lengths[:-1]))
-        scales = scale_of(torch.from_numpy(np.maximum.reduceat(of_rows, starts)))
+        scales = scale_of(torch.from_numpy(np.maximum.reduceat(of_rows, starts)), STEPS[self._integers])
         steps = torch.from_numpy(np.repeat(scales.numpy(), packing.lengths)).unsqueeze(1)
         maxima = self._kernel or self._tiled_maxima
-        return maxima((rows / steps).round_().to(torch.int8), packing, scales)
+        return maxima((rows / steps).round_().to(self._integers), packing, scales)
 
     def _tiled_maxima(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor) -> torch.Tensor:
         index, blocks = packing.blocks
         rows = rows if index is None else rows[index]
-        products = torch.empty(len(rows) * INT8_TILE, dtype=torch.int32)
+        products = torch.empty(len(rows) * INTEGER_TILE, dtype=torch.int32)
         found = []
         for tile in self._tiles:
             part = products[: len(rows) * tile.shape[1]].view(len(rows), -1)
-            torch._int_mm(rows, tile, out=part)
-            found.append(_largest(part, blocks))
+            found.append(_largest(exact_product(rows, tile, out=part), blocks))
         weights = torch.cat(found, dim=1).to(torch.float32)
         return weights.mul_(scales.unsqueeze(1)).mul_(self._scales).add_(self._bias).relu_()
 
