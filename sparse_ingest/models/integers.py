@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from sparse_ingest.models.int8_linear_text import ROUNDINGS
+from sparse_ingest.models.integer_linear_text import ROUNDINGS
 
 STEPS = {torch.int8: ROUNDINGS[8].steps, torch.int16: ROUNDINGS[16].steps}
 MOST = {torch.int8: 127, torch.int16: 32767}  # of a weight

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from sparse_ingest.errors import first_line
-from sparse_ingest.models.int8_linear import feed_forward, integer_linear
+from sparse_ingest.models.integer_linear import feed_forward, integer_linear
 
 # oneDNN caches a product, and torch its working memory, for every number of rows. packing.py keeps these few: about 16,
 # for 7 products and GELUs of a BERT, which the second cache holds. The default of 1,024 takes gigabytes where documents

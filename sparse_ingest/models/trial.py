@@ -51,7 +51,7 @@ def _cpu() -> Iterator[Check]:
     from sparse_ingest.models import cpu_attention
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
-    from sparse_ingest.models.int8_linear import tried_functions
+    from sparse_ingest.models.integer_linear import tried_functions
     from sparse_ingest.models.linear import fastest_instructions, has_amx, has_avx512_bfloat16, has_vnni
     from sparse_ingest.models.precision import faster_dtypes
 

@@ -1,4 +1,4 @@
-"""Linear layers in integers as LLVM IR; int8_linear.py compiles them.
+"""Linear layers in integers as LLVM IR; integer_linear.py compiles them.
 
     quantize: found[row] = round(row / scale[row]) + offset, with scale[row] = largest size of a number / steps;
               `gelu_and_quantize` first replaces each number of the row by its GELU

@@ -16,9 +16,15 @@ from support.checkpoints import build_encoder, make_masked_lm
 from support.emulated_cpu import failing_compiler
 
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.models import int8_linear as module
-from sparse_ingest.models import int8_linear_text, threads
-from sparse_ingest.models.int8_linear import IntegerLinear, feed_forward, functions_of, integer_linear, tried_functions
+from sparse_ingest.models import integer_linear as module
+from sparse_ingest.models import integer_linear_text, threads
+from sparse_ingest.models.integer_linear import (
+    IntegerLinear,
+    feed_forward,
+    functions_of,
+    integer_linear,
+    tried_functions,
+)
 from sparse_ingest.models.integers import STEPS, rounded_weight
 from sparse_ingest.models.linear import has_avx2, has_vnni, pack_linear_layers
 
@@ -170,7 +176,7 @@ def test_the_trial_refuses_a_wrong_gelu(monkeypatch: pytest.MonkeyPatch, integer
     def square(way: int) -> Iterator[str]:
         yield f"%look{way} = fmul <16 x float> %before{way}, %before{way}"
 
-    monkeypatch.setattr(int8_linear_text, "_gelu", square)
+    monkeypatch.setattr(integer_linear_text, "_gelu", square)
     assert tried_functions(64, integers) is None
 
 

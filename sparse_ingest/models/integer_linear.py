@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function, rows_in_cache, tried_or_none
-from sparse_ingest.models.int8_linear_text import ROUNDINGS, Rounding, multiply_text, quantize_text
+from sparse_ingest.models.integer_linear_text import ROUNDINGS, Rounding, multiply_text, quantize_text
 from sparse_ingest.models.integers import STEPS, exact_product, rounded_weight
 from sparse_ingest.models.threads import on_threads
 
