@@ -29,7 +29,6 @@ class Form:
     arguments: str = "{0}, {1}, {2}"  # of `multiply`: the sum and the factors
     rows: int = LANES  # keys or dimensions of values that are multiplied in one loop: 16 registers or a tile of sums
     keys: int = KEYS  # the number of keys is rounded up to a multiple of this
-    scalef: bool = True  # whether the CPU has this instruction of AVX512
 
     @property
     def numbers(self) -> int:
@@ -55,7 +54,7 @@ FORMS = {
     ("float32", "avx512"): _FLOAT32,
     # A CPU starts two products a cycle, and each takes 4 cycles: the 8 sums of 4 rows keep it busy. Relative times on
     # Zen 3: 1.4 with 2 rows; 1.8 to 2.1 with 8, whose sums do not fit the 16 registers.
-    ("float32", "avx2"): replace(_FLOAT32, feature="fma", rows=4, keys=LANES, scalef=False),
+    ("float32", "avx2"): replace(_FLOAT32, feature="fma", rows=4, keys=LANES),
 }
 
 

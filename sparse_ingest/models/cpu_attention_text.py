@@ -156,7 +156,7 @@ def _weights(form: Form) -> Iterator[str]:
         """
         yield f"  %below{key} = fsub {FLOATS} %own{key}, %top"
         yield f"  %exponent{key} = fmul {FLOATS} %below{key}, %scales"
-        yield from power_of_two(f"weight{key}", f"%exponent{key}", form.bytes, scalef=form.scalef)
+        yield from power_of_two(f"weight{key}", f"%exponent{key}", form.bytes)
         yield f"  %added{key} = fadd {FLOATS} %sum{key}, %weight{key}"
     yield f"  %bytes = mul i64 %at, {BLOCK * form.bytes}"
     yield "  %written0 = getelementptr i8, ptr %weights, i64 %bytes"

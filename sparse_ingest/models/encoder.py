@@ -65,9 +65,9 @@ class SparseEncoder:
             pipeline, a `ModelSettings` or a `Pipeline`. A folder of that name is preferred over a packaged pipeline.
         device: where masked LMs compute: "auto" (the first GPU that torch sees, otherwise the CPU), "cpu", "cuda" or
             "cuda:N", or a torch.device.
-        dtype: number type of the document model: "float32", "bfloat16", "float16", "int8", "int8-bfloat16" or
-            "int8-int8". "auto" is the pipeline's, or float32 if it has none: unlike `encode`, this tries no faster
-            types. Queries are always computed in float32.
+        dtype: number type of the document model: "float32", "bfloat16", "float16", "int8", "int8-bfloat16",
+            "int8-int8" or "int16". "auto" is the pipeline's, or float32 if it has none: unlike `encode`, this tries no
+            faster types. Queries are always computed in float32.
         trust_remote_code: whether to run Python code in the model's repository.
         revision: branch, tag or commit of a model on the hub.
         max_length: tokens after which a text is truncated, including special tokens; None: as the model declares. A

@@ -29,7 +29,6 @@ from sparse_ingest.models.heads.without_projection import (
     standardized,
     unit_length,
 )
-from sparse_ingest.models.linear import KERNEL_DTYPES
 from sparse_ingest.models.masked_lms import read_weights
 from sparse_ingest.models.tokenizer import Tokenizer
 
@@ -57,7 +56,7 @@ def build_output(
 ) -> Output:  # fmt: skip
     """Build the output of a side for hidden states of this device and dtype.
 
-    `integers`: multiply a vocabulary projection in int8 or int16. Raise `UsageError` if the side has none,
+    `integers`: multiply a vocabulary projection in int8 or int16. Raise `UsageError` for int8 if the side has none,
     `CheckpointError` if the weights of its output are missing, damaged, or of another shape.
     """
     if body.projection:
@@ -65,10 +64,10 @@ def build_output(
         head = build_head(weight, bias, device=device, dtype=dtype, integers=integers)
         slow = lacks_kernel(weight.shape[1], device=device, dtype=dtype, integers=integers)
         return Output(head, tokenizer.vocabulary(body.outputs), lacks_kernel=slow)
-    if integers:
+    if integers == torch.int8:
         raise UsageError(
-            f"{KERNEL_DTYPES[integers]} is for models with a vocabulary projection, and this is {side.described} "
-            "without one. Encode with --dtype auto, bfloat16 or float32."
+            f"int8 is for models with a vocabulary projection, and this is {side.described} without one. Encode with "
+            "--dtype auto, bfloat16 or float32."
         )
     if isinstance(side, AutoencoderSide):
         return Output(_autoencoder(side, body, device), [*map(str, range(side.features))])

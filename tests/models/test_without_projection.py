@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +82,23 @@ def test_half_precision_keeps_the_terms(bge_m3: Path, autoencoder: Path, model: 
     assert np.abs(found - expected)[common].max() < 0.1 * expected.max()
 
 
-@pytest.mark.parametrize(("dtype", "has_instructions"), [("int8", has_vnni), ("int16", has_avx2)])
-def test_integers_are_refused_and_not_tried_without_a_projection(
-    dtype: str, has_instructions: Callable[[], bool], bge_m3: Path, autoencoder: Path
-) -> None:
-    if not has_instructions():
-        pytest.skip("this CPU lacks the instructions, which is refused first")
+@pytest.mark.skipif(not has_vnni(), reason="without VNNI int8 is refused for another reason")
+def test_int8_is_refused_without_a_projection(bge_m3: Path, autoencoder: Path) -> None:
     for folder, kind in ((bge_m3, "lexical model"), (autoencoder, "autoencoder")):
-        with pytest.raises(UsageError, match=f"{dtype} is for models with a vocabulary projection.* {kind} "):
-            rows_of(folder, dtype=dtype)
-    assert all("int" not in dtype for dtype in faster_dtypes("cpu", projects=False))
+        with pytest.raises(UsageError, match=f"int8 is for models with a vocabulary projection.* {kind} "):
+            rows_of(folder, dtype="int8")
+
+
+def test_int8_is_not_tried_without_a_projection() -> None:
+    assert all("int8" not in dtype for dtype in faster_dtypes("cpu", projects=False))
+
+
+@pytest.mark.skipif(not has_avx2(), reason="this CPU has no AVX2")
+def test_linear_layers_compute_in_int16_without_a_projection(bge_m3: Path, autoencoder: Path) -> None:
+    for folder in (bge_m3, autoencoder):
+        expected, found = rows_of(folder), rows_of(folder, dtype="int16")
+        assert not np.array_equal(found, expected)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3 * expected.max())
 
 
 @pytest.fixture(scope="module")
