@@ -51,8 +51,8 @@ def power_of_two(name: str, exponent: str, size: int) -> Iterator[str]:
     `size`: the bytes of a number to which it will be rounded. The exponent must be below 128; the result is 0 below
     -126.5, and NaN for NaN.
     """
-    # The last bits of the large number are the integer plus the bias of float32, which are shifted to its exponent. There
-    # 0, of -127, stands for the number 0.
+    # The last bits of the large number are the integer plus the bias of float32: shifted to the exponent, where
+    # those of -127 are 0, which stands for the number 0.
     lowest, large = constant(-127), constant(ROUNDS + 127)
     yield f"""
       %{name}.is_low = fcmp ogt {FLOATS} {lowest}, {exponent}
