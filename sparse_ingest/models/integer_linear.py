@@ -114,11 +114,15 @@ class IntegerLinear:
         return found if others is None else found.add_(others)
 
 
-def integer_linear(weight: torch.Tensor, bias: torch.Tensor | None, integers: torch.dtype) -> IntegerLinear:
-    """Return a linear layer in int8 or int16, with compiled functions if there are any for its sizes."""
+def fits(weight: torch.Tensor, integers: torch.dtype) -> bool:
+    """Return whether there are functions for a weight of this size. Other layers compute in float32."""
     (columns, width), rounding = weight.shape, ROUNDINGS[integers.itemsize * 8]
-    fits = width % rounding.at_once == 0 and columns % rounding.form.panel == 0
-    return IntegerLinear(weight, bias, integers, functions_of(width, integers) if fits else None)
+    return width % rounding.at_once == 0 and columns % rounding.form.panel == 0
+
+
+def integer_linear(weight: torch.Tensor, bias: torch.Tensor | None, integers: torch.dtype) -> IntegerLinear:
+    """Return a linear layer in int8 or int16, for a weight that `fits`."""
+    return IntegerLinear(weight, bias, integers, functions_of(weight.shape[1], integers))
 
 
 def feed_forward(

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from sparse_ingest.errors import first_line
-from sparse_ingest.models.integer_linear import feed_forward, integer_linear
+from sparse_ingest.models.integer_linear import feed_forward, fits, integer_linear
 
 # oneDNN caches a product, and torch its working memory, for every number of rows. packing.py keeps these few: about 16,
 # for 7 products and GELUs of a BERT, which the second cache holds. The default of 1,024 takes gigabytes where documents
@@ -60,6 +60,7 @@ def pack_linear_layers(model: torch.nn.Module, *, integers: torch.dtype | None =
             bias = None if module.bias is None else module.bias.detach()
             weight = module.weight.detach()
             product = product_of(weight, bias, integers=integers)
+            # Layers of integers need rows.
             module.__dict__["forward"] = _of_rows(product, len(weight)) if integers else product
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
 
@@ -72,8 +73,8 @@ def _of_rows(product: Product, columns: int) -> Product:
 def product_of(
     weight: torch.Tensor, bias: torch.Tensor | None = None, *, integers: torch.dtype | None = None
 ) -> Product:
-    """Return the function from rows to `rows @ weight.T + bias`; with `integers` in int8 or int16."""
-    if integers:
+    """Return the function from rows to `rows @ weight.T + bias`; with `integers` in int8 or int16, if the size fits."""
+    if integers and fits(weight, integers):
         return integer_linear(weight, bias, integers)
     if _is_fast(weight):
         return _onednn_product(weight, bias)
@@ -96,7 +97,7 @@ def gated_of(up: Product, gate: Product) -> Product:
 
 def sum_of(weight: torch.Tensor, bias: torch.Tensor | None, *, integers: torch.dtype | None = None) -> Sum:
     """Return the function from rows and others to `rows @ weight.T + bias + others`; `integers` as in `product_of`."""
-    if integers:
+    if integers and fits(weight, integers):
         return integer_linear(weight, bias, integers)
     if _is_fast(weight):
         return _onednn_sum(weight, bias)
@@ -110,9 +111,9 @@ def feed_forward_of(
 
     `integers` as in `product_of`.
     """
-    if integers:
-        layers = (integer_linear(*parts, integers) for parts in (up, down, *([gate] if gate else [])))
-        return feed_forward(*layers)
+    layers = [up, down, *([gate] if gate else [])]
+    if integers and all(fits(weight, integers) for weight, _ in layers):
+        return feed_forward(*(integer_linear(*parts, integers) for parts in layers))
     raised = gated_of(product_of(*up), product_of(*gate)) if gate else gelu_of(product_of(*up))
     lowered = sum_of(*down)
     return lambda rows: lowered(raised(rows), rows)

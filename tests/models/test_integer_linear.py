@@ -26,7 +26,7 @@ from sparse_ingest.models.integer_linear import (
     tried_functions,
 )
 from sparse_ingest.models.integers import STEPS, rounded_weight
-from sparse_ingest.models.linear import has_avx2, has_vnni, pack_linear_layers
+from sparse_ingest.models.linear import feed_forward_of, has_avx2, has_vnni, pack_linear_layers, product_of, sum_of
 
 pytest.importorskip("llvmlite.binding")
 # The dtypes of models with these layers.
@@ -77,8 +77,8 @@ def test_compiled_functions_return_the_bits_of_torch(columns: int, width: int, i
             assert (around[0] == 7).all() and (around[-1] == 7).all()
 
 
-@pytest.mark.parametrize(("columns", "width"), [(64, 128), (50, 60)])  # the second one is for torch alone
-def test_products_are_those_of_rounded_numbers(columns: int, width: int, integers: torch.dtype) -> None:
+def test_products_are_those_of_rounded_numbers(integers: torch.dtype) -> None:
+    columns, width = 64, 128
     weight, bias = layer(columns, width)
     rows = rows_of(40, width)
     exact = rows.double() @ weight.double().T + bias
@@ -210,6 +210,16 @@ def test_a_layer_of_another_size_is_reported(
     for dtype in ("float32", NAMES[integers]):
         with pytest.raises(CheckpointError, match=r"output\.dense"):
             build_encoder(model, dtype=dtype)
+
+
+def test_layers_of_other_sizes_compute_in_float32(integers: torch.dtype) -> None:
+    for columns, width in ((50, 64), (64, 60)):
+        (weight, bias), back = layer(columns, width), layer(width, columns)
+        rows, others = rows_of(20, width), torch.randn(20, columns)
+        assert torch.equal(product_of(weight, bias, integers=integers)(rows), product_of(weight, bias)(rows))
+        assert torch.equal(sum_of(weight, bias, integers=integers)(rows, others), sum_of(weight, bias)(rows, others))
+        found, expected = (feed_forward_of(back, (weight, bias), integers=kind)(rows) for kind in (integers, None))
+        assert torch.equal(found, expected)
 
 
 def test_linear_layers_of_a_module_keep_their_shapes(integers: torch.dtype) -> None:
