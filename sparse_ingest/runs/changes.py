@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Collection, Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +27,6 @@ _WRITTEN = 1 << 20  # bytes at a time
 RANGE_ROWS = 200_000  # rows of both runs merged at a time: 6 MB, five times that while they are sorted
 
 _CONTENT, _PLACE = 2, 3  # columns, after both halves of the hash of the id
-
-
-class ChangeCounts(NamedTuple):
-    """The number of documents of the newer run that are new, changed or the same, and of those that it lacks."""
-
-    added: int
-    changed: int
-    same: int
-    missing: int
 
 
 class Changes:
@@ -60,7 +50,10 @@ class Changes:
         _add(new, self._new_places, pieces, SECOND, frozenset())
         self._differs = _flags(scratch, new_rows)
         self._missing = _flags(scratch, old_rows)
-        self.counts = self._merge(pieces)
+        for table in pieces.ranges():
+            found = match(table)
+            self._differs[found.places[found.extra | found.repeat | found.changed]] = True
+            self._missing[found.places[found.missing]] = True
 
     def documents(self, shard: int) -> Iterator[ShardPart]:
         """Yield the documents of a shard of the newer run that differ, one row group at a time."""
@@ -82,16 +75,6 @@ class Changes:
                 for place, (_, doc_id) in enumerate(read_doc_ids(checked_shard(self._old, shard)), start=places.start):
                     if self._missing[place]:
                         yield doc_id
-
-    def _merge(self, pieces: SortedPieces) -> ChangeCounts:
-        counts = np.zeros(4, dtype=np.int64)
-        for table in pieces.ranges():
-            found = match(table)
-            added = found.extra | found.repeat
-            self._differs[found.places[added | found.changed]] = True
-            self._missing[found.places[found.missing]] = True
-            counts += [np.count_nonzero(rows) for rows in (added, found.changed, found.same, found.missing)]
-        return ChangeCounts(*counts.tolist())
 
 
 def _places(run: Run) -> tuple[dict[int, slice], int]:

@@ -68,7 +68,7 @@ class Match(NamedTuple):
     """The rows of one range by id: their places, and flags over them.
 
     Rows of the first set can be `missing` in the second. Rows of the second set are `extra`, `repeat` an id of both
-    sets, or have `changed` or the `same` content; the row before is the one of the first set they were compared with.
+    sets, or have `changed`: the row before is the one of the first set they were compared with.
     """
 
     places: npt.NDArray[np.int64]
@@ -76,7 +76,6 @@ class Match(NamedTuple):
     extra: _Flags
     repeat: _Flags
     changed: _Flags
-    same: _Flags
 
 
 def match(rows: Numbers) -> Match:
@@ -89,7 +88,7 @@ def match(rows: Numbers) -> Match:
     in_first, in_second = ((np.bincount(document, weights=those) > 0)[document] for those in (~second, second))
     follows = second & ~starts
     follows[1:] &= ~second[:-1]
-    same = follows.copy()
-    same[1:] &= content[1:] == content[:-1]
+    changed = follows.copy()
+    changed[1:] &= content[1:] != content[:-1]
     places = (rows[:, -1] & ~SECOND).astype(np.int64)
-    return Match(places, ~second & ~in_second, second & ~in_first, second & in_first & ~follows, follows & ~same, same)
+    return Match(places, ~second & ~in_second, second & ~in_first, second & in_first & ~follows, changed)
