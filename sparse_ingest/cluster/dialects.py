@@ -97,7 +97,6 @@ class ElasticsearchDialect:
     product: ClassVar[Product] = "elasticsearch"
     name = "Elasticsearch"
     oldest = (8, 16)
-    newest_tried = (9, 5, 3)
     no_pipeline: ClassVar[dict[str, str]] = {}
     replacement: ClassVar[Replacement] = "overwrite"
     points, point_key = "/_pit", "id"
@@ -180,12 +179,6 @@ Dialect: TypeAlias = OpenSearchDialect | ElasticsearchDialect
 DIALECTS: dict[Product, type[OpenSearchDialect] | type[ElasticsearchDialect]] = {
     one.product: one for one in (OpenSearchDialect, ElasticsearchDialect)
 }
-
-
-def newest(product: Product) -> Dialect:
-    """Return the dialect of the newest tried release, for requests without a cluster."""
-    kind = DIALECTS[product]
-    return kind(kind.newest_tried)
 
 
 def refuse_created(name: str, version: str | None) -> None:

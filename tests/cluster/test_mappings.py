@@ -11,14 +11,14 @@ import pytest
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.dialects import OpenSearchDialect, newest
+from sparse_ingest.cluster.dialects import OpenSearchDialect
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.shards import ShardPart
 
-NEWEST = newest("opensearch")
+NEWEST = OpenSearchDialect(OpenSearchDialect.newest_tried)
 STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
 

@@ -12,7 +12,7 @@ from support.indexes import assert_same_hits, filled, random_documents, random_q
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.dialects import newest
+from sparse_ingest.cluster.dialects import OpenSearchDialect
 from sparse_ingest.cluster.engines import engines_of
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, UsageError
@@ -85,7 +85,7 @@ class ManyClauses(Client):
     """A client of a cluster with max_clause_count 4,096; records requests."""
 
     def __init__(self) -> None:
-        self.address, self.dialect = "here", newest("opensearch")
+        self.address, self.dialect = "here", OpenSearchDialect(OpenSearchDialect.newest_tried)
         self.asked: list[Any] = []
 
     def call(self, method: str, path: str, body: Any = None, **settings: Any) -> Any:
