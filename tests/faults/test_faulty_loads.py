@@ -53,8 +53,8 @@ BULK: tuple[Fault, ...] = (
     "late",
 )
 STORMS: tuple[Fault, ...] = (429, 503, "reject some", "drop", "lost answer")
-# These seeds have every fault and every limit.
-QUICK_SEEDS = (23, 36, 87, 117)
+# These seeds have every fault and every limit. Of such four among the first 200, they are the quickest that were tried.
+QUICK_SEEDS = (37, 68, 87, 192)
 SLOW_SEEDS = tuple(seed for seed in range(200) if seed not in QUICK_SEEDS)
 CHANGE_SEEDS = range(200, 230)
 
