@@ -221,7 +221,7 @@ class PackedBert:
         self._words, self._places = self._put(words), self._put(places)
         self._norm = self._norm_of(found, f"{names.embeddings}.LayerNorm")
         self._layers = [self._layer(found, names, f"{names.layer}.{number}") for number in range(layers)]
-        # Not in 8-bit integers, which would cost BERT-tiny nearly as much of its weights here as in all layers.
+        # Not in integers: 8 bits would cost BERT-tiny nearly as much of its weights here as in all layers.
         self._head = gelu_of(product_of(*self._linear(found, width, width, names.head[0])))
         self._head_norm = self._norm_of(found, names.head[1])
 

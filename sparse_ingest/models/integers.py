@@ -6,6 +6,8 @@ as the sums allow: 8, or about 12 of 16.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sparse_ingest.models.integer_linear_text import ROUNDINGS
@@ -23,10 +25,10 @@ def scale_of(largest: torch.Tensor, steps: int) -> torch.Tensor:
 def rounded_weight(weight: torch.Tensor, integers: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a weight `[columns, width]` in integers, and the scale of each column."""
     weight = weight.to(torch.float32).contiguous()  # a file may have other strides
-    sizes, steps = weight.abs(), STEPS[integers]
+    largest, total = (torch.linalg.vector_norm(weight, order, dim=1) for order in (math.inf, 1))
     # Rounding adds at most half a step to each weight of a column.
-    most = (SUMS - steps * weight.shape[1] / 2) / steps
-    scales = torch.maximum(scale_of(sizes.amax(1), MOST[integers]), sizes.sum(1) / most)
+    most = SUMS / STEPS[integers] - weight.shape[1] / 2
+    scales = torch.maximum(scale_of(largest, MOST[integers]), total / most)
     return (weight / scales.unsqueeze(1)).round_().to(integers), scales
 
 

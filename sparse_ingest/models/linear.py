@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from sparse_ingest.errors import first_line
-from sparse_ingest.models.integer_linear import feed_forward, fits, integer_linear
+from sparse_ingest.models.integer_linear import feed_forward, fits, functions_of, integer_linear
 
 # oneDNN caches a product, and torch its working memory, for every number of rows. packing.py keeps these few: about 16,
 # for 7 products and GELUs of a BERT, which the second cache holds. The default of 1,024 takes gigabytes where documents
@@ -29,6 +29,7 @@ for _name, _capacity in {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAP
 
 # Number of rows for which oneDNN chooses the layout; it works for any number.
 ROWS = 2048
+TRIED_WIDTH = 64  # of rows of int16
 # The vendor whose AVX512_BF16 has twice the rate of float32: Zen 4 does 220 GFLOP/s a core instead of 108 in a product
 # of 2,048 rows of any width. Intel CPUs without AMX are no faster than in float32.
 FULL_RATE = "AuthenticAMD"
@@ -173,9 +174,14 @@ def fastest_instructions(dtype: torch.dtype) -> str | None:
     return "amx" if has_amx() and may_use_tiles() else "avx512" if has_instructions() else None
 
 
-def multiplies_int16_fastest() -> bool:
-    """Return whether this CPU multiplies int16 faster than other numbers. Torch cannot, so llvmlite is needed."""
-    return fastest_instructions(torch.float32) == "avx2" and find_spec("llvmlite") is not None
+def has_only_avx2() -> bool:
+    """Return whether AVX2 has the fastest products here. Then int16 is the fastest dtype."""
+    return fastest_instructions(torch.float32) == "avx2"
+
+
+def has_fast_int16() -> bool:
+    """Return whether int16 is the fastest dtype, and its functions can be compiled: torch multiplies it slowly."""
+    return has_only_avx2() and find_spec("llvmlite") is not None and functions_of(TRIED_WIDTH, torch.int16) is not None
 
 
 def has_amx() -> bool:

@@ -7,6 +7,7 @@ is depends on the class of the side alone (checkpoints/sides.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,8 +57,9 @@ def build_output(
 ) -> Output:  # fmt: skip
     """Build the output of a side for hidden states of this device and dtype.
 
-    `integers`: multiply a vocabulary projection in int8 or int16. Raise `UsageError` for int8 if the side has none,
-    `CheckpointError` if the weights of its output are missing, damaged, or of another shape.
+    `integers`: multiply a vocabulary projection in int8 or int16; other outputs compute in float32. Raise `UsageError`
+    for int8 if the side has none, `CheckpointError` if the weights of its output are missing, damaged, or of another
+    shape.
     """
     if body.projection:
         weight, bias = body.projection
@@ -69,12 +71,13 @@ def build_output(
             f"int8 is for models with a vocabulary projection, and this is {side.described} without one. Encode with "
             "--dtype auto, bfloat16 or float32."
         )
+    slow = integers is not None and find_spec("llvmlite") is None  # the linear layers
     if isinstance(side, AutoencoderSide):
-        return Output(_autoencoder(side, body, device), [*map(str, range(side.features))])
+        features: list[str | None] = [*map(str, range(side.features))]
+        return Output(_autoencoder(side, body, device), features, lacks_kernel=slow)
     assert isinstance(side, LexicalSide)
-    return Output(
-        _lexical(side, body, device), tokenizer.vocabulary(body.outputs), tokenizer.ids_of_special(side.dropped)
-    )
+    dropped = tokenizer.ids_of_special(side.dropped)
+    return Output(_lexical(side, body, device), tokenizer.vocabulary(body.outputs), dropped, lacks_kernel=slow)
 
 
 def _lexical(side: LexicalSide, body: AnyBody, device: torch.device) -> LexicalHead:

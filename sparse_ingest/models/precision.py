@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.models.documents import DocumentEncoder
-from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, multiplies_int16_fastest
+from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_fast_int16, has_vnni
 from sparse_ingest.models.memory import DocumentTooLarge, until_it_fits
 from sparse_ingest.models.vectors import NotFinite
 from sparse_ingest.records import SparseRows
@@ -45,7 +45,7 @@ def faster_dtypes(device: str, *, projects: bool = True) -> tuple[str, ...]:
     fast_body, fast_head = has_fast_bfloat16(), projects and has_vnni()
     by_speed = {
         "int8-int8": fast_head and not has_amx(), "int8-bfloat16": fast_body and fast_head, "bfloat16": fast_body,
-        "int8": fast_head, "int16": multiplies_int16_fastest(),
+        "int8": fast_head, "int16": has_fast_int16(),
     }  # fmt: skip
     return tuple(dtype for dtype, is_fast in by_speed.items() if is_fast)
 

@@ -13,10 +13,16 @@ LEAST_OPERATIONS = 2e8
 
 def on_threads(work: Callable[[slice], object], count: int, *, operations: float) -> None:
     """Call a function with adjacent slices of `count` parts, one for each thread that is worth its start."""
+    inference = torch.is_inference_mode_enabled()  # of this thread only
+
+    def worked(parts: slice) -> None:
+        with torch.inference_mode(inference):
+            work(parts)
+
     threads = min(torch.get_num_threads(), count, int(operations / LEAST_OPERATIONS))
     if threads <= 1:
         work(slice(0, count))
         return
     borders = [count * number // threads for number in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, map(slice, borders, borders[1:])))
+        list(pool.map(worked, map(slice, borders, borders[1:])))

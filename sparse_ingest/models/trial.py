@@ -52,17 +52,18 @@ def _cpu() -> Iterator[Check]:
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
     from sparse_ingest.models.integer_linear import tried_functions
-    from sparse_ingest.models.linear import fastest_instructions, has_amx, has_avx512_bfloat16, has_vnni
+    from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_only_avx2, has_vnni
     from sparse_ingest.models.precision import faster_dtypes
 
-    int16 = fastest_instructions(torch.float32) == "avx2"
-    has = {"AMX": has_amx(), "AVX512 BF16": has_avx512_bfloat16(), "AVX512 VNNI": has_vnni(), "AVX2": int16}
+    has = {
+        "AMX": has_amx(), "AVX512 BF16": has_avx512_bfloat16(), "AVX512 VNNI": has_vnni(), "AVX2": has_only_avx2(),
+    }  # fmt: skip
     faster = ", ".join(faster_dtypes("cpu"))
     instructions = ", ".join(name for name, there in has.items() if there)
-    found = f"{instructions}; --dtype auto tries {faster}" if faster else "float32 is the fastest dtype here"
+    found = f"{instructions}; --dtype auto tries {faster}" if faster else "--dtype auto is float32 here"
     yield Check("CPU instructions", "ok" if instructions else "missing", found)
     heads = {"int8": (torch.float32, torch.int8), "bfloat16": (torch.bfloat16, None)}
-    if int16:
+    if has["AVX2"]:
         heads["int16"] = torch.float32, torch.int16
     for name, (dtype, integers) in heads.items():
         works = partial(fast_head_works, torch.device("cpu"), dtype, integers=integers)
@@ -71,7 +72,7 @@ def _cpu() -> Iterator[Check]:
         yield _kernel("float32 kernel", kind, partial(fast_head_works, torch.device("cpu"), torch.float32))
     if has["AVX512 VNNI"]:
         yield _kernel("int8 linear layers", "avx512", partial(tried_functions, ROW_WIDTH, torch.int8))
-    if int16:
+    if has["AVX2"]:
         yield _kernel("int16 linear layers", "avx2", partial(tried_functions, ROW_WIDTH, torch.int16))
     width = cpu_attention.WIDTHS[-1]
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):

@@ -156,7 +156,7 @@ def test_dtypes_tried_on_a_cpu_depend_on_its_instructions(
     monkeypatch.setattr(precision, "has_amx", lambda: amx)
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: bfloat16)
     monkeypatch.setattr(precision, "has_vnni", lambda: vnni)
-    monkeypatch.setattr(precision, "multiplies_int16_fastest", lambda: False)
+    monkeypatch.setattr(precision, "has_fast_int16", lambda: False)
     assert faster_dtypes("cpu") == expected
 
 
@@ -165,7 +165,13 @@ def test_int16_is_tried_with_avx2_alone(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    functions: list[object] = [object(), None]
+    monkeypatch.setattr(linear, "find_spec", lambda _: object())
+    monkeypatch.setattr(linear, "functions_of", lambda *_: functions[0])
     assert faster_dtypes("cpu") == faster_dtypes("cpu", projects=False) == ("int16",)
+    functions.reverse()  # they cannot be compiled
+    assert faster_dtypes("cpu") == ()
+    functions.reverse()
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
     assert faster_dtypes("cpu") == ()

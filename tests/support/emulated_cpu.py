@@ -18,8 +18,13 @@ BFLOAT16 = (
 
 def compile_emulated(text: str, _: str = "") -> Compiled:
     """Compile like `compile_kernel`, for a CPU without the instructions."""
+    return compile_kernel(with_emulated_instructions(text))
+
+
+def with_emulated_instructions(text: str) -> str:
+    """Replace all instructions of a module that LLVM has no words of its own for."""
     calls = re.sub(r"^ *declare [^\n]*@llvm\.x86[^\n]*$", "", text, flags=re.MULTILINE)
-    return compile_kernel(calls.replace("@llvm.x86.", "@emulated.") + INSTRUCTIONS)
+    return calls.replace("@llvm.x86.", "@emulated.") + INSTRUCTIONS
 
 
 def with_emulated_bfloat16(text: str) -> str:

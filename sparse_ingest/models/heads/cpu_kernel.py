@@ -58,7 +58,8 @@ class Kernel:
         self._bias = pad(bias.to(torch.float32), (0, missing))
         row_bytes = weight.shape[1] * weight.itemsize
         # Documents are computed in groups, as each panel is multiplied with all rows of a group. In float32 encoding is
-        # 5% faster with AVX512 at 256 wide, and as fast at 128. Most other dtypes have shorter rows.
+        # 5% faster with AVX512 at 256 wide, and as fast at 128. CPUs that need int16 have smaller caches; rows of the
+        # other dtypes are short.
         self._rows_at_once = rows_in_cache(row_bytes) if weight.dtype in (torch.float32, torch.int16) else None
         text = kernel_text(form, row_bytes)
         self._maxima = compile_kernel(text, form.feature)

@@ -48,7 +48,7 @@ class Form:
     # Steps from the prefetch of columns to their use, 0: without one. float32 is 4% faster at 128 wide, 8% at 256 and
     # 384 with AVX512; others were not measured.
     ahead: int = 0
-    adds_products: bool = True  # `multiply` adds its products to the sums, or else returns them
+    adds_products: bool = True  # `multiply` adds its products to the sums; otherwise it returns them
 
     @property
     def both(self) -> str:
