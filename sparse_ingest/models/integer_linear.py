@@ -130,10 +130,12 @@ def feed_forward(
     up: IntegerLinear, down: IntegerLinear, gate: IntegerLinear | None = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the function from rows to `down(gelu(up(rows))) + rows`; a gate makes it `gelu(gate(rows)) * up(rows)`."""
-    step = max(1, BETWEEN_BYTES // (up.columns * 4) // BLOCK) * BLOCK
+    most = max(1, BETWEEN_BYTES // (up.columns * 4) // BLOCK)
 
     def compute(rows: torch.Tensor) -> torch.Tensor:
         found = torch.empty_like(rows)
+        blocks_of_thread = -(-len(rows) // (BLOCK * torch.get_num_threads()))
+        step = max(1, min(most, blocks_of_thread)) * BLOCK
 
         def of_pieces(pieces: slice) -> None:
             for start in range(pieces.start * step, min(pieces.stop * step, len(rows)), step):

@@ -189,6 +189,7 @@ def test_threads_share_the_columns_of_a_batch_that_is_alone(
     )
     assert torch.equal(computed(rows, others), alone) and started == [3]
     assert torch.equal(both(many), expected) and started == [3, 3]
+    assert torch.equal(both(many[:93]), expected[:93]) and started == [3, 3, 3]
 
 
 @pytest.mark.parametrize("failure", ["wrong numbers", "no llvmlite", "broken llvmlite"])
