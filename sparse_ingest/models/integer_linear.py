@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_function, rows_in_cache, tried_or_none
 from sparse_ingest.models.integer_linear_text import ROUNDINGS, Rounding, multiply_text, quantize_text
 from sparse_ingest.models.integers import STEPS, exact_product, rounded_weight
-from sparse_ingest.models.threads import on_threads
+from sparse_ingest.models.threads import available, on_threads
 
 STORED = {torch.int8: torch.uint8, torch.int16: torch.int16}  # rows with their offset
 # Largest differences of GELU, and of products of it: a number may be rounded to another integer.
@@ -134,8 +134,9 @@ def feed_forward(
 
     def compute(rows: torch.Tensor) -> torch.Tensor:
         found = torch.empty_like(rows)
-        blocks_of_thread = -(-len(rows) // (BLOCK * torch.get_num_threads()))
-        step = max(1, min(most, blocks_of_thread)) * BLOCK
+        blocks_of_thread = max(1, -(-len(rows) // (BLOCK * available())))
+        pieces_of_thread = -(-blocks_of_thread // most)
+        step = -(-blocks_of_thread // pieces_of_thread) * BLOCK
 
         def of_pieces(pieces: slice) -> None:
             for start in range(pieces.start * step, min(pieces.stop * step, len(rows)), step):

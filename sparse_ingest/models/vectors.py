@@ -23,7 +23,7 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import CheckpointError, SparseIngestError, UsageError
-from sparse_ingest.models import forked
+from sparse_ingest.models import forked, threads
 from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Terms, Transfer
@@ -115,7 +115,7 @@ class VectorMaker:
         self._all_cores = all_cores and device.type == "cpu"
         self.workers = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
         trusted, (in_body, in_head, in_linear) = settings.trust_remote_code, PRECISIONS[dtype]
-        self._dtype = dtype
+        self._dtype, self._in_integers = dtype, in_linear is not None
         self._activation = settings.activation or "relu"
         self._name = checkpoint.name
         if in_head:
@@ -164,14 +164,15 @@ class VectorMaker:
         rows: list[Vector] = [NOTHING] * len(token_ids)
         without_token = 0
         results = self.on_workers if is_cpu else self.ahead
-        threads = self._threads_of_lone(int(lengths.sum())) if len(batches) == 1 else 1
-        # Closed as soon as `progress` raises: batches that have not started are then not computed.
-        with _on(self.device), at_most_threads(threads), closing(results(token_ids, batches, rules)) as answers:
-            for batch, (vectors, dropped) in zip(batches, answers, strict=True):
-                for place, vector in zip(batch, vectors, strict=True):
-                    rows[place] = vector
-                without_token += dropped
-                progress(len(batch), int(lengths[batch].sum()))
+        most = self._threads_of_lone(int(lengths.sum())) if len(batches) == 1 else 1
+        with _on(self.device), at_most_threads(most, torch_on_one=self._in_integers):
+            # Closed as soon as `progress` raises: batches that have not started are then not computed.
+            with closing(results(token_ids, batches, rules)) as answers:
+                for batch, (vectors, dropped) in zip(batches, answers, strict=True):
+                    for place, vector in zip(batch, vectors, strict=True):
+                        rows[place] = vector
+                    without_token += dropped
+                    progress(len(batch), int(lengths[batch].sum()))
         return rows, without_token
 
     def strongest(self, token_ids: TokenIds, columns: Sequence[int]) -> tuple[npt.NDArray[np.int64], list[float]]:
@@ -291,18 +292,21 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def at_most_threads(most: int) -> Iterator[None]:
+def at_most_threads(most: int, *, torch_on_one: bool = False) -> Iterator[None]:
     """Let each worker compute on at most this number of threads, and torch's own; on one in a forked process.
 
-    One fixes the order of every sum on any machine.
+    One fixes the order of every sum on any machine. `torch_on_one`: the number is for compiled functions only.
     """
     with TORCH_STATE:
-        usual = torch.get_num_threads()
-        torch.set_num_threads(1 if forked.is_set() else min(most, usual))
+        usual, own = torch.get_num_threads(), threads.own
+        allowed = 1 if forked.is_set() else min(most, usual)
+        torch.set_num_threads(1 if torch_on_one else allowed)
+        threads.own = allowed if torch_on_one else 0
         try:
             yield
         finally:
             torch.set_num_threads(usual)
+            threads.own = own
 
 
 def usual_batch_tokens(device: str, width: int) -> int:

@@ -13,6 +13,7 @@ from support.checkpoints import TEXTS, build_encoder, make_masked_lm
 from sparse_ingest.models import vectors
 from sparse_ingest.models.heads import compaction
 from sparse_ingest.models.memory import DidNotFit
+from sparse_ingest.models.threads import available
 from sparse_ingest.models.vectors import NotFinite
 from sparse_ingest.pipeline import Pruning
 
@@ -121,6 +122,18 @@ def test_a_lone_batch_uses_all_cores(encoder, threads: list[int]) -> None:
     for (ids, weights), (other_ids, other_weights) in zip(found, expected, strict=True):
         assert ids.tolist() == other_ids.tolist()
         np.testing.assert_allclose(weights, other_weights, rtol=1e-5, atol=1e-6)
+
+
+def test_torch_has_one_thread_beside_linear_layers_in_integers(
+    encoder, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder.maker, "_in_integers", True)
+    compute, of_functions = encoder.maker.compute, []
+    monkeypatch.setattr(encoder.maker, "compute", lambda *given: of_functions.append(available()) or compute(*given))
+    answers_alone(encoder, MANY[:3])
+    assert threads == [1] and of_functions == [3] and available() == 4
+    encoder.encode(MANY)
+    assert set(threads) == {1} and set(of_functions[1:]) == {1}
 
 
 def answers_alone(encoder, texts):

@@ -17,6 +17,7 @@ from sparse_ingest.models.compiled import ADDRESS, NUMBER, Compiled, compile_fun
 from sparse_ingest.models.heads.cpu_kernel_text import FORMS, TILE_BYTES, kernel_text
 from sparse_ingest.models.linear import KERNEL_DTYPES, fastest_instructions
 from sparse_ingest.models.packing import Packing
+from sparse_ingest.models.threads import available
 
 # Bytes of a row up to which a kernel is faster than torch's product, by dtype and instructions; others always are. With
 # wider rows of bfloat16 a panel does not fit the cache that two threads of an AMX core share (speed relative to torch
@@ -79,7 +80,7 @@ class Kernel:
         rows = rows.contiguous()
         # The default dtype is of the process: another thread may set it, as transformers does while it loads a model.
         scales = torch.ones(len(packing.lengths), dtype=torch.float32) if scales is None else scales.contiguous()
-        threads = torch.get_num_threads()  # above one for a batch that is alone
+        threads = available()
         parts = min(PARTS_OF_THREAD * threads, self._panels) if threads > 1 else 1
         if parts == 1:
             return self._of_panels(slice(0, self._panels), rows, starts, scales)[:, : self._columns]
