@@ -1,9 +1,9 @@
 """Linear layers in integers: of 8 bits for AVX512 VNNI, with four times the rate of float32; of 16 bits for AVX2.
 
 In: rows in float32. Out: rows in float32. Each row has a scale of its own, and so has each column of the weight; sums
-are exact. With llvmlite (compiled.py) rows are rounded and multiplied by compiled functions, otherwise by torch, which
-returns the same bits, except that the last bits of GELU differ, but is slower, in 16 bits slower than float32. Compiled
-16 bits have 1.6 times the rate of float32 on Zen 3.
+are exact. With llvmlite (compiled.py) rows are rounded and multiplied by compiled functions, in 16 bits at 1.6 times
+the rate of float32 on Zen 3. Otherwise torch does it, with the same bits except the last ones of GELU; in 16 bits that
+is slower than float32.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def feed_forward(
 
     def compute(rows: torch.Tensor) -> torch.Tensor:
         found = torch.empty_like(rows)
+        # The same number of pieces for each thread, of at most `most` blocks.
         blocks_of_thread = max(1, -(-len(rows) // (BLOCK * available())))
         pieces_of_thread = -(-blocks_of_thread // most)
         step = -(-blocks_of_thread // pieces_of_thread) * BLOCK

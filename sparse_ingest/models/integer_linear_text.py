@@ -60,7 +60,7 @@ class Rounding:
         return len(self.ways) * LANES
 
 
-# With one unsigned factor of 8 bits, rows get an offset. 16 bits would overflow sums of 32 bits, so 13 are used.
+# VPDPBUSD needs an unsigned factor, so rows of 8 bits get an offset. Rows of 16 bits use 13, or sums would overflow.
 ROUNDINGS = {8: Rounding(FORMS["int8", "avx512"], 8, 127, 128), 16: Rounding(FORMS["int16", "avx2"], 16, 4095, 0)}
 
 

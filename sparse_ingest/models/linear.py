@@ -61,7 +61,7 @@ def pack_linear_layers(model: torch.nn.Module, *, integers: torch.dtype | None =
             bias = None if module.bias is None else module.bias.detach()
             weight = module.weight.detach()
             product = product_of(weight, bias, integers=integers)
-            # Layers of integers need rows.
+            # Integers are multiplied for `[rows, width]` only.
             module.__dict__["forward"] = _of_rows(product, len(weight)) if integers else product
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
 

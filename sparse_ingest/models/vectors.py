@@ -165,14 +165,17 @@ class VectorMaker:
         without_token = 0
         results = self.on_workers if is_cpu else self.ahead
         most = self._threads_of_lone(int(lengths.sum())) if len(batches) == 1 else 1
-        with _on(self.device), at_most_threads(most, torch_on_one=self._in_integers):
+        with (
+            _on(self.device),
+            at_most_threads(most, torch_on_one=self._in_integers),
             # Closed as soon as `progress` raises: batches that have not started are then not computed.
-            with closing(results(token_ids, batches, rules)) as answers:
-                for batch, (vectors, dropped) in zip(batches, answers, strict=True):
-                    for place, vector in zip(batch, vectors, strict=True):
-                        rows[place] = vector
-                    without_token += dropped
-                    progress(len(batch), int(lengths[batch].sum()))
+            closing(results(token_ids, batches, rules)) as answers,
+        ):
+            for batch, (vectors, dropped) in zip(batches, answers, strict=True):
+                for place, vector in zip(batch, vectors, strict=True):
+                    rows[place] = vector
+                without_token += dropped
+                progress(len(batch), int(lengths[batch].sum()))
         return rows, without_token
 
     def strongest(self, token_ids: TokenIds, columns: Sequence[int]) -> tuple[npt.NDArray[np.int64], list[float]]:
@@ -295,7 +298,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 def at_most_threads(most: int, *, torch_on_one: bool = False) -> Iterator[None]:
     """Let each worker compute on at most this number of threads, and torch's own; on one in a forked process.
 
-    One fixes the order of every sum on any machine. `torch_on_one`: the number is for compiled functions only.
+    One fixes the order of every sum on any machine. `torch_on_one`: it is for compiled functions, and torch has one.
     """
     with TORCH_STATE:
         usual, own = torch.get_num_threads(), threads.own

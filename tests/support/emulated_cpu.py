@@ -11,9 +11,6 @@ from sparse_ingest.models.compiled import Compiled
 from sparse_ingest.models.heads.cpu_kernel import compile_kernel
 
 LANES = range(16)
-BFLOAT16 = (
-    "ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64", "tdpbf16ps", "avx512bf16.dpbf16ps.512",
-)  # fmt: skip
 
 
 def compile_emulated(text: str, _: str = "") -> Compiled:
@@ -28,13 +25,9 @@ def with_emulated_instructions(text: str) -> str:
 
 
 def with_emulated_bfloat16(text: str) -> str:
-    """Replace the instructions of AMX and for bfloat16 in a module whose other instructions this CPU has."""
-    for name in BFLOAT16:
-        text = re.sub(rf"^ *declare [^\n]*@llvm\.x86\.{name}\([^\n]*$", "", text, flags=re.MULTILINE)
-        text = text.replace(f"@llvm.x86.{name}(", f"@emulated.{name}(")
-    # LLVM would call a function that this process does not have.
+    """Replace the instructions and the rounding to bfloat16, for which LLVM would call a function that is not here."""
     text = re.sub(r"fptrunc (<16 x float> %[^ ]+) to <16 x bfloat>", r"call <16 x bfloat> @emulated.round(\1)", text)
-    return text + INSTRUCTIONS
+    return with_emulated_instructions(text)
 
 
 def failing_compiler(failure: str) -> Callable[..., Compiled]:
