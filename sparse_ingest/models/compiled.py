@@ -62,18 +62,18 @@ def compile_function(text: str, name: str, *given: Any, returns: Any = None, fea
 
 def tried_or_none(attempt: Callable[[], T | None], name: str) -> T | None:
     """Return what `attempt` compiled; None, with a message, if it returns None as results differ, or fails."""
+    level = logging.WARNING
     try:
         if (found := attempt()) is not None:
             return found
         reason = "its results differ from torch's"
     except ImportError as error:
-        logger.info("The %s is torch's, which is slower than the compiled one: %s.", name, first_line(error))
-        return None
-    except Exception as error:  # a broken llvmlite may raise any type
+        level, reason = logging.INFO, first_line(error)
+    except Exception as error:  # a compiler that cannot compile for this device may raise any type
         if is_out_of_memory(error):  # it may have fit in another process of this run, and the last bits would differ
             raise
         reason = first_line(error)
-    logger.warning("The compiled %s is not used: %s. Continuing with torch's, which is slower.", name, reason)
+    logger.log(level, "The compiled %s is not used, so encoding is slower: %s.", name, reason)
     return None
 
 

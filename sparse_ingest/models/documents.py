@@ -99,7 +99,7 @@ class DocumentEncoder:
 
     def missing_packages(self) -> list[str]:
         """Return the packages of the extra `fast` that would make this encoder faster on this machine."""
-        found = {"llvmlite": self.maker.lacks_kernel, "nanotoken": self._tokenizer.lacks_nanotoken}
+        found = {"llvmlite": self.maker.lacks_llvmlite, "nanotoken": self._tokenizer.lacks_nanotoken}
         return [package for package, is_missing in found.items() if is_missing]
 
     def encode(self, texts: Sequence[str], progress: OnBatch = _ignore) -> Encoded:

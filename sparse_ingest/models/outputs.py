@@ -7,7 +7,6 @@ is depends on the class of the side alone (checkpoints/sides.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.errors import UsageError
 from sparse_ingest.models.bert import PackedBert
 from sparse_ingest.models.body import Body
-from sparse_ingest.models.heads.selection import build_head, lacks_kernel
+from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import Head
 from sparse_ingest.models.heads.without_projection import (
     AutoencoderHead,
@@ -40,15 +39,11 @@ AnyBody = Body | PackedBert
 
 
 class Output(NamedTuple):
-    """A head, the string of each of its columns (None: no index can store it), and columns that never have a weight.
-
-    `lacks_kernel`: it would be faster if llvmlite were installed.
-    """
+    """A head, the string of each of its columns (None: no index can store it), and columns that never have a weight."""
 
     head: Head
     vocabulary: list[str | None]
     dropped: Sequence[int] = ()
-    lacks_kernel: bool = False
 
 
 def build_output(
@@ -64,20 +59,18 @@ def build_output(
     if body.projection:
         weight, bias = body.projection
         head = build_head(weight, bias, device=device, dtype=dtype, integers=integers)
-        slow = lacks_kernel(weight.shape[1], device=device, dtype=dtype, integers=integers)
-        return Output(head, tokenizer.vocabulary(body.outputs), lacks_kernel=slow)
+        return Output(head, tokenizer.vocabulary(body.outputs))
     if integers == torch.int8:
         raise UsageError(
             f"int8 is for models with a vocabulary projection, and this is {side.described} without one. Encode with "
             "--dtype auto, bfloat16 or float32."
         )
-    slow = integers is not None and find_spec("llvmlite") is None  # the linear layers
     if isinstance(side, AutoencoderSide):
         features: list[str | None] = [*map(str, range(side.features))]
-        return Output(_autoencoder(side, body, device), features, lacks_kernel=slow)
+        return Output(_autoencoder(side, body, device), features)
     assert isinstance(side, LexicalSide)
     dropped = tokenizer.ids_of_special(side.dropped)
-    return Output(_lexical(side, body, device), tokenizer.vocabulary(body.outputs), dropped, lacks_kernel=slow)
+    return Output(_lexical(side, body, device), tokenizer.vocabulary(body.outputs), dropped)
 
 
 def _lexical(side: LexicalSide, body: AnyBody, device: torch.device) -> LexicalHead:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,12 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import CheckpointError, SparseIngestError, UsageError
-from sparse_ingest.models import forked, threads
+from sparse_ingest.models import cpu_attention, forked, threads
 from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
+from sparse_ingest.models.cpu_attention import WIDTHS
 from sparse_ingest.models.heads.compaction import Terms, Transfer
+from sparse_ingest.models.heads.cpu_kernel import instructions_for
 from sparse_ingest.models.heads.selection import refuse_integers
 from sparse_ingest.models.heads.tiles import logarithm
 from sparse_ingest.models.heads.without_projection import LexicalHead
@@ -128,8 +131,10 @@ class VectorMaker:
             output = build_output(
                 checkpoint.document, self.body, tokenizer, device=device, dtype=in_body, integers=in_head
             )
-            self._head, self.vocabulary, self.lacks_kernel = output.head, output.vocabulary, output.lacks_kernel
+            self._head, self.vocabulary = output.head, output.vocabulary
             self.head_name = self._head.name
+            projected = self.body.projection[0].shape[1] if self.body.projection else None
+            self.lacks_llvmlite = device.type == "cpu" and lacks_llvmlite(PRECISIONS[dtype], projected)
             if in_body != torch.float32:  # the head has its own copy
                 self.body.projection = None
             # Padding is masked: a token that was added to the tokenizer alone does no harm there.
@@ -310,6 +315,19 @@ def at_most_threads(most: int, *, torch_on_one: bool = False) -> Iterator[None]:
         finally:
             torch.set_num_threads(usual)
             threads.own = own
+
+
+def lacks_llvmlite(precision: Precision, projected: int | None) -> bool:
+    """Return whether a model would be faster on this CPU if llvmlite were installed.
+
+    `projected` is the width of its vocabulary projection, if it has one.
+    """
+    if find_spec("llvmlite"):
+        return False
+    # In float32 attention is a small part of the time.
+    in_attention = precision.body == torch.bfloat16 and cpu_attention.instructions_for(torch.bfloat16, WIDTHS[0])
+    in_head = projected and instructions_for(precision.head or precision.body, projected)
+    return bool(precision.linear or in_attention or in_head)
 
 
 def usual_batch_tokens(device: str, width: int) -> int:

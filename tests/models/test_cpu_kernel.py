@@ -250,7 +250,7 @@ def test_a_kernel_with_wrong_results_is_not_used_and_noted(parts, monkeypatch, c
     monkeypatch.setattr(cpu_kernel, "compile_kernel", compiled)
     with caplog.at_level(logging.WARNING):
         assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
-    assert "Continuing with the plain one" in caplog.text
+    assert "The compiled head on cpu is not used, so encoding is slower" in caplog.text
 
 
 def test_running_out_of_memory_does_not_switch_the_head(parts, monkeypatch) -> None:
@@ -271,7 +271,7 @@ def test_instructions_unknown_to_llvm_are_not_used_and_noted(parts, monkeypatch,
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"avx512bf16": True, "amx-bf16": False})
     with caplog.at_level(logging.WARNING):
         assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
-    assert "LLVM sees no amx-bf16 in this CPU. Continuing with the plain one" in caplog.text
+    assert "slower: LLVM sees no amx-bf16 in this CPU." in caplog.text
 
 
 def test_an_llvm_that_is_too_old_is_not_used_and_noted(parts, monkeypatch, caplog) -> None:
@@ -279,7 +279,7 @@ def test_an_llvm_that_is_too_old_is_not_used_and_noted(parts, monkeypatch, caplo
     monkeypatch.setattr(llvm, "llvm_version_info", (20, 1, 8))
     with caplog.at_level(logging.WARNING):
         assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
-    assert "LLVM 20.1.8, but 22 is needed (llvmlite 0.50 or newer). Continuing with the plain one" in caplog.text
+    assert "LLVM 20.1.8, but 22 is needed (llvmlite 0.50 or newer)." in caplog.text
 
 
 @pytest.mark.parametrize(

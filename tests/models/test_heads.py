@@ -181,4 +181,4 @@ def test_a_head_that_cannot_run_on_the_device_is_not_used_and_noted(monkeypatch,
     with caplog.at_level(logging.WARNING):
         head = build_head(weight, bias, device=CPU, dtype=torch.float32)
     assert isinstance(head, TiledHead)
-    assert "The compiled head is not used on cpu" in caplog.text
+    assert "The compiled head on cpu is not used" in caplog.text

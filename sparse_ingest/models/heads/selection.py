@@ -6,18 +6,14 @@ logged and the plain head is used, so a wrong kernel can cost speed but never ch
 
 from __future__ import annotations
 
-import logging
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-from sparse_ingest.errors import UsageError, first_line
-from sparse_ingest.models import cpu_attention
+from sparse_ingest.errors import UsageError
+from sparse_ingest.models.compiled import tried_or_none
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.tiles import Head, IntegerHead, TiledHead
 from sparse_ingest.models.linear import KERNEL_DTYPES, has_avx2, has_vnni
-from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing
 
 # Lengths of the trials' documents: one token, a tile and one more, several tiles; then lengths for which Triton's head
@@ -30,7 +26,6 @@ TRIED = 1000
 CLOSE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 # Which instructions multiply integers, and whether there are any.
 NEEDED = {torch.int8: ("AVX512 VNNI", has_vnni), torch.int16: ("AVX2", has_avx2)}
-logger = logging.getLogger(__name__)
 
 
 def build_head(
@@ -38,23 +33,15 @@ def build_head(
 ) -> Head:
     """Return the fastest head of a device that computes the right weights."""
     tried = slice(None, None, max(1, len(bias) // TRIED) if device.type == "cpu" else 1)
-    try:
+
+    def fast_head() -> Head | None:
         works = _works(weight[tried], bias[tried], device=device, dtype=dtype, integers=integers)
-        fast = _fast_head(weight, bias, device=device, dtype=dtype, integers=integers) if works else None
+        return _fast_head(weight, bias, device=device, dtype=dtype, integers=integers) if works else None
+
+    if _has_fast_head(weight.shape[1], device=device, dtype=dtype, integers=integers):
+        fast = tried_or_none(fast_head, f"head on {device}")
         if fast is not None:
             return fast
-        reason = None if works is None else "its weights differ"
-    except ImportError as error:
-        logger.info("The plain head is used on %s, which is slower than a compiled one: %s.", device, first_line(error))
-        reason = None
-    except Exception as error:  # a compiler that cannot compile for this device may raise any type
-        if is_out_of_memory(error):  # it may have fit in another process of this run, and the last bits would differ
-            raise
-        reason = first_line(error)
-    if reason:
-        logger.warning(
-            "The compiled head is not used on %s: %s. Continuing with the plain one, which is slower.", device, reason
-        )
     return _plain_head(weight, bias, device=device, dtype=dtype, integers=integers)
 
 
@@ -74,8 +61,15 @@ def refuse_integers(integers: torch.dtype, device: torch.device) -> None:
         )
 
 
-def fast_head_works(device: torch.device, dtype: torch.dtype, *, integers: torch.dtype | None = None) -> bool | None:
-    """Compile the fast head for random weights. Return whether its weights are right; None if the device has none.
+def _has_fast_head(width: int, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None) -> bool:
+    """Return whether a device has a head for this width that is faster than the plain one."""
+    if device.type != "cpu":
+        return dtype != torch.float32  # which tensor cores do not multiply
+    return instructions_for(integers or dtype, width) is not None
+
+
+def fast_head_works(device: torch.device, dtype: torch.dtype, *, integers: torch.dtype | None = None) -> bool:
+    """Compile the fast head for random weights, for a device that has one. Return whether its weights are right.
 
     A compiler that is missing, or cannot compile for the device, may raise any exception.
     """
@@ -85,22 +79,13 @@ def fast_head_works(device: torch.device, dtype: torch.dtype, *, integers: torch
     return _works(weight, bias, device=device, dtype=dtype, integers=integers)
 
 
-def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None) -> bool:
-    """Return whether a model of this width would be faster on this CPU if llvmlite were installed."""
-    # In float32 attention is a small part of the time.
-    in_body = dtype == torch.bfloat16 and cpu_attention.instructions_for(dtype, cpu_attention.WIDTHS[0]) is not None
-    usable = in_body or instructions_for(integers or dtype, width) is not None
-    return device.type == "cpu" and usable and find_spec("llvmlite") is None
-
-
 def _works(
     weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None
-) -> bool | None:
-    """Return whether the fast head of these weights agrees with the plain one; None if there is no fast head."""
-    fast = _fast_head(weight, bias, device=device, dtype=dtype, integers=integers)
-    if fast is None:
-        return None
-    plain = _plain_head(weight, bias, device=device, dtype=dtype, integers=integers)
+) -> bool:
+    """Return whether the fast head of these weights agrees with the plain one."""
+    fast, plain = (
+        build(weight, bias, device=device, dtype=dtype, integers=integers) for build in (_fast_head, _plain_head)
+    )
     return passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=integers is not None)
 
 
@@ -112,17 +97,14 @@ def _plain_head(
 
 def _fast_head(
     weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, integers: torch.dtype | None
-) -> Head | None:
-    """Build the head that is faster than the plain one; None if this device and dtype have none."""
+) -> Head:
+    """Build the head that is faster than the plain one; see `_has_fast_head`."""
     if device.type != "cpu":
-        if dtype == torch.float32:  # no tensor cores: the plain head is as fast
-            return None
         from sparse_ingest.models.heads.triton_max import TritonHead
 
         return TritonHead(weight, bias, device=device, dtype=dtype)
     instructions = instructions_for(integers or dtype, weight.shape[1])
-    if instructions is None:
-        return None
+    assert instructions
     if integers:
         return IntegerHead(weight, bias, integers, instructions=instructions)
     return Kernel(weight.to(dtype), bias, instructions=instructions)
