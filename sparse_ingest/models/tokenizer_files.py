@@ -52,38 +52,49 @@ def _bert_tokenizer(folder: Path) -> Loaded | None:
 
     Return None if a file has a class, option or token that only transformers can interpret.
     """
-    config, path = tokenizer_config(folder), folder / "tokenizer.json"
-    settings = [config, *(read_json(folder / name) for name in OTHER_FILES)]
-    named = {key: _content(value) for one in settings for key, value in one.items() if key.endswith("_token")}
-    more = any(one.get(key) for one in settings for key in TOKENIZER_OPTIONS)
-    decoder = config.get("added_tokens_decoder") or {}
-    listed = {*settings[-1], *map(_content, decoder.values() if isinstance(decoder, dict) else [decoder])}
-    is_bert = str(config.get("tokenizer_class")).removesuffix("Fast") in BERT_CLASSES
-    others = named.items() - BERT_TOKENS.items() or listed - {*BERT_TOKENS.values()}
-    if not is_bert or more or others or not path.is_file():
+    path = folder / "tokenizer.json"
+    if not path.is_file() or not _declares_bert(folder):
         return None
     tokenizer = read_tokenizer(path)
-    model, normalizer = tokenizer.model, tokenizer.normalizer
-    added = tokenizer.get_added_tokens_decoder().items()
-    ids = {token.content: token_id for token_id, token in added}
-    plain = {repr(AddedToken(one.content, special=one.special, normalized=False)) == repr(one) for _, one in added}
-    parts = tuple(map(type, (model, normalizer, tokenizer.pre_tokenizer)))
-    if parts != BERT_PARTS or ids.keys() != {*BERT_TOKENS.values()} or plain != {True}:
-        return None
-    found = [
-        (model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word),
-        (normalizer.clean_text, normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars),
-        tokenizer.encode("[MASK]").ids,
-    ]
-    expected = [
-        ("[UNK]", "##", 100),
-        (True, *(config.get(key, usual) for key, usual in BERT_OPTIONS.items())),
-        [ids[token] for token in ("[CLS]", "[MASK]", "[SEP]")],
-    ]
-    if found != expected:
+    ids = _bert_ids(tokenizer, tokenizer_config(folder))
+    if ids is None:
         return None
     special = {role: ids[token] for role, token in BERT_TOKENS.items()}
-    return Loaded(tokenizer, special["pad_token"], sorted(ids.values()), special)
+    return Loaded(tokenizer, special["pad_token"], sorted(special.values()), special)
+
+
+def _declares_bert(folder: Path) -> bool:
+    """Return whether the files beside tokenizer.json have BERT's class and tokens, and no option besides BERT's."""
+    config = tokenizer_config(folder)
+    *_, added = files = [config, *(read_json(folder / name) for name in OTHER_FILES)]
+    if str(config.get("tokenizer_class")).removesuffix("Fast") not in BERT_CLASSES:
+        return False
+    if any(file.get(option) for file in files for option in TOKENIZER_OPTIONS):
+        return False
+    roles = {(key, _content(value)) for file in files for key, value in file.items() if key.endswith("_token")}
+    decoder = config.get("added_tokens_decoder") or {}
+    tokens = {*added, *map(_content, decoder.values() if isinstance(decoder, dict) else [decoder])}
+    return roles <= {*BERT_TOKENS.items()} and tokens <= {*BERT_TOKENS.values()}
+
+
+def _bert_ids(tokenizer: Any, config: dict[str, Any]) -> dict[str, int] | None:
+    """Return the ids of BERT's tokens if a tokenizer has its parts, and the options in tokenizer_config.json."""
+    model, normalizer, added = tokenizer.model, tokenizer.normalizer, tokenizer.get_added_tokens_decoder()
+    ids = {token.content: token_id for token_id, token in added.items()}
+    parts = tuple(map(type, (model, normalizer, tokenizer.pre_tokenizer)))
+    if parts != BERT_PARTS or ids.keys() != {*BERT_TOKENS.values()}:
+        return None
+    # `repr` has all options of a token.
+    if any(repr(one) != repr(AddedToken(one.content, special=one.special, normalized=False)) for one in added.values()):
+        return None
+    options = normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars
+    is_usual = (
+        (model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word) == ("[UNK]", "##", 100)
+        and normalizer.clean_text
+        and options == tuple(config.get(key, usual) for key, usual in BERT_OPTIONS.items())
+        and tokenizer.encode("[MASK]").ids == [ids[token] for token in ("[CLS]", "[MASK]", "[SEP]")]
+    )
+    return ids if is_usual else None
 
 
 def _content(token: object) -> str:
