@@ -31,15 +31,19 @@ def random_collection(queries: int = 40) -> tuple[list[Ranked], dict[str, dict[s
 def test_values_equal_ir_measures_for_any_block_size(monkeypatch):
     ranked, qrels = random_collection()
     # Measures of trec_eval. The other providers order equal scores differently.
-    names = ["nDCG@10", "RR", "R@100", "AP@100", "Success@1", "P(rel=2)@5"]
+    library = {
+        "nDCG@10": ir_measures.nDCG @ 10, "RR": ir_measures.RR, "R@100": ir_measures.R @ 100,
+        "AP@100": ir_measures.AP @ 100, "Success@1": ir_measures.Success @ 1, "P(rel=2)@5": ir_measures.P(rel=2) @ 5,
+    }  # fmt: skip
+    names = list(library)
     run = {one.query_id: dict(zip(one.doc_ids, one.scores, strict=True)) for one in ranked if one.doc_ids}
-    expected = ir_measures.calc([ir_measures.parse_measure(name) for name in names], qrels, run)
+    expected = ir_measures.calc(list(library.values()), qrels, run)
     for block in (1, 7, 1000):
         monkeypatch.setattr(measures, "_BLOCK", block)
         found = measure(iter(ranked), qrels, names)
         assert list(found.mean) == names
         for name in names:
-            assert found.mean[name] == pytest.approx(expected.aggregated[ir_measures.parse_measure(name)], abs=1e-12)
+            assert found.mean[name] == pytest.approx(expected.aggregated[library[name]], abs=1e-12)
         for metric in expected.per_query:
             assert found.per_query[str(metric.measure)][metric.query_id] == metric.value
 
