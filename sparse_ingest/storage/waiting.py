@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def handling(handler: Callable[..., object]) -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP in the block. An ignored signal, as SIGHUP under nohup, stays ignored."""
-    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+def handling(handler: Callable[..., object], *others: signal.Signals) -> Iterator[None]:
+    """Handle SIGTERM, SIGHUP and `others` in the block. An ignored signal, as SIGHUP under nohup, stays ignored."""
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP, *others) if signal.getsignal(one) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
