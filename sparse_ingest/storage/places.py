@@ -125,10 +125,6 @@ class RemotePath:
         """Return whether it is a folder that is not empty."""
         return self.listable and (self.about() or {}).get("type") == "directory"
 
-    def is_file(self) -> bool:
-        """Return whether it is a file."""
-        return (self.about() or {}).get("type") == "file"
-
     def about(self) -> dict[str, Any] | None:
         """Return `type`, `size` in bytes and `version`, a string that changes with the content; None if absent.
 
