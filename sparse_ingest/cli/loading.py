@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -137,8 +136,7 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
         lines.append(f"{report.retried:,} refused documents were sent again.")
     print_result(as_json, content, (*lines, *also))
     if report.dead and not as_json:
-        dead = place_of(report.dead)
-        with dead.open("rb") if isinstance(dead, Path) else dead.open() as letters:
+        with place_of(report.dead).open("rb") as letters:
             first = json.loads(letters.readline())
         why = _printable(shortened(first["reason"].rstrip("."), 300))
         click.echo(

@@ -36,11 +36,10 @@ from sparse_ingest.cli import (
     showing,
 )
 from sparse_ingest.cli.options import drop_output
-from sparse_ingest.cli.progress import handling
 from sparse_ingest.cli.terminal import guarded
 from sparse_ingest.cli.verbosity import to_stderr, with_verbosity
 from sparse_ingest.errors import SparseIngestError
-from sparse_ingest.storage.waiting import left_behind
+from sparse_ingest.storage.waiting import handling, left_behind
 
 _AGAIN = "then start the same command again: finished work is kept."
 # Of the errors that a thread or a shared library without memory raises.

@@ -1,35 +1,21 @@
-"""Progress on standard error: a tqdm bar on a terminal, otherwise one line every 10 s. SIGTERM handling."""
+"""Progress on standard error: a tqdm bar on a terminal, otherwise one line every 10 s. Stops on SIGTERM."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import click
 from tqdm import tqdm
 
 from sparse_ingest.reporting import NOTE, TqdmReporter
-from sparse_ingest.storage.waiting import stopping
+from sparse_ingest.storage.waiting import handling, stopping
 
 LINE_EVERY_S = 10.0
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def handling(handler: Callable[..., object]) -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP in the block. An ignored signal, as SIGHUP under nohup, stays ignored."""
-    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 class TerminalReporter(TqdmReporter):

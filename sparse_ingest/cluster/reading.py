@@ -25,7 +25,7 @@ from sparse_ingest.cluster.mappings import field_mapping
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.records import TermShare
+from sparse_ingest.records import TermShare, in_batches
 
 _MOST_CLAUSES = 1 << 15  # of one query, about 0.5 MB: Elasticsearch may allow more
 _SPARE_CLAUSES = 8  # for the filter on ids, and for those that a rewrite may add
@@ -160,8 +160,8 @@ def search_many(
     bypass = client.dialect.no_pipeline if client.version >= PIPELINE_IN_BODY_SINCE else {}
     header = b'{"allow_partial_search_results":true}\n' if client.allow_partial else b"{}\n"
     lines = (header + json.dumps({**body, **bypass}).encode() + b"\n" for body in bodies)
-    for some in _joined(lines, at_once):
-        answer = client.call("POST", path, some, params=params, timeout_s=300, expected=Responses)
+    for some in in_batches(lines, at_once, _MAX_BYTES):
+        answer = client.call("POST", path, b"".join(some), params=params, timeout_s=300, expected=Responses)
         for response in answer["responses"]:
             if "error" in response:
                 kind, reason = error_of(response)
@@ -176,18 +176,6 @@ def search_many(
                     )
                 raise unsearchable(client, index, kind, reason)
             yield response
-
-
-def _joined(lines: Iterable[bytes], at_once: int) -> Iterator[bytes]:
-    """Join at most `at_once` lines, up to `_MAX_BYTES`; a longer line stays alone."""
-    some: list[bytes] = []
-    for line in lines:
-        if some and (len(some) == at_once or sum(map(len, some)) + len(line) > _MAX_BYTES):
-            yield b"".join(some)
-            some = []
-        some.append(line)
-    if some:
-        yield b"".join(some)
 
 
 def unsearchable(client: Client, index: str, kind: str, reason: str) -> UnsearchableFieldError:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sparse_ingest.errors import LocalServerError
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.storage.scratch import user_folder
+from sparse_ingest.storage.scratch import try_lock, user_folder
 
 Account = pwd.struct_passwd  # of the unprivileged user that runs the server if the caller is root
 
@@ -89,9 +89,7 @@ def locked(path: Path, reporter: Reporter, busy: str) -> Iterator[None]:
     """Lock the file `path`; report `busy` if another process has locked it. A lock ends with its process."""
     make_folder(path.parent)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             reporter.note(busy)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

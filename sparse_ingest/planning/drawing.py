@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -173,6 +173,25 @@ def _frontiers(report: PlanReport) -> Iterator[tuple[str, Sequence[Point], Seque
         yield f"Engines of {report.index}", report.settings, report.settings_frontier
 
 
+def charted(report: PlanReport) -> tuple[Sequence[Point], Sequence[int], str, str]:
+    """Return the points of the chart, their frontier, and name and label of their cost.
+
+    They are the engines of an index if these were measured, otherwise pruning rules.
+    """
+    if report.settings:
+        return report.settings, report.settings_frontier, "latency_p50_ms", "latency of a query, p50, ms"
+    return report.points, report.frontier, "visited", "postings visited by a query"
+
+
+def best_at_cost(points: Iterable[Point], cost: str) -> list[tuple[float, float]]:
+    """Return cost and kept quality of the points that keep more than all cheaper ones, cheapest first."""
+    line: list[tuple[float, float]] = []
+    for value, kept in sorted((found, 1 - one.loss) for one in points if (found := getattr(one, cost)) is not None):
+        if not line or kept > line[-1][1]:
+            line.append((value, kept))
+    return line
+
+
 def figure_class() -> Any:
     """Return matplotlib's `Figure`, or raise `MissingExtraError`."""
     with needs_extra("evaluate", "Drawing a plan"):
@@ -182,12 +201,8 @@ def figure_class() -> Any:
 
 def _figure(report: PlanReport) -> Any:
     """Plot quality against cost: latency for an index, otherwise postings visited."""
-    if report.settings:
-        cost, label = "latency_p50_ms", "latency of a query, p50, ms"
-        points, best, title = report.settings, report.settings_frontier, f"Engines of index {report.index}"
-    else:
-        cost, label = "visited", "postings visited by a query"
-        points, best, title = report.points, report.frontier, "Pruning of documents and queries"
+    points, best, cost, label = charted(report)
+    title = f"Engines of index {report.index}" if report.settings else "Pruning of documents and queries"
     figure = figure_class()(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     axes.set_title(f"{title}: {report.documents:,} documents, {report.queries} queries")
@@ -207,11 +222,8 @@ def _draw(axes: Any, points: Sequence[Point], best: Sequence[Point], cost: str, 
         kinds.setdefault(kind, []).append((getattr(point, cost), 1 - point.loss))
     for kind, places in kinds.items():
         axes.scatter(*zip(*places, strict=True), s=12, alpha=0.6, color=_COLORS[kind.split()[-1]], label=kind)
-    line: list[tuple[float, float]] = []
-    for value, kept in sorted((getattr(point, cost), 1 - point.loss) for point in best):
-        if not line or kept > line[-1][1]:
-            line.append((value, kept))
-    axes.step(*zip(*line, strict=True), where="post", color="gray", linewidth=1, label="best at this cost")
+    line = zip(*best_at_cost(best, cost), strict=True)
+    axes.step(*line, where="post", color="gray", linewidth=1, label="best at this cost")
     allowed = f"loss of {report.allowed_loss * 100:g}%"
     axes.axhline(1 - report.allowed_loss, color="gray", linestyle=":", linewidth=1, label=allowed)
     if report.choice and (value := getattr(report.choice.point, cost)) is not None:

@@ -49,6 +49,7 @@ from sparse_ingest.searching.exact import QueryVector
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.pipelines import pipeline_of_run, refuse_hybrid
 from sparse_ingest.searching.query import many_query_weights
+from sparse_ingest.searching.run_search import token_ids_of
 
 LEAST_QUERIES = 10
 DEPTH = 100
@@ -135,7 +136,7 @@ class _Job:
             )
         texts = {query.id: query.text for query in queries}
         self.texts = [texts[query_id] for query_id, _ in weighted]
-        number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
+        number = token_ids_of(run)
         if not any(number.keys() & weights.keys() for _, weights in weighted):
             raise UsageError(
                 f"No token of any query is in the vocabulary of {run.path}. Give the --model that encoded the run."

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparse_ingest.errors import counted, listed
 from sparse_ingest.pipeline import in_words as settings_in_words
-from sparse_ingest.planning.drawing import sentences
+from sparse_ingest.planning.drawing import best_at_cost, charted, sentences
 from sparse_ingest.planning.drawing import table as plan_table
 from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.reporting import shortened, size_text
@@ -185,19 +185,10 @@ def _histogram(caption: Caption, found: Distribution, every: int) -> str:
 
 
 def _plan(plan: PlanReport) -> str:
-    """Return the frontier of the engines of an index if they were measured, otherwise that of pruning rules."""
-    title, cost, x = "Pruning frontier", "visited", "postings visited by a query"
-    points, best = plan.points, plan.frontier
-    if plan.settings:
-        title, cost, x = "Engine frontier", "latency_p50_ms", "latency of a query, p50, ms"
-        points, best = plan.settings, plan.settings_frontier
-    known = sorted({(value, 1 - points[place].loss) for place in best if (value := getattr(points[place], cost))})
-    line: list[tuple[float, float]] = []
-    for value, kept in known:
-        if not line or kept > line[-1][1]:
-            line.append((value, kept))
+    points, best, cost, x = charted(plan)
+    title = "Engine frontier" if plan.settings else "Pruning frontier"
     chart = ""
-    if line:
+    if line := best_at_cost((points[place] for place in best), cost):
         shows = f"The best {plan.quality} at each cost, relative to unpruned vectors ({plan.full_quality:.4f})."
         caption = Caption(title, shows, x, "quality kept")
         chosen = plan.choice and getattr(plan.choice.point, cost)

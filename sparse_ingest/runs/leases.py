@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from sparse_ingest.reporting import Reporter
 from sparse_ingest.storage.durable import open_own
 from sparse_ingest.storage.foreign_json import checked, parse_json
 from sparse_ingest.storage.places import RemotePath
+from sparse_ingest.storage.scratch import try_lock
 
 RENEWED_S = 10.0
 EXPIRES_S = 60.0
@@ -110,12 +110,7 @@ def file_lock(path: Path) -> Iterator[bool]:
             "it to a writable folder with free space."
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield try_lock(file)
 
 
 class _Lease:

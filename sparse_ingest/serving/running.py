@@ -19,8 +19,8 @@ from sparse_ingest.reporting import Reporter
 from sparse_ingest.serving.options import ServeOptions
 from sparse_ingest.serving.service import Service
 from sparse_ingest.serving.web import Guard, application
+from sparse_ingest.storage.waiting import handling
 
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BACKLOG = 2048
 _DRAIN_S = 1.0  # how long idle connections stay open after a stop request
 
@@ -47,16 +47,9 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
+        in_main = threading.current_thread() is threading.main_thread()
+        with handling(self.handle_exit, signal.SIGINT) if in_main else contextlib.nullcontext():
             yield
-            return
-        numbers = [one for one in _STOPS if signal.getsignal(one) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def run(

@@ -8,8 +8,10 @@ import json
 import logging
 import re
 import time
+from base64 import b64encode
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
@@ -28,7 +30,6 @@ from sparse_ingest.serving.metrics import Metrics
 from sparse_ingest.serving.openapi import Operation
 from sparse_ingest.serving.operations import OPERATIONS
 from sparse_ingest.serving.options import ServeOptions, is_loopback
-from sparse_ingest.serving.page import page_policy
 from sparse_ingest.serving.service import EVALUATED, Service
 from sparse_ingest.serving.work import Work
 
@@ -100,12 +101,25 @@ async def _body(request: Request, most: int) -> bytes:
 
 def _page() -> Any:
     content = (files("sparse_ingest.serving") / "page.html").read_bytes()
-    headers = {"content-security-policy": page_policy(content), "cache-control": "no-cache"}
+    headers = {"content-security-policy": _page_policy(content), "cache-control": "no-cache"}
 
     async def page(_: Request) -> Response:
         return Response(content, headers=headers, media_type="text/html; charset=utf-8")
 
     return page
+
+
+def _page_policy(page: bytes) -> str:
+    """Return the Content-Security-Policy of a page with inline style and script."""
+
+    def hashes(tag: bytes) -> str:
+        found = re.findall(rb"<" + tag + rb">(.*?)</" + tag + rb">", page, re.DOTALL)
+        return " ".join(f"'sha256-{b64encode(sha256(content).digest()).decode()}'" for content in found) or "'none'"
+
+    return (
+        f"default-src 'none'; script-src {hashes(b'script')}; style-src {hashes(b'style')}; connect-src 'self'; "
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 async def _metrics(metrics: Metrics, _: Request) -> Response:

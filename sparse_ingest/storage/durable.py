@@ -14,7 +14,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO
 
 from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import Place, RemotePath
@@ -158,8 +158,8 @@ def _link(source: Path | str, target: Path) -> None:
 
 
 def _sha256_of(path: Place) -> str | None:
-    with contextlib.suppress(FileNotFoundError), path.open("rb") if isinstance(path, Path) else path.open() as file:
-        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
     return None
 
 

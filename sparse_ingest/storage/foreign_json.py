@@ -68,7 +68,7 @@ def read_bytes(path: Place, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the content of a file. Raise ValueError if it is larger than `max_bytes`, or not a regular file."""
     if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")
-    with path.open("rb") if isinstance(path, Path) else path.open() as file:
+    with path.open("rb") as file:
         content = file.read(max_bytes + 1)
     if content.startswith(LFS_POINTER):
         raise ValueError(NOT_FETCHED)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sparse_ingest.errors import MissingExtraError, SparseIngestError, StorageError, UsageError, first_line
@@ -125,10 +125,6 @@ class RemotePath:
         """Return whether it is a folder that is not empty."""
         return self.listable and (self.about() or {}).get("type") == "directory"
 
-    def is_file(self) -> bool:
-        """Return whether it is a file."""
-        return (self.about() or {}).get("type") == "file"
-
     def about(self) -> dict[str, Any] | None:
         """Return `type`, `size` in bytes and `version`, a string that changes with the content; None if absent.
 
@@ -173,7 +169,7 @@ class RemotePath:
         how = {"max_concurrency": 1} if self._scheme in _S3 else {}
         return bytes(self._request("read", lambda: self._storage.cat_file(self._target, **how)))
 
-    def open(self) -> io.BufferedReader:
+    def open(self, _mode: Literal["rb"] = "rb") -> io.BufferedReader:
         """Open the file for reading, with the next block fetched in the background."""
         return io.BufferedReader(self.open_ranges(_KEPT_BLOCKS), 1 << 20)
 

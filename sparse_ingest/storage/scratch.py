@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
+from typing import IO, Any
 
 _PREFIX = "sparse-ingest-scratch-"
 
@@ -39,6 +40,15 @@ class ScratchFolder:
         self._end()
 
 
+def try_lock(file: int | IO[Any]) -> bool:
+    """Lock an open file or folder until it is closed. Return False if another process has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def user_folder(variable: str = "XDG_STATE_HOME", in_home: str = ".local/state") -> Path:
     """Return SPARSE_INGEST_HOME, otherwise `sparse-ingest` in the folder of `variable`, or in `in_home` below home."""
     if own := os.environ.get("SPARSE_INGEST_HOME"):
@@ -53,12 +63,8 @@ def _locked(folder: Path) -> int | None:
     Links are not followed, because every user may create names in the folder for temporary files.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(handle).st_uid == os.getuid():
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
-    except BlockingIOError:
-        pass
+    if os.fstat(handle).st_uid == os.getuid() and try_lock(handle):
+        return handle
     os.close(handle)
     return None
 

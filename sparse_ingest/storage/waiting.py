@@ -5,11 +5,13 @@ A request runs in its own thread, which continues if the wait ends first. Not co
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from threading import Event, Thread
 from typing import TypeVar
@@ -25,6 +27,18 @@ _GRACE_S = 10.0
 _LEAST_BYTES = 1 << 20  # counted as progress; a byte per second is a silence
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[..., object], *others: signal.Signals) -> Iterator[None]:
+    """Handle SIGTERM, SIGHUP and `others` in the block. An ignored signal, as SIGHUP under nohup, stays ignored."""
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP, *others) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def in_thread(ask: Callable[[], T], name: str) -> Future[T]:

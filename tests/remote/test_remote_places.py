@@ -58,7 +58,7 @@ def test_a_file_is_written_once_and_read(folder: RemotePath) -> None:
     first = place.about()
     place.write_whole(b"two")
     assert place.read_bytes() == b"two" and place.about() != first
-    assert folder.is_dir() and not folder.is_file() and place.is_file() and not place.is_dir()
+    assert folder.is_dir() and place.exists() and not place.is_dir()
     place.unlink()
     place.unlink(missing_ok=True)
     assert not place.exists()
