@@ -32,6 +32,7 @@ from sparse_ingest.cluster.failures import (
     BUSY,
     GARBAGE,
     NO_JSON,
+    PAGE,
     blocked_message,
     error_of,
     is_block,
@@ -259,6 +260,11 @@ class Client:
             return TimedOutError(message) if timed_out else UnreachableError(message)
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
         message = f"{self.address} answered {error.status_code} {kind}: {reason}"
+        if kind == PAGE:
+            message = (
+                f"{self.address} answered {error.status_code} with a web page ({reason}), not with JSON. A proxy may "
+                "have sent it: check --url, and that the cluster behind the proxy is up."
+            )
         if error.status_code in REDIRECTS:
             message = redirect_message(error.status_code, self.address, path, getattr(error, "location", None))
         elif is_block(error.status_code, kind):
