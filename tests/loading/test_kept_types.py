@@ -182,10 +182,10 @@ def test_an_index_of_another_client_keeps_its_mapping_and_gets_missing_fields(
                   "where": {"type": "geo_point"}, "deep": {"properties": {"a": {"enabled": False}}},
                   "left": {"type": "byte", "ignore_malformed": True},
                   "parts": {"type": "nested", "properties": {"a": {"type": "long"}}}}  # fmt: skip
-    client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": "strict", "properties": properties | {
-        name: {"type": "text"} for name in ("title", "text")}}})  # fmt: skip
+    client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": "strict", "properties": properties}})
     fields = {"1": {"category": "shoes", "price": 27.99, "where": [1.5, 2.5], "deep": {"a": {"b": 1}}, "left": 1000,
-                    "day": "2026-01-05", "parts": [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]}}  # fmt: skip
+                    "day": "2026-01-05", "parts": [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}],
+                    "title": "Red", "text": "Red shoes"}}  # fmt: skip
     assert into(client, index_name, run_of(tmp_path / "run", fields)).refused == 0
     types = {
         "category": "text",
@@ -197,6 +197,8 @@ def test_an_index_of_another_client_keeps_its_mapping_and_gets_missing_fields(
         "parts": "nested",
     }
     assert mapped(client, index_name) == types
+    for name in ("title", "text"):
+        assert found(client, index_name, {"match": {name: "red"}}) == {"1"}
     inner = {"bool": {"filter": [{"term": {"parts.a": 2}}, {"term": {"parts.b": "y"}}]}}
     assert found(client, index_name, {"nested": {"path": "parts", "query": inner}}) == {"1"}
 
