@@ -165,7 +165,12 @@ class Client:
     def search(self, path: str, body: Mapping[str, Any], *, expected: Any = None, **params: str) -> Any:
         """Send a `_search` of an index or alias without its default search pipeline, unless the body names one."""
         params |= {} if "search_pipeline" in body else self.dialect.no_pipeline
-        return self.call("POST", f"{path}/_search", body, params=params, expected=expected)
+        try:
+            return self.call("POST", f"{path}/_search", body, params=params, expected=expected)
+        except ResponseError as error:
+            if "_source is disabled" not in error.reason or not body.get("_source"):
+                raise
+            return self.call("POST", f"{path}/_search", {**body, "_source": False}, params=params, expected=expected)
 
     def allowing(self, partial: bool) -> Client:
         """Return a client for a command with --allow-partial: if `partial`, partial answers cause one warning."""

@@ -391,8 +391,6 @@ def _send(client: Client, index: str, body: SearchBody, **params: str) -> Any:
     try:
         return client.search(path_of(index), body, expected=Found, **params)
     except ClusterError as error:
-        if "_source is disabled" in str(error) and body.get("_source"):
-            return _send(client, index, without_source(body), **params)
         for sign, message in _UNDERSTOOD.items():
             if sign in str(error):
                 raise ClusterError(message.format(index=index, address=client.address)) from error

@@ -16,7 +16,7 @@ from support.runs import DOCUMENTS, NASTY_TOKENS, make_run
 
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.hybrid_bodies import bm25_body
-from sparse_ingest.cluster.reading import explained_terms
+from sparse_ingest.cluster.reading import explained_terms, read_fields
 from sparse_ingest.cluster.search_bodies import rank_feature_body
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
@@ -93,6 +93,7 @@ def test_hits_of_an_index_without_source_have_no_fields(client: Client, index_na
     assert [hit.doc_id for hit in hits] == [hit.doc_id for hit in search_run(run, {"river": 1.0, "lamp": 1.0}, size=9)]
     assert all(hit.terms and not hit.fields for hit in hits)
     assert {hit.doc_id for hit in search_words(client, index_name, "Text", size=9)} == set(DOCUMENTS)
+    assert read_fields(client, index_name, "sparse", ["small", "absent"]) == {"small": {}}
 
 
 def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
