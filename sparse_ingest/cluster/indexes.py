@@ -108,7 +108,9 @@ def find_index(client: Client, name: str) -> Index | None:
                 f"--index {name!r} is an alias of {', '.join(sorted(found))} without a write index. "
                 "Name one of them, or set is_write_index on one."
             )
-        beside = tuple(Index(one, "", found[one].get("mappings", {})) for one in found if one != writing[0])
+        beside = tuple(
+            Index(one, "", with_objects(found[one].get("mappings", {}))) for one in found if one != writing[0]
+        )
         found = {writing[0]: found[writing[0]]}
     ((concrete, entry),) = found.items()
     settings = entry["settings"]["index"]
@@ -118,7 +120,22 @@ def find_index(client: Client, name: str) -> Index | None:
             "it was replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service "
             "(--aws-service es)."
         )
-    return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}), beside)
+    content = with_objects(entry.get("mappings", {}))
+    return Index(concrete, str(settings["uuid"]), content, settings, entry.get("aliases", {}), beside)
+
+
+def with_objects(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping whose fields with dotted names, as `subobjects: false` stores them, are in objects."""
+    if "properties" not in mapping:
+        return dict(mapping)
+    properties: dict[str, Any] = {}
+    for name, entry in mapping["properties"].items():
+        *objects, last = name.split(".")
+        within = properties
+        for part in objects:
+            within = within.setdefault(part, {}).setdefault("properties", {})
+        within[last] = within.get(last, {}) | with_objects(entry)
+    return {**mapping, "properties": properties}
 
 
 def need_index(client: Client, name: str, advice: str) -> Index:
