@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.answers import Indexes
-from sparse_ingest.cluster.client import Client, TimedOutError, path_of
+from sparse_ingest.cluster.client import Client, ResponseError, TimedOutError, path_of
 from sparse_ingest.cluster.stamps import CHANGED_BY_LOADS, META_KEY, Stamp, foreign_settings, read_stamp
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import in_words
@@ -167,6 +167,14 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
     """Create an index that does not exist. Its primaries may not be started yet when this returns."""
     try:
         client.call("PUT", path_of(name), body, timeout_s=_PRIMARIES_S)
+    except ResponseError as error:
+        if error.status != 400 or error.kind == "resource_already_exists_exception":
+            raise
+        message = (
+            f"{str(error).rstrip('.')}. Check the index body, and the index templates that match the name: POST "
+            f"/_index_template/_simulate_index{path_of(name)} shows what they add."
+        )
+        raise ResponseError(message, status=error.status, kind=error.kind, reason=error.reason) from error
     except TimedOutError:
         # OpenSearch creates the index, but answers when the primaries have started, or after 30 s.
         for _ in range(_CREATE_LOOKS):
