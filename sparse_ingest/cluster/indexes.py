@@ -168,7 +168,7 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
     try:
         client.call("PUT", path_of(name), body, timeout_s=_PRIMARIES_S)
     except ResponseError as error:
-        if error.status != 400 or error.kind == "resource_already_exists_exception":
+        if error.status != 400 or error.kind in ("resource_already_exists_exception", "invalid_index_name_exception"):
             raise
         message = (
             f"{str(error).rstrip('.')}. Check the index body, and the index templates that match the name: POST "
