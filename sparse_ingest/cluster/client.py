@@ -32,6 +32,7 @@ from sparse_ingest.cluster.failures import (
     BUSY,
     GARBAGE,
     NO_JSON,
+    PAGE,
     blocked_message,
     error_of,
     is_block,
@@ -164,7 +165,12 @@ class Client:
     def search(self, path: str, body: Mapping[str, Any], *, expected: Any = None, **params: str) -> Any:
         """Send a `_search` of an index or alias without its default search pipeline, unless the body names one."""
         params |= {} if "search_pipeline" in body else self.dialect.no_pipeline
-        return self.call("POST", f"{path}/_search", body, params=params, expected=expected)
+        try:
+            return self.call("POST", f"{path}/_search", body, params=params, expected=expected)
+        except ResponseError as error:
+            if "_source is disabled" not in error.reason or not body.get("_source"):
+                raise
+            return self.call("POST", f"{path}/_search", {**body, "_source": False}, params=params, expected=expected)
 
     def allowing(self, partial: bool) -> Client:
         """Return a client for a command with --allow-partial: if `partial`, partial answers cause one warning."""
@@ -259,6 +265,11 @@ class Client:
             return TimedOutError(message) if timed_out else UnreachableError(message)
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
         message = f"{self.address} answered {error.status_code} {kind}: {reason}"
+        if kind == PAGE:
+            message = (
+                f"{self.address} answered {error.status_code} with a web page ({reason}), not with JSON. A proxy may "
+                "have sent it: check --url, and that the cluster behind the proxy is up."
+            )
         if error.status_code in REDIRECTS:
             message = redirect_message(error.status_code, self.address, path, getattr(error, "location", None))
         elif is_block(error.status_code, kind):

@@ -18,6 +18,7 @@ BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with 
 BLOCKED = "cluster_block_exception"
 CLOSED = "index_closed_exception"
 GARBAGE = "{} did not answer with the JSON of OpenSearch or Elasticsearch. Check that --url names the cluster itself."
+PAGE = "web page"  # the kind of an error that no cluster sends; its reason is the title
 NO_JSON = "The request cannot be written as JSON: {}. Use only lists, objects, strings, numbers and booleans."
 # Patterns of OpenSSL's messages, and ours; {0} is OpenSSL's message, {1} advice about an unknown CA.
 _TLS_FAILURES = (
@@ -57,6 +58,8 @@ class UnreachableError(ClusterError):
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
     """Return type and reason of an error that a cluster reports, including the deepest cause."""
     error = answer.get("error", answer)
+    if not answer and fallback.lstrip().startswith("<"):
+        return PAGE, _title(fallback)
     if not isinstance(error, dict):
         return "error", str(error or fallback)
     if isinstance(error.get("message"), str):
@@ -77,6 +80,12 @@ def _of_shard(error: Mapping[str, Any]) -> Any:
         case [{"reason": dict(reason)}, *_]:
             return reason
     return None
+
+
+def _title(page: str) -> str:
+    """Return the title of an HTML page, which may be long; without one, the start of its text."""
+    found = re.search(r"<title[^>]*>(.*?)</title>", page, re.DOTALL | re.IGNORECASE)
+    return " ".join((found[1] if found else re.sub("<[^>]*>", " ", page)).split())[:200]
 
 
 def _one_line(reason: object) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.answers import Indexes
-from sparse_ingest.cluster.client import Client, TimedOutError, path_of
+from sparse_ingest.cluster.client import Client, ResponseError, TimedOutError, path_of
 from sparse_ingest.cluster.stamps import CHANGED_BY_LOADS, META_KEY, Stamp, foreign_settings, read_stamp
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import in_words
@@ -108,7 +108,9 @@ def find_index(client: Client, name: str) -> Index | None:
                 f"--index {name!r} is an alias of {', '.join(sorted(found))} without a write index. "
                 "Name one of them, or set is_write_index on one."
             )
-        beside = tuple(Index(one, "", found[one].get("mappings", {})) for one in found if one != writing[0])
+        beside = tuple(
+            Index(one, "", with_objects(found[one].get("mappings", {}))) for one in found if one != writing[0]
+        )
         found = {writing[0]: found[writing[0]]}
     ((concrete, entry),) = found.items()
     settings = entry["settings"]["index"]
@@ -118,7 +120,22 @@ def find_index(client: Client, name: str) -> Index | None:
             "it was replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service "
             "(--aws-service es)."
         )
-    return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}), beside)
+    content = with_objects(entry.get("mappings", {}))
+    return Index(concrete, str(settings["uuid"]), content, settings, entry.get("aliases", {}), beside)
+
+
+def with_objects(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping whose fields with dotted names, as `subobjects: false` stores them, are in objects."""
+    if "properties" not in mapping:
+        return dict(mapping)
+    properties: dict[str, Any] = {}
+    for name, entry in mapping["properties"].items():
+        *objects, last = name.split(".")
+        within = properties
+        for part in objects:
+            within = within.setdefault(part, {}).setdefault("properties", {})
+        within[last] = within.get(last, {}) | with_objects(entry)
+    return {**mapping, "properties": properties}
 
 
 def need_index(client: Client, name: str, advice: str) -> Index:
@@ -150,6 +167,14 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
     """Create an index that does not exist. Its primaries may not be started yet when this returns."""
     try:
         client.call("PUT", path_of(name), body, timeout_s=_PRIMARIES_S)
+    except ResponseError as error:
+        if error.status != 400 or error.kind in ("resource_already_exists_exception", "invalid_index_name_exception"):
+            raise
+        message = (
+            f"{str(error).rstrip('.')}. Check the index body, and the index templates that match the name: POST "
+            f"/_index_template/_simulate_index{path_of(name)} shows what they add."
+        )
+        raise ResponseError(message, status=error.status, kind=error.kind, reason=error.reason) from error
     except TimedOutError:
         # OpenSearch creates the index, but answers when the primaries have started, or after 30 s.
         for _ in range(_CREATE_LOOKS):

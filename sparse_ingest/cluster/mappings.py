@@ -145,16 +145,20 @@ def _other_product(entry: Mapping[str, Any], dialect: Dialect) -> str | None:
 def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> None:
     """Raise `ClusterError` if the mapping or the vectors of an index do not fit. `kind` None: either kind fits."""
     mapped = field_mapping(index.mappings, stamp.field)
-    found, found_kind = mapped.get("type", "object") if mapped else "no such field", kind_of(mapped)
+    found_kind = kind_of(mapped)
     turned = found_kind == "rank_features" and not (mapped or {}).get("positive_score_impact", True)
     if turned or found_kind is None or found_kind != (kind or found_kind):
-        wanted = "sparse_vector" if kind == "sparse_vector" else "rank_features with positive_score_impact true"
-        wanted += "" if kind else ", or sparse_vector"
+        found = f"has no field {stamp.field!r}"
+        if mapped:
+            inverse = " with positive_score_impact false" if turned else ""
+            found = f"maps the field {stamp.field!r} as {mapped.get('type', 'object')}{inverse}"
+        wanted = "sparse_vector"
+        if kind != "sparse_vector":
+            wanted = "rank_features with positive_score_impact true, or "
+            wanted += "sparse_vector on Elasticsearch" if kind else "sparse_vector"
         instead = "--kind" if found_kind and not turned else "--field"
         raise ClusterError(
-            f"Index {index.name!r}: the field {stamp.field!r} is {found}"
-            f"{' with positive_score_impact false' if turned else ''}; expected {wanted}. "
-            f"Load into a new index, or pass {instead}."
+            f"Index {index.name!r} {found}; expected {wanted}. Load into a new index, or pass {instead}."
         )
     if any(str(entry.get("disable_objects")).lower() == "true" for entry in _entries_to(index.mappings, stamp.field)):
         raise ClusterError(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sparse_ingest.cluster.indexes import with_objects
 from sparse_ingest.cluster.mappings import leaves
 from sparse_ingest.cluster.stamps import META_KEY
 from sparse_ingest.errors import UsageError, listed
@@ -68,7 +69,7 @@ def refuse_unmapped(
     if missing or any(_nested_around(mappings[0], one) for one in uses):
         # A role that may only search cannot read the mapping (403). The search reports a missing index (404).
         found = client.find(f"{path}/_mapping", absent=(403, 404)) or {}
-        mappings = [entry.get("mappings", {}) for entry in found.values()]
+        mappings = [with_objects(entry.get("mappings", {})) for entry in found.values()]
         missing = [one for one in uses if mappings and not any(_maps(mapping, one) for mapping in mappings)]
     if not missing:
         _refuse_unreached(mappings or [known or {}], uses)

@@ -72,8 +72,12 @@ class KeptTypes:
                 "by them."
             ]  # fmt: skip
             new = {}
+        content = self._there.mappings
+        if str(content.get("dynamic")).startswith("strict"):  # it refuses documents with a field that is not mapped
+            mapped = content.get("properties", {})
+            new |= {name: "text" for name in CARRIED if name not in mapped}
         added: dict[str, Any] = {}
-        if more := self._declared | new:
+        if more := new | self._declared:
             mappings.add_types(added, more, self._sparse)
             _add_nested(added, self._there.mappings)
             notes.append(

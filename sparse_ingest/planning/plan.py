@@ -185,7 +185,8 @@ class _Job:
                     "Plan without --qrels, by the overlap of the best passages."
                 )
             raise UsageError(
-                "Unpruned vectors find no relevant document. Give queries and judgments of the corpus that was encoded."
+                "Unpruned vectors find no relevant document among the first 10. Give queries and judgments of the "
+                "corpus that was encoded."
             )
 
     def report(self, pipeline: Pipeline) -> PlanReport:

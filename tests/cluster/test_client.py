@@ -158,6 +158,25 @@ def test_an_error_that_is_not_a_json_object_is_reported_without_its_text() -> No
         connect(Connection(f"http://{address}"))
 
 
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        ("<html>\r\n<head><title>{}</title></head>\r\n<body>{}</body></html>", "503 Service\nUnavailable"),
+        ("<!DOCTYPE html>\n<head><meta charset='utf-8'><TITLE lang='en'>{}</TITLE></head>{}", "Gateway time-out"),
+        ("\n<Error><Message>{}</Message></Error>{}", "SlowDown"),
+    ],
+)
+@pytest.mark.parametrize("status", [403, 503])
+def test_an_error_that_is_a_web_page_is_reported_with_its_title(status: int, page: str, title: str) -> None:
+    content = page.format(title, "<p>Try later.</p>" * 300).encode()
+    with answering(status, content) as address, pytest.raises(ResponseError) as caught:
+        connect(Connection(f"http://{address}"))
+    assert " ".join(title.split()) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert ("grant the right" if status == 403 else "not with JSON. A proxy may have sent it") in str(caught.value)
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
     ("location", "target", "base"),

@@ -161,7 +161,7 @@ def test_a_field_of_the_other_kind_is_refused(client: Client, index_name: str) -
     index = index_with(client, index_name, {"type": "rank_features"})
     mappings.check_fits(index, STAMP)
     mappings.check_fits(index, STAMP, "rank_features")
-    with pytest.raises(ClusterError, match="is rank_features; expected sparse_vector.*or pass --kind"):
+    with pytest.raises(ClusterError, match="as rank_features; expected sparse_vector.*or pass --kind"):
         mappings.check_fits(index, STAMP, "sparse_vector")
 
 
@@ -179,20 +179,23 @@ def test_a_mapping_with_disable_objects_is_refused(client: Client, index_name: s
 @pytest.mark.parametrize(
     ("field", "found"),
     [
-        (None, "is no such field"),
-        ({"type": "text"}, "is text;"),
-        ({"properties": {"river": {"type": "float"}}}, "is object;"),
+        (None, "has no field 'sparse';"),
+        ({"type": "text"}, "maps the field 'sparse' as text;"),
+        ({"properties": {"river": {"type": "float"}}}, "maps the field 'sparse' as object;"),
         (
             {"type": "rank_features", "positive_score_impact": False},
-            "is rank_features with positive_score_impact false",
+            "maps the field 'sparse' as rank_features with positive_score_impact false",
         ),
     ],
 )
 def test_a_mapping_that_does_not_fit_is_refused(
     client: Client, index_name: str, field: dict[str, object] | None, found: str
 ) -> None:
-    with pytest.raises(ClusterError, match=f"the field 'sparse' {found}.*expected rank_features"):
-        mappings.check_fits(index_with(client, index_name, field), STAMP)
+    index = index_with(client, index_name, field)
+    with pytest.raises(ClusterError, match=f"{found}.*expected rank_features.*, or sparse_vector\\."):
+        mappings.check_fits(index, STAMP)
+    with pytest.raises(ClusterError, match=f"{found}.*, or sparse_vector on Elasticsearch. Load into a new index"):
+        mappings.check_fits(index, STAMP, "rank_features")
 
 
 def test_vectors_of_another_model_are_refused_with_both_names(client: Client, index_name: str) -> None:

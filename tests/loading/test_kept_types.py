@@ -22,6 +22,8 @@ from sparse_ingest.loading.publish import publish
 from sparse_ingest.pipeline import IndexSettings, Pipeline, read_pipeline
 from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.index_search import rank_index, search_hybrid, search_index
+from sparse_ingest.searching.search import open_index
+from sparse_ingest.verification.verify import verify
 
 SHOP: dict[str, dict[str, Any]] = {
     "1": {"text": "red shoes", "category": "shoes", "price": "27.99", "zip": "00501", "day": "2026-01-05", "left": 3,
@@ -182,10 +184,10 @@ def test_an_index_of_another_client_keeps_its_mapping_and_gets_missing_fields(
                   "where": {"type": "geo_point"}, "deep": {"properties": {"a": {"enabled": False}}},
                   "left": {"type": "byte", "ignore_malformed": True},
                   "parts": {"type": "nested", "properties": {"a": {"type": "long"}}}}  # fmt: skip
-    client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": "strict", "properties": properties | {
-        name: {"type": "text"} for name in ("title", "text")}}})  # fmt: skip
+    client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": "strict", "properties": properties}})
     fields = {"1": {"category": "shoes", "price": 27.99, "where": [1.5, 2.5], "deep": {"a": {"b": 1}}, "left": 1000,
-                    "day": "2026-01-05", "parts": [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]}}  # fmt: skip
+                    "day": "2026-01-05", "parts": [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}],
+                    "title": "Red", "text": "Red shoes"}}  # fmt: skip
     assert into(client, index_name, run_of(tmp_path / "run", fields)).refused == 0
     types = {
         "category": "text",
@@ -197,8 +199,34 @@ def test_an_index_of_another_client_keeps_its_mapping_and_gets_missing_fields(
         "parts": "nested",
     }
     assert mapped(client, index_name) == types
+    for name in ("title", "text"):
+        assert found(client, index_name, {"match": {name: "red"}}) == {"1"}
     inner = {"bool": {"filter": [{"term": {"parts.a": 2}}, {"term": {"parts.b": "y"}}]}}
     assert found(client, index_name, {"nested": {"path": "parts", "query": inner}}) == {"1"}
+
+
+@pytest.mark.elasticsearch_only
+def test_fields_with_dotted_names_in_the_mapping_are_found_and_checked(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    properties = {"ml.sparse": client.dialect.field_entry(), "deep.b": {"type": "byte"}}
+    client.call("PUT", f"/{index_name}", {"mappings": {"subobjects": False, "properties": properties}})
+    run = run_of(tmp_path / "run", {"1": {"deep": {"a": 5, "b": 1}}, "2": {"deep.a": 7}})
+    assert into(client, index_name, run, field="ml.sparse").refused == 0
+    assert verify(run, index=index_name, url=client.address).ok
+    with open_index(index_name, url=client.address) as index:
+        hits = index.search({"river": 1.0}, filter={"range": {"deep.a": {"gt": 5}}})
+    assert [hit.id for hit in hits] == ["2"]
+    more = run_of(tmp_path / "more", {"3": {"deep": {"a": 8}}}, more="2")
+    assert into(client, index_name, more, field="ml.sparse").refused == 0
+    for name, value in (("a", "x"), ("b", 1000)):
+        with pytest.raises(RunError, match=f"'deep.{name}' does not fit the type (long|byte), which index"):
+            into(
+                client,
+                index_name,
+                run_of(tmp_path / name, {"4": {"deep": {name: value}}}, more=name),
+                field="ml.sparse",
+            )
 
 
 def test_the_mapping_of_an_index_loaded_by_an_older_release_is_not_changed(

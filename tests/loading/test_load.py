@@ -88,7 +88,7 @@ def test_source_keep_leaves_the_vector_in_source(client: Client, index_name: str
 @pytest.mark.both_products
 def test_an_incompatible_mapping_is_refused_before_sending(client: Client, index_name: str, run: Run) -> None:
     client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "text"}}}})
-    with pytest.raises(ClusterError, match="is text; expected rank_features"):
+    with pytest.raises(ClusterError, match="as text; expected rank_features"):
         into(client, index_name, run)
     assert not (run.path / "load").exists()
 

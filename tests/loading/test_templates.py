@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,3 +62,11 @@ def test_an_index_that_requires_a_routing_is_refused(client: Client, index_name:
         for _ in range(2):  # created by this load, and by an earlier one
             with pytest.raises(ClusterError, match="requires a routing for each document"):
                 into(client, index_name, run)
+
+
+def test_a_template_that_does_not_fit_is_named_as_a_cause(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with template(client, index_name, {"settings": {"index.mapping.total_fields.limit": 2}}):
+        with pytest.raises(ClusterError, match=f"Limit of total fields.*_simulate_index/{index_name} shows") as caught:
+            into(client, index_name, run)
+        client.call("POST", re.findall(r"POST (\S+)", str(caught.value))[0])

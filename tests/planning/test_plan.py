@@ -355,7 +355,11 @@ def test_the_chart_has_a_title_and_its_legend_outside_the_points(judged: PlanRep
     [
         (5, None, "Found 5 queries with a weighted token; .* needs at least 10"),
         (40, {}, "Found 0 queries with judgments"),
-        (40, {f"q{number}": {"unknown": 1} for number in range(40)}, "of the corpus that was encoded"),
+        (
+            40,
+            {f"q{number}": {"unknown": 1} for number in range(40)},
+            "among the first 10. Give queries and judgments of the corpus that was encoded",
+        ),
     ],
 )
 def test_unusable_queries_are_refused(plan_inputs: Made, queries: int, qrels: Any, message: str) -> None:

@@ -121,7 +121,7 @@ def test_an_index_of_another_kind_or_vocabulary_is_refused(
 ) -> None:
     run = make_run(tmp_path / "run")
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(opensearch_url))
-    assert "is rank_features; expected sparse_vector" in refused(run.path, index_name, opensearch_url, SPARSE_VECTOR)
+    assert "as rank_features; expected sparse_vector" in refused(run.path, index_name, opensearch_url, SPARSE_VECTOR)
     other = make_run(tmp_path / "other", {"a": {"new": 1.0}})
     assert "this run is of 'made-by-hand' with vocabulary" in refused(other.path, index_name, opensearch_url)
 

@@ -16,7 +16,7 @@ from support.runs import DOCUMENTS, NASTY_TOKENS, make_run
 
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.hybrid_bodies import bm25_body
-from sparse_ingest.cluster.reading import explained_terms
+from sparse_ingest.cluster.reading import explained_terms, read_fields
 from sparse_ingest.cluster.search_bodies import rank_feature_body
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
@@ -25,7 +25,7 @@ from sparse_ingest.queries.weight_table import as_query_weights
 from sparse_ingest.records import TermShare
 from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.hits import Hit
-from sparse_ingest.searching.index_search import search_index
+from sparse_ingest.searching.index_search import search_index, search_words
 from sparse_ingest.searching.run_search import search_run
 
 pytestmark = pytest.mark.both_products
@@ -81,6 +81,19 @@ def test_a_closed_or_blocked_index_is_named_with_the_request_that_opens_it(clien
     client.call("POST", f"/{index_name}/_close")
     with pytest.raises(ClusterError, match=f"index {index_name!r} is closed .*Open it: POST /{index_name}/_open"):
         search_index(client, index_name, {"river": 1.0}, size=1)
+
+
+def test_hits_of_an_index_without_source_have_no_fields(client: Client, index_name: str, tmp_path: Path) -> None:
+    properties = {"sparse": client.dialect.field_entry(), "text": {"type": "text"}}
+    body = {"mappings": {"dynamic": False, "_source": {"enabled": False}, "properties": properties}}
+    client.call("PUT", f"/{index_name}", body)
+    run = make_run(tmp_path / "run")
+    load(run.path, index=index_name, connection=Connection(client.address))
+    hits = search_index(client, index_name, {"river": 1.0, "lamp": 1.0}, size=9)
+    assert [hit.doc_id for hit in hits] == [hit.doc_id for hit in search_run(run, {"river": 1.0, "lamp": 1.0}, size=9)]
+    assert all(hit.terms and not hit.fields for hit in hits)
+    assert {hit.doc_id for hit in search_words(client, index_name, "Text", size=9)} == set(DOCUMENTS)
+    assert read_fields(client, index_name, "sparse", ["small", "absent"]) == {"small": {}}
 
 
 def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
