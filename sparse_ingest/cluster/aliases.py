@@ -48,7 +48,7 @@ def move_alias(client: Client, alias: str, served: Served, target: Index) -> Non
 
     Raise `ClusterError` if another client has created, moved or removed it since it was read, or adds an index to it.
     """
-    properties = served.get(target.name, next(iter(served.values()), {}))
+    properties = kept_properties(served, target)
     add = {"index": target.name, "alias": alias, **({} if properties == CLAIM else properties)}
     remove = [{"remove": {"index": name, "alias": alias, "must_exist": True}} for name in served]
     try:
@@ -63,6 +63,11 @@ def move_alias(client: Client, alias: str, served: Served, target: Index) -> Non
         if not served:  # releases before 3 do not hide the claimed alias, so two loads can add their index
             client.call("POST", "/_aliases", {"actions": [{"remove": {"index": target.name, "alias": alias}}]})
         raise moved_error(client, alias, served)
+
+
+def kept_properties(served: Served, target: Index) -> dict[str, Any]:
+    """Return the properties, such as a filter, that an alias keeps when it moves to `target`."""
+    return served.get(target.name, next(iter(served.values()), {}))
 
 
 def moved_error(client: Client, alias: str, served: Served) -> ClusterError:

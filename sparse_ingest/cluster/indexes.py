@@ -262,6 +262,18 @@ def note_on_settings(index: Index | None) -> list[str]:
     return [f"Index {index.name!r}: settings of _meta.{META_KEY} ignored: {in_words(foreign)}. Loads set only {mine}."]
 
 
+def notes_on_routing(index: Index, aliases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a note on each of these aliases whose searches reach a part of the shards only."""
+    if index.setting("number_of_shards") == "1":
+        return []
+    return [
+        f"Alias {alias!r} has search_routing {routing!r}, so searches by it miss documents in other shards of index "
+        f"{index.name!r}: a load gives documents no routing. Remove the routing, or search the index by its own name."
+        for alias, properties in aliases.items()
+        if (routing := properties.get("search_routing"))
+    ]
+
+
 def check_uuid(client: Client, index: Index) -> Index:
     """Read the index again. Raise `ClusterError` if it was deleted, or deleted and created again, since then."""
     there = find_index(client, index.name)

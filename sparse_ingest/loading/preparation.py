@@ -114,6 +114,7 @@ def make_plan(
         stamp = with_token_map(client, there, stamp, report.token_ids, vectors, is_large=is_large)
     stamp, added, notes = fields.decided(stamp)
     notes += indexes.note_on_settings(there)
+    notes += indexes.notes_on_routing(there, there.aliases) if there else []
     if there is None and kind == "sparse_vector":
         body, fitted = seismic.fit(body, stamp.field, report)
         notes += [*([fitted] if fitted else []), *seismic.advice(report.documents)]

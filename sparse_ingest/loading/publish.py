@@ -234,6 +234,8 @@ def _move(client: Client, alias: str, served: aliases.Served, target: indexes.In
                 f"Index {old.name!r} has {before}, {target.name!r} has {now}. If that is not intended, load again with "
                 "the --pipeline of the other and --replace --from-scratch."
             )
+    for note in indexes.notes_on_routing(target, {alias: aliases.kept_properties(served, target)}):
+        reporter.note(note)
     aliases.move_alias(client, alias, served, target)
 
 

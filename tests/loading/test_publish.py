@@ -96,6 +96,23 @@ def test_the_index_behind_the_alias_is_not_tuned_and_not_replaced(client: Client
         serve(client, index_name, run, replace=True)
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_an_alias_that_searches_some_of_the_shards_is_noted(
+    client: Client, index_name: str, run: Run, tmp_path: Path, shards: int
+) -> None:
+    client.call("PUT", f"/{index_name}-old", {"aliases": {index_name: {"search_routing": "a"}}})
+    body, mapped = tmp_path / "body.json", {"properties": {"sparse": client.dialect.field_entry()}}
+    body.write_text(json.dumps({"settings": {"number_of_shards": shards}, "mappings": mapped}))
+    pipeline, publishing, loading_again = Pipeline(index=IndexSettings(body=str(body))), Recorder(), Recorder()
+    serve(client, index_name, run, pipeline=pipeline, progress=publishing)
+    load(run.path, index=index_name, connection=Connection(client.address), progress=loading_again)
+    client.call("POST", f"/{index_name}/_refresh")
+    found = client.call("GET", f"/{index_name}/_count")["count"]
+    assert (found == len(DOCUMENTS)) == (shards == 1)
+    for recorder in (publishing, loading_again):
+        assert any("has search_routing 'a'" in note for note in recorder.notes) == (shards > 1)
+
+
 @pytest.mark.opensearch_only
 def test_default_pipelines_that_the_new_index_lacks_are_reported(
     client: Client, index_name: str, run: Run, tmp_path: Path
