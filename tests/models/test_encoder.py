@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from support.checkpoints import PACKAGED, TEXTS, make_masked_lm, make_router, make_splade_card, write_idf
 from support.families import DOCUMENTS, FAMILY_OF_TWIN, QUERIES, Twin, assert_same, changed, reference_of
@@ -151,7 +152,8 @@ def test_no_texts_give_no_rows(plain: str, inference_free: str) -> None:
 
 def test_any_sequence_of_strings_is_accepted(plain: str) -> None:
     encoder, expected = shared(plain), shared(plain).encode_document(["the river", "a lamp"]).to_dicts()
-    for texts in (("the river", "a lamp"), np.array(["the river", "a lamp"]), iter(["the river", "a lamp"])):
+    given = ["the river", "a lamp"]
+    for texts in (tuple(given), np.array(given), iter(given), pd.Series(given), pa.chunked_array([given])):
         assert encoder.encode_document(texts).to_dicts() == expected
 
 
