@@ -170,7 +170,7 @@ def packaged_names() -> list[str]:
     return sorted(path.stem for path in packaged_folder().glob("*.toml"))
 
 
-def read_pipeline(name: str) -> Pipeline:
+def read_pipeline(name: str | Path) -> Pipeline:
     """Read a pipeline file by path, or a packaged one by name (`splade-mini`).
 
     Raises:
@@ -181,7 +181,7 @@ def read_pipeline(name: str) -> Pipeline:
         packaged = packaged_folder() / f"{name}.toml"
         if not packaged.is_file():
             known = ", ".join(packaged_names())
-            raise PipelineError(f"No pipeline file {name!r}, and no packaged pipeline of that name; packaged: {known}.")
+            raise PipelineError(f"No pipeline file {str(name)!r}, and no packaged one of that name; packaged: {known}.")
         path = packaged
     if path.stat().st_size > _MAX_BYTES:
         raise PipelineError(f"{path} has {path.stat().st_size:,} bytes; expected at most 1 MB.")
@@ -199,7 +199,7 @@ def pipeline_of(model: str | Path | ModelSettings | None, pipeline: Pipeline | s
     Without a pipeline, `query` has the type `QueryChanges`. Raise `PipelineError` as `read_pipeline` does.
     """
     if isinstance(pipeline, str | Path):
-        pipeline = read_pipeline(str(pipeline))
+        pipeline = read_pipeline(pipeline)
     elif not isinstance(pipeline, Pipeline | None):
         raise UsageError(f"pipeline is {short_repr(pipeline)}; expected a file, a packaged name, or Pipeline.")
     found = _rebuilt(pipeline or Pipeline(query=QueryChanges()))
@@ -216,7 +216,7 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
         return _rebuilt(model)
     if isinstance(model, str | Path) and not Path(model).is_dir():
         if str(model) in packaged_names() or str(model).endswith(".toml"):
-            return read_pipeline(str(model))
+            return read_pipeline(model)
     return Pipeline(_model_settings(model, ", a pipeline"))
 
 

@@ -67,7 +67,7 @@ alpha_mass = 0.8
 
 def read(folder: Path, text: str) -> Pipeline:
     (folder / "p.toml").write_text(text)
-    return read_pipeline(str(folder / "p.toml"))
+    return read_pipeline(folder / "p.toml")
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:

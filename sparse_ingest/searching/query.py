@@ -22,12 +22,12 @@ NAMED_TOKENS = 20  # tokens that a message names
 logger = logging.getLogger(__name__)
 
 
-def weights_of(query: str | QueryWeights, encode: Callable[[str], QueryWeights]) -> QueryWeights:
+def weights_of(query: str | Mapping[str, float], encode: Callable[[str], QueryWeights]) -> QueryWeights:
     """Return the weights of a text, or the given ones if they are valid."""
     if isinstance(query, str):
         return encode(query)
     check_weights(query)
-    return query
+    return dict(query)
 
 
 class QueryModel:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import datasets
@@ -200,6 +201,7 @@ def test_searching_a_run_gives_the_hits_of_the_command_line(run: si.SearchableRu
     ]
     assert [[term._asdict() for term in hit.terms] for hit in hits] == [hit["terms"] for hit in printed]
     assert run.search(run.query_weights(QUESTION), k=3) == hits
+    assert run.search(MappingProxyType(run.query_weights(QUESTION)), k=3) == hits
 
 
 def test_searching_an_index_gives_the_hits_of_the_command_line(loaded: si.SearchableIndex, opensearch_url: str) -> None:
