@@ -10,9 +10,6 @@ import copyreg
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 def first_line(error: BaseException) -> str:
@@ -117,16 +114,6 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingExtraError(extra, purpose) from error
-
-
-def refuse_negative(settings: T) -> T:
-    """Return a dataclass of settings. Raise `UsageError` if one is below zero, also in nested settings."""
-    for name, value in vars(settings).items():
-        if hasattr(value, "__dataclass_fields__"):
-            refuse_negative(value)
-        elif isinstance(value, int | float) and value < 0:
-            raise UsageError(f"{type(settings).__name__}: {name} = {value}; expected a number that is not negative.")
-    return settings
 
 
 class Interrupted(SparseIngestError):

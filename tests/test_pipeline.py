@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from sparse_ingest.errors import PipelineError
-from sparse_ingest.pipeline import Pipeline, override, packaged_folder, read_pipeline
+import sparse_ingest as si
+from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.pipeline import Pipeline, options_from, override, packaged_folder, pipeline_of, read_pipeline
 
 COMPLETE = """
 [model]
@@ -64,7 +67,7 @@ alpha_mass = 0.8
 
 def read(folder: Path, text: str) -> Pipeline:
     (folder / "p.toml").write_text(text)
-    return read_pipeline(str(folder / "p.toml"))
+    return read_pipeline(folder / "p.toml")
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:
@@ -216,3 +219,28 @@ def test_an_assignment_to_a_table_that_the_command_does_not_read_is_refused() ->
     assert override(Pipeline(), ["load.top_k=3"], ("index", "load")).load.top_k == 3
     with pytest.raises(PipelineError, match=r"'query.top_k=3': this command reads \[index\], \[load\], not \[query\]"):
         override(Pipeline(), ["query.top_k=3"], ("index", "load"))
+
+
+# Settings of the Python API
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [si.CreateOptions, si.EncodeOptions, si.EvaluateOptions, si.LoadOptions, si.PlanOptions, si.PublishOptions,
+     si.SearchOptions, si.ServeOptions, si.VerifyOptions],
+)  # fmt: skip
+def test_an_options_object_is_checked_as_keywords_are(kind: Any) -> None:
+    assert options_from(kind, kind(), {}, "stage") == kind()
+    for entry in fields(kind):
+        for wrong in (object(), np.array([1, 2])):
+            with pytest.raises(UsageError, match=entry.name):
+                options_from(kind, replace(kind(), **{entry.name: wrong}), {}, "stage")
+
+
+def test_settings_in_a_pipeline_object_are_checked() -> None:
+    given: Any = si.EncodeSettings(max_ratio=np.float32(0.25))  # type: ignore[arg-type]
+    assert pipeline_of(None, Pipeline(encode=given)).encode.max_ratio == 0.25
+    wrong: Any = si.ModelSettings(document="any", max_length="9")  # type: ignore[arg-type]
+    for call in (lambda: pipeline_of(wrong, None), lambda: pipeline_of(None, Pipeline(wrong))):
+        with pytest.raises(PipelineError, match="max_length = '9'; expected an integer"):
+            call()

@@ -69,6 +69,8 @@ def parse_url(url: str) -> tuple[Address, str | None, str | None]:
 
     The `UsageError` for another URL omits it, because it may contain a password.
     """
+    if not isinstance(url, str):
+        raise UsageError(f"url is {type(url).__name__}; expected a string such as https://search.example.org:9200.")
     url = url.strip()
     parts = split_address(url if ADDRESS.match(url) else f"http://{url}")
     scheme, found = parts.scheme.lower(), HOST_AND_PATH.fullmatch(parts.rest)

@@ -77,7 +77,7 @@ def is_one_name(name: str) -> bool:
 
 def refuse_long_name(option: str, name: str, added: int) -> None:
     """Raise `UsageError` if a name is too long with the bytes that a load adds to it."""
-    if len(name.encode()) > MAX_NAME_BYTES - added:
+    if isinstance(name, str) and len(name.encode()) > MAX_NAME_BYTES - added:
         raise UsageError(
             f"{option} {name!r} has {len(name.encode())} bytes. Clusters allow {MAX_NAME_BYTES}, and a load "
             f"adds {added} to the name: give one of at most {MAX_NAME_BYTES - added} bytes."

@@ -54,8 +54,9 @@ class SparseEncoder:
     The model is read, and downloaded if it is on the hub, at the first call of `encode_document` or `encode_query`.
     Queries of an inference-free model need neither torch nor transformers. Threads may share an encoder: weight tables
     are looked up at the same time, a masked LM computes one call after another. A pickled encoder has only its
-    settings: each process builds a model of its own. Weights on outputs without a token, for example in a padded
-    vocabulary, are omitted from documents; a warning is logged the first time.
+    settings: each process builds a model of its own. A process that is forked while another thread encodes may wait
+    forever: start it with "spawn". Weights on outputs without a token, for example in a padded vocabulary, are omitted
+    from documents; a warning is logged the first time.
 
     `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay float32:
     `[encode] weights` is for runs. `encode_query` applies `[query] top_k` and `max_ratio`, as `query` does.
@@ -145,7 +146,8 @@ class SparseEncoder:
         """Encode documents.
 
         Args:
-            texts: one text, or any number of them. An empty text is a document too.
+            texts: one text, or any number of them: a sequence, an iterator, or a column of pandas, polars or Arrow. An
+                empty text is a document too.
             max_active_dims: how many of its heaviest tokens a vector keeps; None: the number that the pipeline or the
                 model declares, otherwise all.
             progress: True for a progress bar, or a `Reporter`.
@@ -182,7 +184,7 @@ class SparseEncoder:
         """Encode queries.
 
         Args:
-            texts: one text, or any number of them. A text without a weighted token gives an empty vector.
+            texts: as for `encode_document`. A text without a weighted token gives an empty vector.
             max_active_dims: how many of its heaviest tokens a query keeps; None: the number that the pipeline or the
                 model declares, otherwise all.
             progress: True for a progress bar, or a `Reporter`.

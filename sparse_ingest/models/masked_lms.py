@@ -314,7 +314,7 @@ def rotary_frequencies(config: dict[str, Any], half: int) -> torch.Tensor:
     scaling = config.get("rope_scaling") or {}
     factor, mixed = float(scaling.get("factor", 1.0)), scaling.get("mixed_b")
     places = torch.arange(0, 2 * half, 2, dtype=torch.float32) / (2 * half)
-    theta = torch.tensor(float(config.get("rope_theta", 10000.0)))
+    theta = torch.tensor(float(config.get("rope_theta", 10000.0)), dtype=torch.float32)
     plain = torch.pow(theta, places).reciprocal()
     if factor <= 1.0:
         return plain

@@ -112,7 +112,8 @@ def checked_texts(texts: str | Iterable[str]) -> list[str]:
     is_other = isinstance(texts, bytes | bytearray | Mapping | AbstractSet) or hasattr(texts, "columns")
     if not isinstance(texts, Iterable) or is_other:
         raise UsageError(f"The texts are {type(texts).__name__}; expected a string, or a sequence of strings.")
-    chosen = list(texts)
+    # An Arrow array iterates over its own scalars.
+    chosen = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
     for place, text in enumerate(chosen):
         if not isinstance(text, str):
             raise UsageError(f"Text {place} is {type(text).__name__}; expected a string.")

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -294,9 +294,21 @@ class VectorMaker:
             raise DidNotFit(places.tolist(), max(map(len, token_ids))) from error
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one of this thread; otherwise pinned memory would take 500 MB of the first GPU."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+@contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """Compute without autocast and another default device, which the caller may have set for its thread.
+
+    A compiled function would read the address of a tensor on another device. A GPU is made the current one of this
+    thread: otherwise pinned memory would take 500 MB of the first GPU.
+    """
+    with ExitStack() as stack:
+        for kind in {"cpu", device.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        yield
 
 
 @contextmanager

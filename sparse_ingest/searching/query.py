@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import UsageError, listed, printable, short_repr
 from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint
-from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.pipeline import ModelSettings, Pipeline, pipeline_named
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, plain_tokenizer, prune_query
 from sparse_ingest.records import Query, batched, check_weights
 from sparse_ingest.searching.batches import QUERIES_AT_ONCE, BatchedEncoder
@@ -21,12 +22,12 @@ NAMED_TOKENS = 20  # tokens that a message names
 logger = logging.getLogger(__name__)
 
 
-def weights_of(query: str | QueryWeights, encode: Callable[[str], QueryWeights]) -> QueryWeights:
+def weights_of(query: str | Mapping[str, float], encode: Callable[[str], QueryWeights]) -> QueryWeights:
     """Return the weights of a text, or the given ones if they are valid."""
     if isinstance(query, str):
         return encode(query)
     check_weights(query)
-    return query
+    return dict(query)
 
 
 class QueryModel:
@@ -95,30 +96,39 @@ def _checked(text: str) -> str:
     return text
 
 
-def query_weights(text: str, pipeline: Pipeline) -> QueryWeights:
+def query_weights(text: str, pipeline: str | Path | ModelSettings | Pipeline) -> QueryWeights:
     """Return the weights of a query by token, pruned by [query].
 
     Args:
         text: The query.
-        pipeline: Names the model and the [query] settings.
+        pipeline: Names the model and the [query] settings, as `model` of `SparseEncoder` does.
+
+    Returns:
+        A dictionary from token to weight, heaviest first.
 
     Raises:
         UsageError: there is no text.
+        CheckpointError: the model cannot be found or built.
+        MissingExtraError: the model computes weights with torch, which is not installed.
     """
-    return QueryModel(pipeline).weights(text)
+    return QueryModel(pipeline_named(pipeline)).weights(text)
 
 
 def many_query_weights(
-    queries: Iterable[Query], pipeline: Pipeline, *, batch: int = QUERIES_AT_ONCE
+    queries: Iterable[Query], pipeline: str | Path | ModelSettings | Pipeline, *, batch: int = QUERIES_AT_ONCE
 ) -> Iterator[tuple[str, QueryWeights]]:
     """Yield the ids and weights of many queries; see `QueryModel.many`.
 
     Args:
         queries: The queries, read as they are needed.
-        pipeline: Names the model and the [query] settings.
+        pipeline: As for `query_weights`.
         batch: Number of queries that are encoded together.
+
+    Raises:
+        UsageError: one of the queries is not a `Query` with a text.
+        CheckpointError, MissingExtraError: as for `query_weights`.
     """
-    return QueryModel(pipeline).many(queries, batch=batch)
+    return QueryModel(pipeline_named(pipeline)).many(queries, batch=batch)
 
 
 def query_table(model: ModelSettings) -> WeightTable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import tee
 from pathlib import Path
@@ -104,7 +104,9 @@ class SearchableIndex:
         """Return the token string of each id of the document side."""
         return document_vocabulary(self.pipeline.model)
 
-    def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
+    def search(
+        self, query: str | Mapping[str, float], options: SearchOptions | None = None, **settings: object
+    ) -> list[Hit]:
         """Search the index, and explain the score of each hit.
 
         Args:
@@ -185,7 +187,7 @@ class SearchableIndex:
         """
         return replace(self.engine, hybrid=hybrid_settings(self.pipeline.query, options))
 
-    def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
+    def why_empty(self, query: str | Mapping[str, float], options: SearchOptions | None = None) -> list[str]:
         """Return why a search of the index finds nothing, as far as the server and the vocabulary show it."""
         from sparse_ingest.searching.empty import why_empty_index
 
@@ -214,7 +216,7 @@ class SearchableIndex:
         return rank_index(client, self.name, weights, engine, concurrency=chosen.concurrency, texts=texts, **how)
 
     def explain(
-        self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
+        self, query: str | Mapping[str, float], doc_id: str, options: SearchOptions | None = None, **settings: object
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
@@ -229,7 +231,7 @@ class SearchableIndex:
         how: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
         return explain_in_index(client, self.name, weights, doc_id, window=int(window or PAGE), **how)
 
-    def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
+    def show(self, *doc_ids: str, query: str | Mapping[str, float] | None = None) -> list[DocumentTerms]:
         """Return the terms of documents with the weights that the index stores, and the contributions of a query.
 
         Args:

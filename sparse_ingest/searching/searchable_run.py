@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -59,7 +59,9 @@ class SearchableRun(Run):
         """Return the weights of a query by token string, heaviest first."""
         return self.model.weights(text)
 
-    def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
+    def search(
+        self, query: str | Mapping[str, float], options: SearchOptions | None = None, **settings: object
+    ) -> list[Hit]:
         """Search the finished shards exactly.
 
         Args:
@@ -79,7 +81,7 @@ class SearchableRun(Run):
                 self._reporter.note(message)
         return hits
 
-    def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
+    def why_empty(self, query: str | Mapping[str, float], options: SearchOptions | None = None) -> list[str]:
         """Return why a search of the run finds nothing; `options` have no influence."""
         weights = weights_of(query, self.query_weights)
         if not weights:
@@ -95,7 +97,7 @@ class SearchableRun(Run):
         return rank_run(self, self.model.many(queries), size=chosen.k, stored=chosen.stored)
 
     def explain(
-        self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
+        self, query: str | Mapping[str, float], doc_id: str, options: SearchOptions | None = None, **settings: object
     ) -> Explanation:
         """Return the rank and the score of one document, and why it is not among the first k hits.
 
@@ -105,7 +107,7 @@ class SearchableRun(Run):
         weights = weights_of(query, self.query_weights)
         return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
 
-    def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
+    def show(self, *doc_ids: str, query: str | Mapping[str, float] | None = None) -> list[DocumentTerms]:
         """Return the terms of documents, heaviest first, with the contributions of a query if one is given.
 
         Args:

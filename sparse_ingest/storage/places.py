@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from sparse_ingest.errors import MissingExtraError, SparseIngestError, StorageError, UsageError, first_line
+from sparse_ingest.errors import MissingExtraError, SparseIngestError, StorageError, UsageError, first_line, short_repr
 from sparse_ingest.storage.addresses import ADDRESS, split_address
 from sparse_ingest.storage.addresses import without_secrets as without_secrets
 from sparse_ingest.storage.remote_files import RemoteFile
@@ -40,8 +40,10 @@ T = TypeVar("T")
 
 def place_of(spec: str | Place) -> Place:
     """Return a `RemotePath` for an address with a scheme, otherwise a local path."""
-    if not isinstance(spec, str):
+    if isinstance(spec, Path | RemotePath):
         return spec
+    if not isinstance(spec, str):
+        raise UsageError(f"A path is {short_repr(spec)}; expected a string or Path, such as runs/articles.")
     if not ADDRESS.match(spec):
         return Path(spec)
     if spec.lower().startswith("file://"):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import datasets
@@ -200,6 +201,7 @@ def test_searching_a_run_gives_the_hits_of_the_command_line(run: si.SearchableRu
     ]
     assert [[term._asdict() for term in hit.terms] for hit in hits] == [hit["terms"] for hit in printed]
     assert run.search(run.query_weights(QUESTION), k=3) == hits
+    assert run.search(MappingProxyType(run.query_weights(QUESTION)), k=3) == hits
 
 
 def test_searching_an_index_gives_the_hits_of_the_command_line(loaded: si.SearchableIndex, opensearch_url: str) -> None:
@@ -237,9 +239,9 @@ def test_wrong_arguments_are_named(run: si.SearchableRun) -> None:
         "has no field 'language' for collapse; it has title, text, lang": lambda: run.search("a", collapse="language"),
         "collapse is for the search of one query": lambda: run.rank([], collapse="lang"),
         "concurrency needs a server": lambda: run.rank([], concurrency=2),
-        "SearchOptions: k = -1; expected a number that": lambda: run.search("a", si.SearchOptions(k=-1)),
-        "QuerySettings: top_k = -3": lambda: si.open_run(run, pipeline=si.Pipeline(query=si.QuerySettings(top_k=-3))),
-        "EncodeSettings: top_k = -1": lambda: si.SparseEncoder(si.Pipeline(encode=si.EncodeSettings(top_k=-1))),
+        "SearchOptions: k = -1; expected an integer above zero": lambda: run.search("a", si.SearchOptions(k=-1)),
+        "Pipeline: query.top_k = -3": lambda: si.open_run(run, pipeline=si.Pipeline(query=si.QuerySettings(top_k=-3))),
+        "Pipeline: encode.top_k = -1": lambda: si.SparseEncoder(si.Pipeline(encode=si.EncodeSettings(top_k=-1))),
         "One of the queries is 'bread'; expected Query": lambda: list(run.rank(["bread"])),
         r"The text of a query is 'bread \\ud800'": lambda: run.search("bread \ud800"),
         "The text of a query is 5": lambda: run.query_weights(5),
@@ -250,6 +252,11 @@ def test_wrong_arguments_are_named(run: si.SearchableRun) -> None:
         "connection= is str; expected a Connection": lambda: si.open_index("a", connection="http://127.0.0.1:1"),
         "progress is 'yes'; expected True, False or a Reporter": lambda: si.open_run(run, progress="yes"),
         "port = 99999; expected a number from 1 to 65535": lambda: si.serve(run, port=99999),
+        "SearchOptions: k = '3'; expected an integer": lambda: run.search("a", si.SearchOptions(k="3")),
+        "A path is None; expected a string or Path": lambda: si.open_run(None),
+        "A path is 5; expected a string or Path": lambda: si.encode(ROWS, 5, model=MODEL),
+        "url is int; expected a string": lambda: si.open_index("a", url=9200),
+        "model is NoneType; expected a hub id": lambda: si.query_weights("a", None),
     }
     for message, call in calls.items():
         with pytest.raises(si.UsageError, match=message):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from support.checkpoints import PACKAGED, TEXTS, make_masked_lm, make_router, make_splade_card, write_idf
 from support.families import DOCUMENTS, FAMILY_OF_TWIN, QUERIES, Twin, assert_same, changed, reference_of
@@ -151,7 +152,8 @@ def test_no_texts_give_no_rows(plain: str, inference_free: str) -> None:
 
 def test_any_sequence_of_strings_is_accepted(plain: str) -> None:
     encoder, expected = shared(plain), shared(plain).encode_document(["the river", "a lamp"]).to_dicts()
-    for texts in (("the river", "a lamp"), np.array(["the river", "a lamp"]), iter(["the river", "a lamp"])):
+    given = ["the river", "a lamp"]
+    for texts in (tuple(given), np.array(given), iter(given), pd.Series(given), pa.chunked_array([given])):
         assert encoder.encode_document(texts).to_dicts() == expected
 
 
@@ -480,19 +482,41 @@ def test_weights_of_ids_without_a_token_are_warned_about_once(
 # Other code in the process
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_the_default_dtype_of_the_process_changes_nothing(plain: str, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "name"), [("float64", PACKAGED), ("bfloat16", PACKAGED), ("float16", "plain-new")])
+def test_the_default_dtype_of_the_process_changes_nothing(families: dict[str, Twin], dtype: str, name: str) -> None:
     """transformers sets it while another thread loads a model; a kernel would write beyond shorter numbers."""
     import torch
 
-    expected, encoder = shared(plain).encode_document(TEXTS), SparseEncoder(plain)
+    model = families[name].model
+    expected, encoder = shared(model).encode_document(TEXTS), SparseEncoder(model)
     encoder.encode_document("the river")
     try:
         torch.set_default_dtype(getattr(torch, dtype))
-        for one in (encoder, SparseEncoder(plain)):
+        for one in (encoder, SparseEncoder(model)):
             assert one.encode_document(TEXTS).weights.tobytes() == expected.weights.tobytes()
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", [PACKAGED, "saved-modernbert"])
+def test_autocast_and_the_default_device_of_the_calling_thread_change_nothing(
+    families: dict[str, Twin], name: str
+) -> None:
+    """A compiled function would read the address of a tensor on another device; one text is computed in this thread."""
+    import torch
+
+    model, text = families[name].model, "the river and the stone"
+    used = shared(model)
+    calls: list[Callable[[SparseEncoder], Any]] = [
+        lambda encoder: encoder.encode_document(text),
+        lambda encoder: encoder.encode_query(text),
+        lambda encoder: encoder.origins(text, list(used.encode_document(text))),
+    ]
+    expected = [call(used) for call in calls]
+    for setting in (torch.autocast("cpu", torch.bfloat16), torch.device("meta")):
+        for encoder in (used, SparseEncoder(model)):
+            with setting:
+                assert [call(encoder) for call in calls] == expected
 
 
 def test_a_pickled_encoder_builds_its_model_again(plain: str, built: list[str]) -> None:

@@ -51,6 +51,7 @@ def test_weigh_prunes_and_reports_an_empty_query(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         assert query_weights(TOKENS[2], pipeline) == {}
     assert "it cannot have hits" in caplog.text
+    assert query_weights("catch an exception", tmp_path)["except"] == 4.75
     with pytest.raises(UsageError, match="The query is empty"):
         query_weights(" \n", pipeline)
 
