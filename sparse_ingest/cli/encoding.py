@@ -159,7 +159,7 @@ def _predicted(run: Prediction, documents: int) -> Iterator[str]:
 def status(run: Place, as_json: bool) -> None:
     """Show the settings, shards and documents of a run folder, and where it was loaded."""
     from sparse_ingest.cluster.journal import journals
-    from sparse_ingest.runs.files import COUNT_LABELS
+    from sparse_ingest.runs.files import COUNT_LABELS, STAGE_LABELS
     from sparse_ingest.searching.search import open_run
 
     opened = open_run(run)
@@ -189,7 +189,7 @@ def status(run: Place, as_json: bool) -> None:
     shown = {
         **state,
         "complete": "yes" if state["complete"] else "no",
-        "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items()),
+        "seconds": ", ".join(f"{STAGE_LABELS.get(key, key)} {spent:,}" for key, spent in state["seconds"].items()),
     }
     lines = [
         ((COUNT_LABELS | _LABELS).get(key, key), f"{value:,}" if isinstance(value, int) else value)
