@@ -104,7 +104,7 @@ def _print_step(run: Run, options: EncodeOptions, as_json: bool) -> None:
         "end": shards.stop,
     }
     what = f"{starts.rows:,} rows in {counted(len(starts.positions), 'shard')} are planned"
-    then = "make them with --part 1/N to N/N, then run --finish"
+    then = "encode them with --part 1/N to N/N, then run --finish"
     if options.part:
         named = f"shards {shards.start} to {shards.stop - 1}" if len(shards) > 1 else f"shard {shards.start}"
         what = f"part {options.part} is done ({named if shards else 'no shard'})"
