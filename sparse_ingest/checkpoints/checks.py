@@ -87,7 +87,7 @@ def _refuse_code(path: Path) -> None:
             advice = "Use the model that was quantized" if is_quantized else "Remove the key in a copy of the folder"
             raise CheckpointError(
                 f"{path} has {key} = {short_repr(value)}, for which a library would fetch or import code. This is "
-                f"refused, also with --trust-remote-code. {advice}, or use another model."
+                f"refused, even with --trust-remote-code. {advice}, or use another model."
             )
 
 

@@ -144,7 +144,7 @@ def _model_values(asked: ModelSettings, checkpoint: Checkpoint, side: ModelSide)
         )
     if values["attention"] is None and None not in side.attentions:
         raise CheckpointError(
-            f"{checkpoint.name} is a causal language model, and no file states whether its tokens see the whole text: "
+            f"{checkpoint.name} is a causal language model, and no file states whether its tokens see all of the text: "
             "looked for is_causal, use_bidirectional_attention and bidirectional in config.json. Most sparse encoders "
             "do, such as SPLADE-Code and LACONIC; the wrong choice gives wrong weights. Set [model] attention = "
             '"bidirectional" or "causal", as in the model card (--set model.attention=bidirectional).'

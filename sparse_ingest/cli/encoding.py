@@ -104,7 +104,7 @@ def _print_step(run: Run, options: EncodeOptions, as_json: bool) -> None:
         "end": shards.stop,
     }
     what = f"{starts.rows:,} rows in {counted(len(starts.positions), 'shard')} are planned"
-    then = "make them with --part 1/N to N/N, then run --finish"
+    then = "encode them with --part 1/N to N/N, then run --finish"
     if options.part:
         named = f"shards {shards.start} to {shards.stop - 1}" if len(shards) > 1 else f"shard {shards.start}"
         what = f"part {options.part} is done ({named if shards else 'no shard'})"
@@ -159,7 +159,7 @@ def _predicted(run: Prediction, documents: int) -> Iterator[str]:
 def status(run: Place, as_json: bool) -> None:
     """Show the settings, shards and documents of a run folder, and where it was loaded."""
     from sparse_ingest.cluster.journal import journals
-    from sparse_ingest.runs.files import COUNT_LABELS
+    from sparse_ingest.runs.files import COUNT_LABELS, STAGE_LABELS
     from sparse_ingest.searching.search import open_run
 
     opened = open_run(run)
@@ -189,7 +189,7 @@ def status(run: Place, as_json: bool) -> None:
     shown = {
         **state,
         "complete": "yes" if state["complete"] else "no",
-        "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items()),
+        "seconds": ", ".join(f"{STAGE_LABELS.get(key, key)} {spent:,}" for key, spent in state["seconds"].items()),
     }
     lines = [
         ((COUNT_LABELS | _LABELS).get(key, key), f"{value:,}" if isinstance(value, int) else value)

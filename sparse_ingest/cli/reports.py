@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--plan", type=click.Path(path_type=Path), metavar="DIR", help="Folder of a plan of RUN: show its frontier"
 )
-@click.option("--verify", is_flag=True, help="Compare the index with RUN, as the command verify")
+@click.option("--verify", is_flag=True, help="Compare the index with RUN, as `verify` does")
 @connection_options
 @json_option
 def report(

@@ -25,7 +25,7 @@ def served_by(client: Client, alias: str, to: str | None = None) -> Served:
     Raise `UsageError` if it cannot be an alias, or points to several indexes, of which none is `to`.
     """
     if not is_one_name(alias):
-        raise UsageError(f"--alias {alias!r} is not a name of an alias. Give one name, without wildcards.")
+        raise UsageError(f"--alias {alias!r} is not an alias name. Give one name, without wildcards.")
     found = client.find(path_of(alias), expected=Indexes) or {}  # one request: another load may create it between two
     served = with_alias(found, alias)
     if alias in found:

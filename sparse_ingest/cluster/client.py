@@ -374,7 +374,7 @@ def _check_options(connection: Connection, address: Address) -> None:
         )
     if connection.api_key and (user or connection.aws_service):
         other = f"user {user!r}" if user else "--aws-service"
-        raise UsageError(f"--api-key and {other} exclude each other. Omit one (and its variables).")
+        raise UsageError(f"--api-key and {other} cannot be combined. Omit one (and its variables).")
     if password is not None and not user:
         raise UsageError("A password needs a user: pass --user, or omit --password (or SPARSE_INGEST_PASSWORD).")
     if connection.client_key and not connection.client_cert:

@@ -18,11 +18,11 @@ from sparse_ingest.storage.addresses import ADDRESS, HOST_AND_PATH, split_addres
 class Connection:
     """How to reach a cluster. `url` may contain a user and password; `user` and `password` take precedence."""
 
-    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch or Elasticsearch", env="SPARSE_INGEST_URL")
+    url: str = option("http://127.0.0.1:9200", "URL of OpenSearch or Elasticsearch", env="SPARSE_INGEST_URL")
     user: str | None = option(None, "User name; may be in --url", env="SPARSE_INGEST_USER")
     password: str | None = option(None, "Password; safer in its environment variable", env="SPARSE_INGEST_PASSWORD")
     api_key: str | None = option(
-        None, "API key of Elasticsearch, encoded; better given by its variable", env="SPARSE_INGEST_API_KEY"
+        None, "API key of Elasticsearch, encoded; safer in its environment variable", env="SPARSE_INGEST_API_KEY"
     )
     ca: str | None = option(None, "CA certificates to trust instead of the system's", env="SPARSE_INGEST_CA")
     client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
@@ -31,7 +31,7 @@ class Connection:
     )
     aws_region: str | None = option(None, "AWS region  [default: that of the AWS profile]", env="AWS_REGION")
     aws_service: Literal["es", "aoss"] | None = option(
-        None, "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless", env="SPARSE_INGEST_AWS_SERVICE"
+        None, "Sign requests with AWS SigV4 and boto3's credentials; aoss: Serverless", env="SPARSE_INGEST_AWS_SERVICE"
     )
 
     timeout_s: float = option(
@@ -75,7 +75,7 @@ def parse_url(url: str) -> tuple[Address, str | None, str | None]:
     parts = split_address(url if ADDRESS.match(url) else f"http://{url}")
     scheme, found = parts.scheme.lower(), HOST_AND_PATH.fullmatch(parts.rest)
     if scheme not in ("http", "https") or found is None or int(found[2] or 0) > 65535:
-        raise UsageError("--url is invalid: expected an address such as https://search.example.org:9200.")
+        raise UsageError("--url is invalid: expected a URL such as https://search.example.org:9200.")
     port = int(found[2] or 0) or (443 if scheme == "https" else 9200)
     address = Address(scheme, found[1].strip("[]").lower(), port, found[3].rstrip("/"))
     return address, parts.user or None, parts.password

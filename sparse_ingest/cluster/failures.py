@@ -39,8 +39,8 @@ _TLS_FAILURES = (
 _NO_ANSWER = (
     (
         "refused",
-        "Nothing listens at {0} (connection refused). Start the cluster, for a local OpenSearch `sparse-ingest server "
-        "start`, or pass its address with --url.",
+        "Nothing listens at {0} (connection refused). Start the cluster (a local OpenSearch: `sparse-ingest server "
+        "start`), or pass its URL with --url.",
     ),
     ("resolve|getaddrinfo", "{0}: the host name is unknown. Check --url."),
     ("Failed to establish", "{0} cannot be reached ({1}). Check --url and the network."),

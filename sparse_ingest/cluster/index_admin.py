@@ -265,7 +265,10 @@ def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> dict[I
     """Return the pipelines to install with their bodies."""
     field = pipeline.index.field
     if pipeline.index.kind == "sparse_vector" and "two-phase" in options.search:
-        raise PipelineError("Two-phase searches rank_features fields; this index has kind sparse_vector. Omit it.")
+        raise PipelineError(
+            "Two-phase searches rank_features fields; this index has kind sparse_vector. Omit "
+            "--search-pipeline two-phase."
+        )
     wanted = {}
     if options.search:
         body = installed.search_body(options.search, field, options.model_id)

@@ -237,11 +237,11 @@ def refuse_unreadable(index: Index | None) -> None:
 
 
 def refuse_required_routing(index: Index) -> None:
-    """Raise `ClusterError` if the mapping requires a routing: it would refuse every document of a run."""
+    """Raise `ClusterError` if the mapping requires routing: it would refuse every document of a run."""
     if str(index.mappings.get("_routing", {}).get("required")).lower() == "true":
         raise ClusterError(
-            f"Index {index.name!r} requires a routing for each document (_routing.required in its mapping or in an "
-            "index template), and a run has none. Load into an index without it."
+            f"Index {index.name!r} requires a routing value for each document (_routing.required in its mapping or in "
+            "an index template), and a run has none. Load into an index without it."
         )
 
 

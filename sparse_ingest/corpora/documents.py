@@ -256,8 +256,8 @@ def without_carried(fields: FieldNames) -> FieldNames:
     for name, source in sources.items():
         if name in kept and source != name:
             raise UsageError(
-                f'--keep {name}: the {name} is read from "{source}" and carried as "{name}". '
-                f"Omit --keep {name}, or carry neither title nor text with --no-text."
+                f'--keep {name}: the {name} is read from "{source}" and stored as "{name}". '
+                f"Omit --keep {name}, or pass --no-text to store neither title nor text."
             )
         kept.pop(name, None)
     return replace(fields, keep=tuple(kept))

@@ -91,7 +91,7 @@ def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[s
     if format is not None and format not in FORMATS:
         raise UsageError(f'The format "{format}" is unknown; expected one of {", ".join(FORMATS)}.')
     if not all(specs):
-        raise UsageError("A corpus is named by an empty string. Is a variable unset? Name a file, a folder, or -")
+        raise UsageError("--corpus is an empty string. Is a shell variable unset? Name a file, a folder, or -")
     if (format or columns) and (hub := [spec for spec in specs if spec.startswith(PREFIX)]):
         raise UsageError(f"--format and --columns are for files; {hub[0]} has its own. Omit them.")
     if specs.count("-") > 1:

@@ -103,9 +103,11 @@ def _refuse_clashing_steps(options: EncodeOptions, corpus: Corpus) -> None:
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are different steps. Run one after the other.")
     if given and options.executor == "ray":
-        raise UsageError("--executor ray makes all shards and finishes the run. Omit --plan-only, --part and --finish.")
+        raise UsageError(
+            "--executor ray encodes all shards and finishes the run. Omit --plan-only, --part and --finish."
+        )
     if given and not corpus.rereadable:
-        raise UsageError(f"{given[0]}: standard input has no parts. Pass the corpus as a file.")
+        raise UsageError(f"{given[0]}: standard input cannot be divided into parts. Pass the corpus as a file.")
 
 
 def _in_this_process(job: Job, options: EncodeOptions) -> None:

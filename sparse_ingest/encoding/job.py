@@ -258,7 +258,7 @@ class Job:
         if not as_planned:
             raise RunError(
                 f"The corpus changed: {part_name(shard)} of {self.run.path} ends before row "
-                f"{self.cursor.position.row}, at another place than when the shards were planned. Encode into a new "
+                f"{self.cursor.position.row}, not where it ended when the shards were planned. Encode into a new "
                 "folder."
             )
 
@@ -312,8 +312,8 @@ class Job:
         if missing := sorted({*range(self.shards)} - done | lost):
             raise RunError(
                 f"{counted(len(missing), 'shard')} of {self.run.path} {'is' if len(missing) == 1 else 'are'} missing, "
-                f"the first is {part_name(missing[0])}. Run the parts again, or --part 1/1, which makes what is "
-                "missing; then --finish."
+                f"the first is {part_name(missing[0])}. Run the parts again, or --part 1/1, which encodes the "
+                "missing ones; then --finish."
             )
 
     def _row_count(self) -> int:
@@ -371,8 +371,8 @@ class Job:
         if done.get("sha256") != sha256:
             self.run.unmark_done(shard)  # its record may not be of its file
             raise RunError(
-                f"Another process made other bytes for {part_name(shard)} of {self.run.path} at the same time: with "
-                "another --batch-tokens, type of device or release. Use the same for all parts, and run this one again."
+                f"Another process wrote different bytes for {part_name(shard)} of {self.run.path}: it has another "
+                "--batch-tokens, type of device or release. Use the same for all parts, and run this one again."
             )
         self._done[shard] = summed(done)
         spool.remove()

@@ -13,6 +13,8 @@ from queue import SimpleQueue
 from threading import Semaphore, Thread
 from typing import Generic, NamedTuple, TypeVar
 
+from sparse_ingest.runs.files import STAGE_LABELS
+
 T = TypeVar("T")
 STAGES = ("read", "tokenise", "encode", "write")
 WALL = "wall"
@@ -91,7 +93,9 @@ class Stages:
         """Return the slowest stage and its share of busy time, for a message; "" before the first window."""
         seconds = self.seconds()
         stage = max(STAGES, key=lambda stage: seconds[stage])
-        return f"slowest: {stage} ({100 * seconds[stage] / seconds[WALL]:.0f} % busy)" if seconds[WALL] else ""
+        if not seconds[WALL]:
+            return ""
+        return f"slowest: {STAGE_LABELS.get(stage, stage)} ({100 * seconds[stage] / seconds[WALL]:.0f} % busy)"
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:
         """Return the seconds since an earlier result of `seconds`."""

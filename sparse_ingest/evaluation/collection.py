@@ -45,7 +45,7 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
     """
     first, second = Path(queries or qrels or ""), Path(qrels or queries or "")
     if not (queries or qrels) or (first == second and not first.is_dir()):
-        raise UsageError("Give --queries F and --qrels F, or the folder with both.")
+        raise UsageError("Give --queries F and --qrels F, or --queries FOLDER with both in it.")
     judged = read_qrels(second, quoting)
     if not judged:
         raise CorpusError(f"{second} has no relevance judgments. Expected lines of query, document and score.")

@@ -86,7 +86,7 @@ def parse_measures(names: Iterable[str]) -> dict[str, Any]:
             supported = False
         if not supported:
             raise UsageError(
-                f"{name!r} cannot be computed: ir-measures expects a name with parameters, mostly a cutoff, such as "
+                f"{name!r} cannot be computed: ir-measures expects a name with parameters, usually a cutoff, such as "
                 "nDCG@10 or P(rel=2)@5, and for a few measures another library."
             )
     return measures

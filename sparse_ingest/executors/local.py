@@ -183,7 +183,7 @@ class _Team:
     def _report_death(self, child: _Child) -> None:
         reason = f"the process on {child.device} died: {child.reason or child.signal()}"
         self._reasons.append(reason)
-        remaining = " The remaining processes make its shards." if self._children else ""
+        remaining = " The remaining processes encode its shards." if self._children else ""
         self._reporter.warn(f"{reason[0].upper()}{reason[1:]}.{remaining}")
 
 

@@ -20,7 +20,7 @@ class RayOptions:
         None, "Ray cluster to use: auto, or HOST:PORT  [default: a new Ray on this machine]", metavar="ADDRESS"
     )
     workers: int | None = option(
-        None, "Tasks that run at the same time  [default: one for each GPU; without GPUs one for each node]"
+        None, "Tasks that run at the same time  [default: one for each node; encode: one for each GPU, if any]"
     )
     worker_cpus: int | None = option(None, "CPUs of a worker  [default: those of a node, divided by its workers]")
     worker_gpus: int | None = option(None, "GPUs of a worker  [default: 1 if the cluster has any]")

@@ -86,7 +86,7 @@ def publish(
         _refuse_foreign_index(client, name, alias, folder.manifest.run_id)
         if name in began and chosen.replace:
             raise UsageError(
-                f"Alias {alias!r} serves {name!r}, which --replace would delete. Omit it or move the alias."
+                f"Alias {alias!r} serves {name!r}, which --replace would delete. Omit --replace, or move the alias."
             )
     loading = WithheldOptions(**vars(chosen), withheld=alias)
     report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=loading, progress=reporter)
@@ -176,7 +176,9 @@ def _refuse_foreign_index(client: Client, name: str, alias: str, run_id: str) ->
     if there is None:
         return
     if there.name != name:
-        raise UsageError(f"{name!r}, the index that this run is loaded into, is an alias of {there.name!r}. Remove it.")
+        raise UsageError(
+            f"This run would be loaded into index {name!r}, but that is an alias of {there.name!r}. Remove that alias."
+        )
     if there.stamp is None or there.stamp.created_by != run_id:
         maker = f"run {there.stamp.created_by}" if there.stamp and there.stamp.created_by else "another client"
         found = there.unreadable or f"was created by {maker}, not by run {run_id}"

@@ -84,7 +84,7 @@ def start(
         folder = _data_folder(port, data)
         if other := next((one for one in instances() if one.data == folder), None):
             raise LocalServerError(
-                f"The data folder {folder} is in use by our server on port {other.port}. "
+                f"The data folder {folder} is in use by the local server on port {other.port}. "
                 "Use that one, stop it, or give another --data."
             )
         distribution = ensure_distribution(reporter, with_ml)
@@ -196,7 +196,7 @@ def _data_folder(port: int, data: Path | None) -> Path:
 def _reuse(instance: Instance, data: Path | None, with_ml: bool, timeout_s: float, reporter: Reporter) -> Instance:
     if data is not None and _data_folder(instance.port, data) != instance.data:
         raise LocalServerError(
-            f"Our server on port {instance.port} runs with the data folder {instance.data}, not "
+            f"The local server on port {instance.port} runs with the data folder {instance.data}, not "
             f"{_data_folder(instance.port, data)}. Stop it first, or pass another --port."
         )
     if with_ml and not instance.with_ml:
@@ -288,7 +288,7 @@ def _end(instance: Instance) -> None:
             pass
         except psutil.Error as error:
             raise LocalServerError(
-                f"Our server on port {instance.port} (pid {instance.pid}) cannot be stopped: {error}. "
+                f"The local server on port {instance.port} (pid {instance.pid}) cannot be stopped: {error}. "
                 "Stop it as the user that started it."
             ) from error
     _state_file(instance.port).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from sparse_ingest.cluster.client import ConnectionLike
 from sparse_ingest.cluster.engines import ENGINES
 from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.corpora.collections import read_qrels, read_queries
-from sparse_ingest.errors import RunError, UsageError
+from sparse_ingest.errors import RunError, UsageError, counted
 from sparse_ingest.evaluation.measures import Qrels, measure
 from sparse_ingest.pipeline import (
     EncodeSettings,
@@ -129,10 +129,10 @@ class _Job:
         self.run, self.qrels, self.index, self.loss = run, qrels, index, loss
         self.weighted = weighted = [pair for pair in many_query_weights(queries, unpruned) if pair[1]]
         if len(weighted) < LEAST_QUERIES:
-            which = "queries with judgments" if qrels is not None else "queries"
+            judged = "relevance judgments and " if qrels is not None else ""
             raise UsageError(
-                f"Found {len(weighted)} {which} with a weighted token; a plan needs at least {LEAST_QUERIES}. Give "
-                "more queries."
+                f"Found {counted(len(weighted), 'query', 'queries')} with {judged}a weighted token; a plan needs at "
+                f"least {LEAST_QUERIES}. Give more queries."
             )
         texts = {query.id: query.text for query in queries}
         self.texts = [texts[query_id] for query_id, _ in weighted]

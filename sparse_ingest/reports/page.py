@@ -16,13 +16,12 @@ from sparse_ingest.reporting import shortened, size_text
 from sparse_ingest.reports.charts import Caption, bar_chart, escaped, line_chart, number_text, range_text, ranked_bars
 from sparse_ingest.reports.distributions import Distribution
 from sparse_ingest.reports.figures import LoadHistory, ReportFigures, ShardSpeed
-from sparse_ingest.runs.files import COUNT_LABELS
+from sparse_ingest.runs.files import COUNT_LABELS, STAGE_LABELS
 from sparse_ingest.verification.comparison import VerifyReport
 
 _VALUE_CHARACTERS = 300
 _ROWS = 20  # of a table that could have thousands
 _OVERLAP = "From the first request of a shard to its last answer. Shards overlap, so the load as a whole was faster."
-_STAGES = {"tokenise": "tokenize"}
 
 
 def as_html(figures: ReportFigures) -> str:
@@ -124,7 +123,7 @@ def _speed(figures: ReportFigures) -> str:
     charts = ""
     if busy := sum(seconds.values()):
         wall = figures.seconds.get("wall") or busy
-        rows = [(_STAGES.get(name, name), spent) for name, spent in seconds.items()]
+        rows = [(STAGE_LABELS.get(name, name), spent) for name, spent in seconds.items()]
         caption = Caption(
             "Busy time by stage",
             "Seconds that each stage was busy, summed over shards, with its share of the duration. Stages overlap.",

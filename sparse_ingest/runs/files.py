@@ -37,6 +37,7 @@ COUNT_LABELS = {
     "deduplicated": "copied from an equal text",
     "without_token": "weights without a token",
 }
+STAGE_LABELS = {"tokenise": "tokenize"}  # the key is frozen
 
 
 class SkippedRow(NamedTuple):

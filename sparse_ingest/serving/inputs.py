@@ -86,7 +86,7 @@ def from_address(query: bytes, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_KEYS)
     except ValueError as error:
-        raise RefusedError(400, f"The address cannot be read: {first_line(error)}. Encode it in UTF-8.") from None
+        raise RefusedError(400, f"The URL cannot be read: {first_line(error)}. Encode it in UTF-8.") from None
     given = dict(pairs)
     if len(given) < len(pairs):
         names = [name for name, _ in pairs]

@@ -87,7 +87,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _STATUSES = {
     "400": "The request is wrong", "401": "The token is missing or wrong", "403": "The Host header is another one",
-    "404": "There is no such thing", "413": "The body is too long", "414": "The address is too long",
+    "404": "There is no such path, document or judgment", "413": "The body is too long", "414": "The URL is too long",
     "500": "An internal error", "501": "An optional part is not installed", "502": "The cluster refuses the request",
     "503": "Too busy or still evaluating, or the cluster cannot be reached", "504": "The time limit has passed",
 }  # fmt: skip
@@ -98,7 +98,7 @@ class Operation(NamedTuple):
 
     Attributes:
         path: Its path.
-        methods: GET with keys in the address, POST with a JSON object, or both.
+        methods: GET with keys in the query string, POST with a JSON object, or both.
         answer: Returns the JSON. It may block.
         schema: The name of the schema of its answer in openapi.py.
         summary: What it answers.

@@ -78,7 +78,7 @@ def judgments_of(
     """Return the relevance judgments, if files are given."""
     if queries is None and qrels is None:
         if options.quoting is not None:
-            raise UsageError("quoting is for queries and qrels. Give them, or omit it.")
+            raise UsageError("quoting is for queries and qrels. Pass them, or omit quoting.")
         return None
     from sparse_ingest.serving.judgments import Judgments
 

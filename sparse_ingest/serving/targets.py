@@ -80,7 +80,7 @@ class RunTarget:
         self._kept = KeptRun.read(self.run)
         if self._kept is None:
             logger.warning(
-                "%s needs more than %d MB of memory, so that its shards are read for every search. Load it into an "
+                "%s needs more than %d MB of memory, so its shards are read for every search. Load it into an "
                 "index for many searches.", self.run.path, MOST_BYTES >> 20,
             )  # fmt: skip
 

@@ -193,7 +193,7 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_BYTES:
-            raise RefusedError(414, f"The address has more than {MAX_BYTES:,} bytes. Send the query with POST.")
+            raise RefusedError(414, f"The URL has more than {MAX_BYTES:,} bytes. Send the query with POST.")
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("ascii", "replace")
         # A client that is no browser may send none.

@@ -72,7 +72,7 @@ def test_a_name_of_an_index_and_an_alias_of_two_indexes_are_refused(client: Clie
 
 @pytest.mark.parametrize("name", ["a*", "a,b", "_all", "", "-a", "a/b"])
 def test_a_name_that_can_match_several_indexes_is_refused(client: Client, name: str) -> None:
-    with pytest.raises(UsageError, match="is not a name of an alias"):
+    with pytest.raises(UsageError, match="is not an alias name"):
         aliases.served_by(client, name)
 
 

@@ -161,7 +161,7 @@ def test_an_api_key_is_sent_and_never_printed(client: Client) -> None:
         with closing(connect(connection)) as one:
             assert one.dialect.product == "elasticsearch"
     assert set(seen) == {"ApiKey c2VjcmV0"}
-    with pytest.raises(UsageError, match="--api-key and user 'me' exclude each other"):
+    with pytest.raises(UsageError, match="--api-key and user 'me' cannot be combined"):
         connect(Connection(client.address, api_key="c2VjcmV0", user="me", password="p"))
 
 

@@ -173,7 +173,7 @@ def test_truncated_texts_are_counted(encode, tmp_path: Path) -> None:
         (["--keep", "sparse"], 2, "--keep sparse: 'sparse' is the sparse field of the index"),
         (["--text-field", "body"], 1, 'corpus.jsonl:1: no column "body" for the text'),
         (["--nonsense"], 2, "No such option"),
-        (["--corpus", ""], 2, "named by an empty string"),
+        (["--corpus", ""], 2, "--corpus is an empty string"),
         (["--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N"),
         (["--set", "encode.max_ratio=5"], 2, "expected a number from 0 to 1"),
         (["--set", "load.top_k=5"], 2, "this command reads [model], [encode], not [load]"),
@@ -572,7 +572,7 @@ def test_parts_in_any_order_and_at_once_give_the_run_of_one_process(many, tmp_pa
     (("--part", "3"), "--part 3: expected I/N"),
     (("--part", "4/3"), "--part 4/3: expected I/N"),
     (("--part", "1/2", "--finish"), "--part and --finish are different steps"),
-    (("--plan-only", "--corpus", "-"), "--plan-only: standard input has no parts"),
+    (("--plan-only", "--corpus", "-"), "--plan-only: standard input cannot be divided into parts"),
 ])  # fmt: skip
 def test_steps_of_a_shared_run_are_checked(encode, given: tuple[str, ...], message: str) -> None:
     answer = encode(*given)
@@ -644,7 +644,7 @@ def test_other_bytes_of_two_processes_are_an_error_and_made_again(encode, tmp_pa
 
     monkeypatch.setattr(Run, "add_shard", late)
     answer = encode()
-    assert answer.code == 1 and "Another process made other bytes for part-00001 of " in answer.err
+    assert answer.code == 1 and "Another process wrote different bytes for part-00001 of " in answer.err
     monkeypatch.setattr(Run, "add_shard", add)
     assert run.done(1) is None and encode().code == 0
     assert contents(run.path / "shards") == before

@@ -287,7 +287,7 @@ def test_the_seconds_of_each_stage_are_recorded_and_summed(encode, tmp_path: Pat
     found = json.loads(command("status", run.path, "--json").out)["seconds"]
     assert found.keys() == records[0].keys() and found["read"] >= 300 > found["wall"]
     shown = [line for line in command("status", run.path).out.splitlines() if line.strip().startswith("seconds")]
-    assert len(shown) == 1 and "read 300." in shown[0] and "tokenise 0." in shown[0]
+    assert len(shown) == 1 and "read 300." in shown[0] and "tokenize 0." in shown[0]
 
 
 # Not enough memory

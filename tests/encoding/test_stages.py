@@ -183,9 +183,9 @@ def test_reading_ahead_is_limited(encode, monkeypatch) -> None:
 # Progress
 
 
-@pytest.mark.parametrize("slow", [pytest.param("tokenise", marks=pytest.mark.slow), "encode"])
+@pytest.mark.parametrize("slow", [pytest.param("tokenize", marks=pytest.mark.slow), "encode"])
 def test_progress_reports_the_slowest_stage(slow: str, encode, monkeypatch) -> None:
-    name = "tokenize" if slow == "tokenise" else "encode_tokens"
+    name = "tokenize" if slow == "tokenize" else "encode_tokens"
     original = getattr(DocumentEncoder, name)
 
     def slow_call(self, *arguments):

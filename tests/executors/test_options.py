@@ -15,7 +15,7 @@ from sparse_ingest.loading.load import load
 @pytest.mark.parametrize("options, message", [
     ({"workers": 2}, "--workers is an option of Ray. Pass --executor ray, or omit it."),
     ({"worker_cpus": 2}, "--worker-cpus is an option of Ray."),
-    ({"executor": "ray", "part": "1/2"}, "--executor ray makes all shards"),
+    ({"executor": "ray", "part": "1/2"}, "--executor ray encodes all shards"),
     ({"executor": "ray", "device": "cuda:0"}, "--device cuda:0: Ray assigns GPUs to workers."),
 ])  # fmt: skip
 def test_options_that_exclude_each_other_are_refused(tmp_path: Path, options: dict, message: str) -> None:

@@ -60,7 +60,7 @@ def test_an_index_that_requires_a_routing_is_refused(client: Client, index_name:
     run = make_run(tmp_path / "run")
     with template(client, index_name, {"mappings": {"_routing": {"required": True}}}):
         for _ in range(2):  # created by this load, and by an earlier one
-            with pytest.raises(ClusterError, match="requires a routing for each document"):
+            with pytest.raises(ClusterError, match="requires a routing value for each document"):
                 into(client, index_name, run)
 
 

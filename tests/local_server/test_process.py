@@ -178,7 +178,7 @@ def test_a_record_of_an_older_release_means_no_plugin(stand_in: Callable[[int], 
 
 
 def test_two_servers_never_share_a_data_folder(running: Running) -> None:
-    with pytest.raises(LocalServerError, match=f"in use by our server on port {running.port}"):
+    with pytest.raises(LocalServerError, match=f"in use by the local server on port {running.port}"):
         process.start(random_free_port(), data=running.data)
 
 

@@ -354,7 +354,7 @@ def test_the_chart_has_a_title_and_its_legend_outside_the_points(judged: PlanRep
     ("queries", "qrels", "message"),
     [
         (5, None, "Found 5 queries with a weighted token; .* needs at least 10"),
-        (40, {}, "Found 0 queries with judgments"),
+        (40, {}, "Found 0 queries with relevance judgments"),
         (
             40,
             {f"q{number}": {"unknown": 1} for number in range(40)},
