@@ -5,6 +5,7 @@ A module is known by the last part of its type: releases moved their classes. Wh
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Required, TypedDict, TypeVar
 
@@ -116,9 +117,10 @@ def inside(declared_in: Path, folder: Path, inner: str) -> Path:
     # In the hub's cache models--OWNER--NAME/snapshots/COMMIT/config.json is a link to ../../blobs/HASH.
     roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
     try:
-        place.exists()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.stat()
         found = place.resolve()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, or a loop of links
+    except (OSError, ValueError):  # too long, a NUL byte, or a loop of links
         found = Path()
     if not any(found.is_relative_to(one) for one in roots):
         raise CheckpointError(
