@@ -45,8 +45,7 @@ def option(
     option, such as "-k --size", `env` its environment variable. With `commas` it may also be given as `a,b`.
     """
     metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env, "commas": commas}
-    found: T = field(default=default, metadata=metadata)
-    return found
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -310,13 +309,14 @@ def _build(kind: type[T], table: Mapping[str, object], source: str, prefix: str)
         raise PipelineError(f"{source}: unknown key {prefix}{unknown[0]}; known here: {', '.join(sorted(hints))}.")
     values: dict[str, Any] = {}
     for key, value in table.items():
-        if is_dataclass(hints[key]):
-            if not isinstance(value, dict | hints[key]):
-                raise PipelineError(f"{source}: {key} must be a table, [{key}].")
-            inner, given = (hints[key], value) if isinstance(value, dict) else (type(value), vars(value))
-            values[key] = _build(inner, given, source, f"{prefix}{key}.")
+        hint, name = hints[key], prefix + key
+        if not (isinstance(hint, type) and is_dataclass(hint)):
+            values[key] = _checked(value, hint, source, name)
+        elif isinstance(value, dict | hint):
+            inner, given = (hint, value) if isinstance(value, dict) else (type(value), vars(value))
+            values[key] = _build(inner, given, source, f"{name}.")
         else:
-            values[key] = _checked(value, hints[key], source, prefix + key)
+            raise PipelineError(f"{source}: {name} is {short_repr(value)}; expected a table or {hint.__name__}.")
     for entry in fields(kind):  # type: ignore[arg-type]  # a dataclass
         limits, value = entry.metadata.get("range"), values.get(entry.name)
         if limits is None or value is None:
@@ -366,6 +366,7 @@ def _as_kind(value: object, kind: Any) -> object:
         value = _dotted(value) if isinstance(value, dict) else {"": value}
         fits = all(name and each in get_args(FieldType) for name, each in value.items())
     else:
+        value = str(value) if kind is str and isinstance(value, Path) else value
         fits = isinstance(value, get_origin(kind) or kind)
     return value if fits else None
 

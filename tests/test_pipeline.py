@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sparse_ingest as si
+from sparse_ingest.corpora.options import IdfOptions
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.pipeline import Pipeline, options_from, override, packaged_folder, pipeline_of, read_pipeline
 
@@ -96,7 +97,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         ("[query]\nhybrid_combination = 'sum'", "expected 'arithmetic_mean' or 'geometric_mean' or"),
         ("[load]\nmax_ratio = 2", "load.max_ratio = 2.0; expected a number from 0 to 1"),
         ("[encode]\ntopk = 3", "unknown key encode.topk; known here: alpha_mass, batch_tokens"),
-        ("model = 3", "model must be a table"),
+        ("model = 3", "model is 3; expected a table"),
         (
             "[index.fields]\nprice = 'flaot'",
             "index.fields = {'price': 'flaot'}; expected a table from names to keyword",
@@ -227,7 +228,7 @@ def test_an_assignment_to_a_table_that_the_command_does_not_read_is_refused() ->
 @pytest.mark.parametrize(
     "kind",
     [si.CreateOptions, si.EncodeOptions, si.EvaluateOptions, si.LoadOptions, si.PlanOptions, si.PublishOptions,
-     si.SearchOptions, si.ServeOptions, si.VerifyOptions],
+     si.SearchOptions, si.ServeOptions, si.VerifyOptions, IdfOptions],
 )  # fmt: skip
 def test_an_options_object_is_checked_as_keywords_are(kind: Any) -> None:
     assert options_from(kind, kind(), {}, "stage") == kind()
@@ -240,6 +241,10 @@ def test_an_options_object_is_checked_as_keywords_are(kind: Any) -> None:
 def test_settings_in_a_pipeline_object_are_checked() -> None:
     given: Any = si.EncodeSettings(max_ratio=np.float32(0.25))  # type: ignore[arg-type]
     assert pipeline_of(None, Pipeline(encode=given)).encode.max_ratio == 0.25
+    path: Any = Path("a/model")
+    assert pipeline_of(si.ModelSettings(document=path), None).model.document == "a/model"
+    with pytest.raises(PipelineError, match="model is 'any'; expected a table or ModelSettings"):
+        pipeline_of(None, Pipeline(model="any"))  # type: ignore[arg-type]
     wrong: Any = si.ModelSettings(document="any", max_length="9")  # type: ignore[arg-type]
     for call in (lambda: pipeline_of(wrong, None), lambda: pipeline_of(None, Pipeline(wrong))):
         with pytest.raises(PipelineError, match="max_length = '9'; expected an integer"):

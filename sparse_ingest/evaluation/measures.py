@@ -77,12 +77,13 @@ def parse_measures(names: Iterable[str]) -> dict[str, Any]:
     for name in names:
         try:
             measures[name] = _measure_of(name, library)
-            cutoff = measures[name].params.get("cutoff", 1)
-            # trec_eval exits the process at a cutoff of 0.
-            supported = cutoff >= 1 and library.DefaultPipeline.supports(measures[name])
+            params = measures[name].params
+            # trec_eval exits the process at a cutoff of 0, and levels of relevance start at 1.
+            in_range = params.get("cutoff", 1) >= 1 and params.get("rel", 1) >= 1
+            supported = in_range and library.DefaultPipeline.supports(measures[name])
         except LookupError:
             raise UsageError(_unknown(name, library)) from None
-        except (ValueError, TypeError, SyntaxError, AttributeError, AssertionError):
+        except (ValueError, TypeError, SyntaxError, AttributeError, AssertionError, RecursionError):
             supported = False
         if not supported:
             raise UsageError(
@@ -99,17 +100,26 @@ def _measure_of(name: str, library: Any) -> Any:
     """
     node, given, cutoff = ast.parse(name.strip(), mode="eval").body, {}, None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-        cutoff = ast.literal_eval(node.right)
+        cutoff = _constant(node.right)
         node = node.left
     if isinstance(node, ast.Call):
         if node.args:
             raise ValueError("a parameter without a name")
-        given = {each.arg or "": ast.literal_eval(each.value) for each in node.keywords}
+        given = {each.arg or "": _constant(each.value) for each in node.keywords}
         node = node.func
     if not isinstance(node, ast.Name):
         raise ValueError("no name")
     kind = library.measures.registry[node.id]
     return kind(**given) if cutoff is None else kind(**given, **{kind.AT_PARAM: cutoff})
+
+
+def _constant(node: ast.expr | None) -> Any:
+    """Return a constant, or a dictionary of constants."""
+    if isinstance(node, ast.Dict):
+        return {_constant(key): _constant(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.Constant):
+        return node.value
+    raise ValueError("no constant")
 
 
 def depth_of(names: Iterable[str]) -> int:

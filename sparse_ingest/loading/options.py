@@ -63,7 +63,7 @@ class PublishOptions(LoadOptions):
     allow_fewer: bool = option(
         False, "With --alias: accept an index with fewer than half of the documents that the alias serves now"
     )
-    replica_patience_s: float = option(300.0, range=(0, math.inf))
+    replica_patience_s: float = option(300.0, range=(0, 86_400))
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,11 @@ class SparseEncoder:
     """A learned-sparse model: texts to sparse vectors in memory.
 
     The model is read, and downloaded if it is on the hub, at the first call of `encode_document` or `encode_query`.
-    Queries of an inference-free model need neither torch nor transformers. Threads may share an encoder: weight tables
-    are looked up at the same time, a masked LM computes one call after another. A pickled encoder has only its
-    settings: each process builds a model of its own. A process that is forked while another thread encodes may wait
-    forever: start it with "spawn". Weights on outputs without a token, for example in a padded vocabulary, are omitted
-    from documents; a warning is logged the first time.
+    Queries of an inference-free model need neither torch nor transformers. Threads may share an encoder: weight
+    tables are looked up at the same time, a masked LM computes one call after another. A pickled encoder has only its
+    settings: each process builds a model of its own. Start processes with "spawn": one that is forked while another
+    thread encodes may wait forever. Weights on outputs without a token, for example in a padded vocabulary, are
+    omitted from documents; a warning is logged the first time.
 
     `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay float32:
     `[encode] weights` is for runs. `encode_query` applies `[query] top_k` and `max_ratio`, as `query` does.

@@ -27,7 +27,6 @@ from sparse_ingest.errors import CheckpointError, SparseIngestError, UsageError
 from sparse_ingest.models import cpu_attention, forked, threads
 from sparse_ingest.models.bert import packed_bert
 from sparse_ingest.models.body import Body
-from sparse_ingest.models.cpu_attention import WIDTHS
 from sparse_ingest.models.heads.compaction import Terms, Transfer
 from sparse_ingest.models.heads.cpu_kernel import instructions_for
 from sparse_ingest.models.heads.selection import refuse_integers
@@ -134,7 +133,7 @@ class VectorMaker:
             self._head, self.vocabulary = output.head, output.vocabulary
             self.head_name = self._head.name
             projected = self.body.projection[0].shape[1] if self.body.projection else None
-            self.lacks_llvmlite = device.type == "cpu" and lacks_llvmlite(PRECISIONS[dtype], projected)
+            self.lacks_llvmlite = not find_spec("llvmlite") and _would_compile(device, PRECISIONS[dtype], projected)
             if in_body != torch.float32:  # the head has its own copy
                 self.body.projection = None
             # Padding is masked: a token that was added to the tokenizer alone does no harm there.
@@ -303,7 +302,8 @@ def _on(device: torch.device) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for kind in {"cpu", device.type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if device.type == "cuda":
@@ -329,15 +329,16 @@ def at_most_threads(most: int, *, torch_on_one: bool = False) -> Iterator[None]:
             threads.own = own
 
 
-def lacks_llvmlite(precision: Precision, projected: int | None) -> bool:
-    """Return whether a model would be faster on this CPU if llvmlite were installed.
+def _would_compile(device: torch.device, precision: Precision, projected: int | None) -> bool:
+    """Return whether llvmlite makes a model faster on this device.
 
     `projected` is the width of its vocabulary projection, if it has one.
     """
-    if find_spec("llvmlite"):
+    if device.type != "cpu":
         return False
     # In float32 attention is a small part of the time.
-    in_attention = precision.body == torch.bfloat16 and cpu_attention.instructions_for(torch.bfloat16, WIDTHS[0])
+    attention = cpu_attention.instructions_for(precision.body, cpu_attention.WIDTHS[0])
+    in_attention = precision.body != torch.float32 and attention
     in_head = projected and instructions_for(precision.head or precision.body, projected)
     return bool(precision.linear or in_attention or in_head)
 

@@ -79,6 +79,12 @@ def test_a_measure_keeps_its_requested_name():
         ("P", "cutoff"),
         ("nDCG(foo=1)@10", "parameters"),
         ("", "cutoff"),
+        ("P(rel=-1)@5", "parameters"),
+        ("P(rel=0)@5", "parameters"),
+        ("nDCG(gains={1: []})@3", "parameters"),
+        ("P(2)@5", "parameters"),
+        ("P(**{'rel': 2})@5", "parameters"),
+        ("nDCG@" + "-" * 5000 + "1", "parameters"),
     ],
 )
 def test_an_unknown_measure_is_an_error(name, message):
