@@ -351,7 +351,7 @@ def _is_deep(value: object, left: int = _MAX_DEPTH) -> bool:
 def _as_kind(value: object, kind: Any) -> object:
     """Return the value converted to a type of a hint, or None if it does not fit."""
     if get_origin(kind) is Literal:
-        fits = isinstance(value, str) and value in get_args(kind)
+        fits = type(value) in (str, int) and value in get_args(kind)
     elif kind is float:
         fits = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER  # type: ignore[operator]
         return float(value) if fits else None  # type: ignore[arg-type]

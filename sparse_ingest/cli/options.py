@@ -21,7 +21,7 @@ from sparse_ingest.cli.completion import RUN, PipelineName
 from sparse_ingest.cli.terminal import bold, one_line
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
-from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
+from sparse_ingest.pipeline import EngineName, FieldType, Pipeline, option, override, pipeline_of
 from sparse_ingest.reporting import aligned
 from sparse_ingest.storage.foreign_json import MAX_BYTES, parse_json
 
@@ -206,6 +206,9 @@ def _assigned(_context: object, option: click.Parameter, given: tuple[str, ...])
         if not name or found.setdefault(name, value) != value:
             what = f"{name!r} is {found[name]} and {value}" if name else f"{text!r} is not {option.metavar}"
             raise UsageError(f"{option.opts[0]}: {what}. Give each field once, such as price=float.")
+        if value not in get_args(FieldType):
+            expected = ", ".join(get_args(FieldType))
+            raise UsageError(f"{option.opts[0]}: the type of {name!r} is {value!r}; expected one of {expected}.")
     return found or None
 
 

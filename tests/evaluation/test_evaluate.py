@@ -302,8 +302,8 @@ def test_invalid_options_are_refused(code, options, words, run_path, collection)
 
 
 def test_missing_queries_judgments_or_target_is_a_usage_error(run_path, collection, tmp_path):
-    assert "the folder with both" in error_of(2, "--run", run_path)
-    assert "the folder with both" in error_of(2, "--run", run_path, "--queries", collection / "queries.jsonl")
+    assert "--queries FOLDER with both" in error_of(2, "--run", run_path)
+    assert "--queries FOLDER with both" in error_of(2, "--run", run_path, "--queries", collection / "queries.jsonl")
     assert "--index NAME or --run RUN" in error_of(2, "--queries", collection)
     assert "--stored is for --run" in error_of(2, "--queries", collection, "--index", "x", "--stored")
 
