@@ -65,6 +65,7 @@ class KeptFields:
     ) -> None:
         self._mapping, self._recorded, self._origin = mapping, recorded, origin
         self._fields: dict[str, _Field] = {}
+        self._broken: list[tuple[str, str]] = []  # `read` starts again: a conflict needs a document that has the field
         kept = None if names is None else [name for name in names if name not in CARRIED]
         self.is_needed = kept != []
         for name in kept or ():
@@ -73,7 +74,7 @@ class KeptFields:
 
     def read(self, doc_ids: Sequence[str], fields: Sequence[str]) -> list[tuple[str, str]]:
         """Return the broken rules of some documents, each with an example."""
-        self._broken: list[tuple[str, str]] = []
+        self._broken = []
         for doc_id, text in zip(doc_ids, fields, strict=True):
             try:
                 carried = parse_fields(text, doc_id)

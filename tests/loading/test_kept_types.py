@@ -15,7 +15,7 @@ from support.runs import make_run
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.index_admin import create_index, show_index
-from sparse_ingest.cluster.kept_fields import MAX_FIELDS
+from sparse_ingest.cluster.kept_fields import MAX_FIELDS, KeptFields
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.loading.publish import publish
@@ -317,6 +317,14 @@ def test_documents_that_the_server_would_refuse_are_reported_before_sending(
     with pytest.raises(RunError, match=message):
         into(client, index_name, run_of(tmp_path / "run", {"one": carried}))
     assert indexes.find_index(client, index_name) is None
+
+
+def test_a_kept_field_inside_a_mapped_one_is_a_conflict_of_the_documents_that_have_it() -> None:
+    kept = KeptFields(["host.name"], {"properties": {"host": {"type": "keyword"}}}, {})
+    assert kept.read(["one"], ['{"text": "a"}']) == []
+    ((rule, example),) = kept.read(["two"], ['{"host.name": "a"}'])
+    assert "'host' does not fit the type keyword" in rule
+    assert example == '"two": "a"'
 
 
 def test_the_command_takes_types(client: Client, index_name: str, tmp_path: Path) -> None:
