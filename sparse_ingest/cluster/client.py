@@ -269,8 +269,9 @@ class Client:
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
         message = f"{self.address} answered {error.status_code} {kind}: {reason}"
         if kind == PAGE:
+            title = f" ({reason})" if reason else ""
             message = (
-                f"{self.address} answered {error.status_code} with a web page ({reason}), not with JSON. A proxy may "
+                f"{self.address} answered {error.status_code} with a web page{title}, not with JSON. A proxy may "
                 "have sent it: check --url, and that the cluster behind the proxy is up."
             )
         if error.status_code in REDIRECTS:
@@ -278,7 +279,7 @@ class Client:
         elif is_block(error.status_code, kind):
             message = blocked_message(self.address, path, reason)
         elif refused := refused_message(error.status_code, self.address, self._connection):
-            message = f"{refused} Its reason: {without_headers(reason)[:200]}"
+            message = f"{refused} Its reason: {without_headers(reason)[:200]}" if reason else refused
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
