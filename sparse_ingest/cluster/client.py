@@ -53,6 +53,7 @@ from sparse_ingest.storage.foreign_json import checked
 logger = logging.getLogger(__name__)
 
 _CONNECT_S = 30.0
+_NO_SOURCE = "_source is disabled"  # in the reason of a search for `_source` of an index that stores none
 _CONNECTIONS = 32  # kept open at most: the maximum of --concurrency
 ConnectionLike: TypeAlias = Connection | OpenSearch
 
@@ -154,7 +155,9 @@ class Client:
         except ValueError as error:
             raise UnreachableError(f"{GARBAGE.format(self.address)} ({method} {path}: {error})") from error
         if isinstance(answer, dict) and (missing := missing_part(path, answer)):
-            self._refuse_partial(missing)
+            # Only shards with hits fail without `_source`; `search` asks again.
+            again = _NO_SOURCE in missing and isinstance(body, Mapping) and body.get("_source")
+            self._refuse_partial(missing, allowed=self.allow_partial and not again)
         return answer
 
     @property
@@ -167,8 +170,8 @@ class Client:
         params |= {} if "search_pipeline" in body else self.dialect.no_pipeline
         try:
             return self.call("POST", f"{path}/_search", body, params=params, expected=expected)
-        except ResponseError as error:
-            if "_source is disabled" not in error.reason or not body.get("_source"):
+        except (ResponseError, PartialAnswerError) as error:
+            if _NO_SOURCE not in str(error) or not body.get("_source"):
                 raise
             return self.call("POST", f"{path}/_search", {**body, "_source": False}, params=params, expected=expected)
 
@@ -184,8 +187,8 @@ class Client:
         client.waiting = Waiting(self.address, self.waiting.reporter, min(timeout_s, self.waiting.patience_s))
         return client
 
-    def _refuse_partial(self, missing: str) -> None:
-        if not self.allow_partial:
+    def _refuse_partial(self, missing: str, allowed: bool | None) -> None:
+        if not allowed:
             option = "" if self.allow_partial is None else ", or pass --allow-partial (allow_partial=True)"
             raise PartialAnswerError(
                 f"{self.address} gave a partial answer: {missing}. Wait until the index is green or yellow and not "
@@ -266,8 +269,9 @@ class Client:
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
         message = f"{self.address} answered {error.status_code} {kind}: {reason}"
         if kind == PAGE:
+            title = f" ({reason})" if reason else ""
             message = (
-                f"{self.address} answered {error.status_code} with a web page ({reason}), not with JSON. A proxy may "
+                f"{self.address} answered {error.status_code} with a web page{title}, not with JSON. A proxy may "
                 "have sent it: check --url, and that the cluster behind the proxy is up."
             )
         if error.status_code in REDIRECTS:
@@ -275,7 +279,7 @@ class Client:
         elif is_block(error.status_code, kind):
             message = blocked_message(self.address, path, reason)
         elif refused := refused_message(error.status_code, self.address, self._connection):
-            message = f"{refused} Its reason: {without_headers(reason)[:200]}"
+            message = f"{refused} Its reason: {without_headers(reason)[:200]}" if reason else refused
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 

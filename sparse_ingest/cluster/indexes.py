@@ -125,17 +125,25 @@ def find_index(client: Client, name: str) -> Index | None:
 
 
 def with_objects(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping whose fields with dotted names, as `subobjects: false` stores them, are in objects."""
+    """Return a mapping whose fields with dotted names, as `subobjects: false` stores them, are in objects.
+
+    There, a field may also have inner fields: `host` beside `host.name`.
+    """
     if "properties" not in mapping:
         return dict(mapping)
     properties: dict[str, Any] = {}
     for name, entry in mapping["properties"].items():
-        *objects, last = name.split(".")
-        within = properties
-        for part in objects:
-            within = within.setdefault(part, {}).setdefault("properties", {})
-        within[last] = within.get(last, {}) | with_objects(entry)
+        first, _, rest = name.partition(".")
+        inner = with_objects({"properties": {rest: entry}} if rest else entry)
+        properties[first] = _merged(properties.get(first, {}), inner)
     return {**mapping, "properties": properties}
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry with the keys and the inner fields of both."""
+    there, more = one.get("properties", {}), other.get("properties", {})
+    inner = there | {name: _merged(there.get(name, {}), entry) for name, entry in more.items()}
+    return one | other | ({"properties": inner} if inner else {})
 
 
 def need_index(client: Client, name: str, advice: str) -> Index:

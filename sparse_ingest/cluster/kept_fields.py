@@ -65,15 +65,17 @@ class KeptFields:
     ) -> None:
         self._mapping, self._recorded, self._origin = mapping, recorded, origin
         self._fields: dict[str, _Field] = {}
+        self._broken: list[tuple[str, str]] = []  # `read` starts again: a conflict needs a document that has the field
         kept = None if names is None else [name for name in names if name not in CARRIED]
-        self.is_needed = kept != []
+        self.carried: set[str] = set()  # those of CARRIED that documents have
+        self.is_needed = kept != [] or mapping.get("dynamic") == "strict"
         for name in kept or ():
             if refused_name(name) is None:
                 self._walk("", name, None, "")
 
     def read(self, doc_ids: Sequence[str], fields: Sequence[str]) -> list[tuple[str, str]]:
         """Return the broken rules of some documents, each with an example."""
-        self._broken: list[tuple[str, str]] = []
+        self._broken = []
         for doc_id, text in zip(doc_ids, fields, strict=True):
             try:
                 carried = parse_fields(text, doc_id)
@@ -83,7 +85,9 @@ class KeptFields:
             for name, value in carried.items():
                 if reason := refused_name(name):
                     self._break(f"documents with a field {shown(name)} ({reason})", shown(doc_id))
-                elif name not in CARRIED:
+                elif name in CARRIED:
+                    self.carried.add(name)
+                else:
                     self._walk("", name, value, doc_id)
         return self._broken
 

@@ -119,7 +119,7 @@ def add_types(mappings: dict[str, Any], types: Mapping[str, str], sparse: str) -
             raise PipelineError(f"{name!r} cannot be mapped as {kind}: {reason or f'{sparse!r} is the sparse field'}.")
         entry = mappings
         for part in path.split("."):
-            if "type" in entry and entry["type"] not in ("object", "nested"):
+            if has_values(entry):
                 raise PipelineError(f"{name!r} cannot be mapped as {kind}: a part of its name is {entry['type']}.")
             entry = entry.setdefault("properties", {}).setdefault(part, {})
         if "properties" in entry:
@@ -184,12 +184,16 @@ def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> Non
 
 
 def leaves(mappings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the dotted name and the entry of each field without inner fields."""
+    """Yield the dotted name and the entry of each field with values, or without inner fields."""
     for name, entry in (mappings.get("properties") or {}).items():
-        if "properties" in entry:
-            yield from leaves(entry, f"{prefix}{name}.")
-        else:
+        if has_values(entry) or "properties" not in entry:
             yield prefix + name, entry
+        yield from leaves(entry, f"{prefix}{name}.")
+
+
+def has_values(entry: Mapping[str, Any]) -> bool:
+    """Return whether an entry is no object. With `subobjects: false` it may have inner fields all the same."""
+    return entry.get("type", "object") not in ("object", "nested")
 
 
 def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None:
@@ -203,7 +207,7 @@ def sparse_field(mappings: dict[str, Any]) -> str | None:
     for name, entry in mappings.get("properties", {}).items():
         if kind_of(entry):
             return str(name)
-        if entry.get("type", "object") == "object" and (inner := sparse_field(entry)):
+        if entry.get("type") != "nested" and (inner := sparse_field(entry)):
             return f"{name}.{inner}"
     return None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_ingest.cluster.indexes import with_objects
-from sparse_ingest.cluster.mappings import leaves
+from sparse_ingest.cluster.mappings import has_values, leaves
 from sparse_ingest.cluster.stamps import META_KEY
 from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.records import METADATA, is_within
@@ -121,7 +121,7 @@ def _maps(mapping: Mapping[str, Any], use: _Use) -> bool:
     if use.name in _ALWAYS or any(is_within(use.name, name) for name in computed):
         return True
     entry = _entry(mapping, use.name)
-    return entry is not None and (use.any_kind or "properties" not in entry)
+    return entry is not None and (use.any_kind or has_values(entry) or "properties" not in entry)
 
 
 def _entry(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:

@@ -73,9 +73,9 @@ class KeptTypes:
             ]  # fmt: skip
             new = {}
         content = self._there.mappings
-        if str(content.get("dynamic")).startswith("strict"):  # it refuses documents with a field that is not mapped
-            mapped = content.get("properties", {})
-            new |= {name: "text" for name in CARRIED if name not in mapped}
+        # It refuses documents with a field that is not mapped; strict_allow_templates may map it by a template.
+        if content.get("dynamic") == "strict" and not self._is_older:
+            new |= dict.fromkeys(sorted(self.kept.carried - content.get("properties", {}).keys()), "text")
         added: dict[str, Any] = {}
         if more := new | self._declared:
             mappings.add_types(added, more, self._sparse)

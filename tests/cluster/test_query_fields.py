@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.mappings import leaves
 from sparse_ingest.cluster.query_fields import refuse_unmapped
 from sparse_ingest.errors import UsageError
 
@@ -114,6 +116,29 @@ def test_runtime_and_flattened_fields_of_elasticsearch_are_accepted(client: Clie
     mapping = {"runtime": {"day": {"type": "keyword"}}, "properties": {"labels": {"type": "flattened"}}}
     filter = {"bool": {"filter": [{"term": {"day": "x"}}, {"term": {"labels.any": "x"}}]}}
     refuse_unmapped(client, "/unused", mapping, filter, None)
+
+
+@pytest.mark.elasticsearch_only
+def test_a_field_beside_fields_within_its_name_is_accepted(client: Client, index_name: str) -> None:
+    names = ["deep.b", "host", "host.name"]
+    properties: dict[str, Any] = dict.fromkeys(names, {"type": "keyword"})
+    client.call("PUT", f"/{index_name}", {"mappings": {"subobjects": False, "properties": properties}})
+    there = indexes.need_index(client, index_name, "")
+    assert [name for name, _ in leaves(there.mappings)] == names
+    for name in names:
+        refuse_unmapped(client, there.path, there.mappings, {"term": {name: "x"}}, None)
+    with pytest.raises(UsageError, match=r"'host.other' of .* Mapped fields: deep.b .*, host .*, host.name"):
+        refuse_unmapped(client, there.path, there.mappings, {"term": {"host.other": "x"}}, None)
+
+
+@pytest.mark.parametrize("names", ["deep.b.c deep host.name host", "host deep host.name deep.b.c"])
+def test_dotted_names_and_objects_of_a_mapping_are_merged(names: str) -> None:
+    entry = {"type": "keyword"}
+    inner = {"properties": {"a": entry, "b": {"properties": {"d": entry}}}}
+    properties = {name: inner if name == "deep" else entry for name in names.split()}
+    found = dict(leaves(indexes.with_objects({"properties": properties})))
+    assert sorted(found) == ["deep.a", "deep.b.c", "deep.b.d", "host", "host.name"]
+    assert all(each["type"] == "keyword" for each in found.values())
 
 
 def test_the_message_states_if_documents_have_the_unmapped_field(client: Client, mapped: str) -> None:

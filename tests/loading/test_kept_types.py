@@ -15,7 +15,7 @@ from support.runs import make_run
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.index_admin import create_index, show_index
-from sparse_ingest.cluster.kept_fields import MAX_FIELDS
+from sparse_ingest.cluster.kept_fields import MAX_FIELDS, KeptFields
 from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.loading.publish import publish
@@ -205,6 +205,31 @@ def test_an_index_of_another_client_keeps_its_mapping_and_gets_missing_fields(
     assert found(client, index_name, {"nested": {"path": "parts", "query": inner}}) == {"1"}
 
 
+@pytest.mark.parametrize("carried", [{}, {"text": "a"}, {"title": "a", "price": 5}], ids=str)
+def test_a_strict_mapping_gets_only_the_fields_that_documents_have(
+    client: Client, index_name: str, tmp_path: Path, carried: dict[str, Any]
+) -> None:
+    mapping = {"dynamic": "strict", "properties": {"sparse": {"type": "rank_features"}}}
+    client.call("PUT", f"/{index_name}", {"mappings": mapping})
+    recorder = Recorder()
+    assert into(client, index_name, run_of(tmp_path / "run", {"1": carried}), progress=recorder).refused == 0
+    properties = client.call("GET", f"/{index_name}")[index_name]["mappings"]["properties"]
+    assert properties.keys() == {"sparse", *carried}
+    assert any("Adding to the mapping" in note for note in recorder.notes) == bool(carried)
+    assert KeptFields([], mapping, {}).is_needed, "a run that keeps no field may have texts"
+
+
+def test_the_templates_of_a_strict_mapping_map_title_and_text(client: Client, index_name: str, tmp_path: Path) -> None:
+    template = {"match": "t*", "mapping": {"type": "keyword"}}
+    mapping = {"dynamic": "strict_allow_templates", "dynamic_templates": [{"words": template}]}
+    properties = {"sparse": {"type": "rank_features"}}
+    client.call("PUT", f"/{index_name}", {"mappings": mapping | {"properties": properties}})
+    assert into(client, index_name, run_of(tmp_path / "run", {"1": {"title": "a", "text": "b c"}})).refused == 0
+    assert found(client, index_name, {"term": {"text": "b c"}}) == {"1"}
+    properties = client.call("GET", f"/{index_name}")[index_name]["mappings"]["properties"]
+    assert [properties[name]["type"] for name in ("title", "text")] == ["keyword", "keyword"]
+
+
 @pytest.mark.elasticsearch_only
 def test_fields_with_dotted_names_in_the_mapping_are_found_and_checked(
     client: Client, index_name: str, tmp_path: Path
@@ -229,10 +254,11 @@ def test_fields_with_dotted_names_in_the_mapping_are_found_and_checked(
             )
 
 
+@pytest.mark.parametrize("dynamic", [False, "strict"])
 def test_the_mapping_of_an_index_loaded_by_an_older_release_is_not_changed(
-    client: Client, index_name: str, tmp_path: Path
+    client: Client, index_name: str, tmp_path: Path, dynamic: bool | str
 ) -> None:
-    run = run_of(tmp_path / "run", {"1": {"a": 1}})
+    run = run_of(tmp_path / "run", {"1": {"a": 1, "text": "b"}})
     into(client, index_name, run)
     there = indexes.find_index(client, index_name)
     assert there is not None
@@ -240,10 +266,10 @@ def test_the_mapping_of_an_index_loaded_by_an_older_release_is_not_changed(
     meta = there.mappings["_meta"]
     del meta["sparse_ingest"]["fields"]
     properties = {"sparse": {"type": "rank_features"}}
-    client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": False, "_meta": meta, "properties": properties}})
+    client.call("PUT", f"/{index_name}", {"mappings": {"dynamic": dynamic, "_meta": meta, "properties": properties}})
     recorder = Recorder()
-    assert into(client, index_name, run, progress=recorder).acknowledged == 1
-    assert mapped(client, index_name) == {}
+    assert into(client, index_name, run, progress=recorder).acknowledged == (0 if dynamic else 1)
+    assert client.call("GET", f"/{index_name}")[index_name]["mappings"]["properties"].keys() == {"sparse"}
     assert any("did not map kept fields, so these are not mapped: a." in note for note in recorder.notes)
     assert stamped(client, index_name).fields == {"a": None}
 
@@ -317,6 +343,14 @@ def test_documents_that_the_server_would_refuse_are_reported_before_sending(
     with pytest.raises(RunError, match=message):
         into(client, index_name, run_of(tmp_path / "run", {"one": carried}))
     assert indexes.find_index(client, index_name) is None
+
+
+def test_a_kept_field_inside_a_mapped_one_is_a_conflict_of_the_documents_that_have_it() -> None:
+    kept = KeptFields(["host.name"], {"properties": {"host": {"type": "keyword"}}}, {})
+    assert kept.read(["one"], ['{"text": "a"}']) == []
+    ((rule, example),) = kept.read(["two"], ['{"host.name": "a"}'])
+    assert "'host' does not fit the type keyword" in rule
+    assert example == '"two": "a"'
 
 
 def test_the_command_takes_types(client: Client, index_name: str, tmp_path: Path) -> None:

@@ -83,10 +83,20 @@ def test_a_closed_or_blocked_index_is_named_with_the_request_that_opens_it(clien
         search_index(client, index_name, {"river": 1.0}, size=1)
 
 
-def test_hits_of_an_index_without_source_have_no_fields(client: Client, index_name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("allow_partial", [None, True])
+def test_hits_of_an_index_without_source_have_no_fields(
+    client: Client,
+    index_name: str,
+    tmp_path: Path,
+    shards: int,
+    allow_partial: bool | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = client if allow_partial is None else client.allowing(allow_partial)
     properties = {"sparse": client.dialect.field_entry(), "text": {"type": "text"}}
-    body = {"mappings": {"dynamic": False, "_source": {"enabled": False}, "properties": properties}}
-    client.call("PUT", f"/{index_name}", body)
+    mappings = {"dynamic": False, "_source": {"enabled": False}, "properties": properties}
+    client.call("PUT", f"/{index_name}", {"settings": {"number_of_shards": shards}, "mappings": mappings})
     run = make_run(tmp_path / "run")
     load(run.path, index=index_name, connection=Connection(client.address))
     hits = search_index(client, index_name, {"river": 1.0, "lamp": 1.0}, size=9)
@@ -94,6 +104,7 @@ def test_hits_of_an_index_without_source_have_no_fields(client: Client, index_na
     assert all(hit.terms and not hit.fields for hit in hits)
     assert {hit.doc_id for hit in search_words(client, index_name, "Text", size=9)} == set(DOCUMENTS)
     assert read_fields(client, index_name, "sparse", ["small", "absent"]) == {"small": {}}
+    assert "incomplete" not in caplog.text
 
 
 def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
