@@ -6,6 +6,7 @@ alias with `require_alias`, so a bulk request never creates a deleted index agai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -176,10 +177,12 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
     try:
         client.call("PUT", path_of(name), body, timeout_s=_PRIMARIES_S)
     except ResponseError as error:
-        if error.status != 400 or error.kind in ("resource_already_exists_exception", "invalid_index_name_exception"):
+        named = re.fullmatch("resource_already_exists_exception|invalid_.*_name_exception", error.kind)
+        full = error.kind == "validation_exception" and "maximum" in error.reason and "shards" in error.reason
+        if error.status != 400 or named or full:  # not for the body or a template
             raise
         message = (
-            f"{str(error).rstrip('.')}. Check the index body, and the index templates that match the name: POST "
+            f"{str(error).rstrip('.;')}. Check the index body, and the index templates that match the name: POST "
             f"/_index_template/_simulate_index{path_of(name)} shows what they add."
         )
         raise ResponseError(message, status=error.status, kind=error.kind, reason=error.reason) from error

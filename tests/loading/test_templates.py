@@ -13,7 +13,8 @@ from support.loads import into, name_of, stamped
 from support.reporters import Recorder
 from support.runs import make_run
 
-from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.client import Client, Connection, ResponseError
+from sparse_ingest.cluster.indexes import create_index
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.publish import publish
 
@@ -70,3 +71,19 @@ def test_a_template_that_does_not_fit_is_named_as_a_cause(client: Client, index_
         with pytest.raises(ClusterError, match=f"Limit of total fields.*_simulate_index/{index_name} shows") as caught:
             into(client, index_name, run)
         client.call("POST", re.findall(r"POST (\S+)", str(caught.value))[0])
+
+
+def test_a_template_is_not_named_for_errors_of_the_name_or_the_number_of_shards(
+    client: Client, index_name: str
+) -> None:
+    with pytest.raises(ResponseError, match="invalid_index_name_exception") as caught:
+        create_index(client, index_name.upper(), {})
+    assert "template" not in str(caught.value)
+    with pytest.raises(ResponseError, match="invalid_alias_name_exception") as caught:
+        create_index(client, index_name, {"aliases": {"A#": {}}})
+    assert "template" not in str(caught.value)
+    with pytest.raises(ResponseError, match="maximum") as caught:
+        create_index(client, index_name, {"settings": {"number_of_shards": 1000, "number_of_replicas": 5}})
+    assert "template" not in str(caught.value)
+    with pytest.raises(ResponseError, match=r"[^.;]\. Check the index body, and the index templates"):
+        create_index(client, index_name, {"settings": {"number_of_shards": 0}})
