@@ -251,7 +251,7 @@ def test_wrong_arguments_are_named(run: si.SearchableRun) -> None:
         "pipeline is 5; expected a file": lambda: si.open_run(run, pipeline=5),
         "connection= is str; expected a Connection": lambda: si.open_index("a", connection="http://127.0.0.1:1"),
         "progress is 'yes'; expected True, False or a Reporter": lambda: si.open_run(run, progress="yes"),
-        "port = 99999; expected a number from 1 to 65535": lambda: si.serve(run, port=99999),
+        "port = 99999; expected a number from 0 to 65535": lambda: si.serve(run, port=99999),
         "SearchOptions: k = '3'; expected an integer": lambda: run.search("a", si.SearchOptions(k="3")),
         "A path is None; expected a string or Path": lambda: si.open_run(None),
         "A path is 5; expected a string or Path": lambda: si.encode(ROWS, 5, model=MODEL),
