@@ -39,7 +39,7 @@ from sparse_ingest.cli.options import drop_output
 from sparse_ingest.cli.terminal import guarded
 from sparse_ingest.cli.verbosity import to_stderr, with_verbosity
 from sparse_ingest.errors import SparseIngestError
-from sparse_ingest.storage.waiting import handling, left_behind
+from sparse_ingest.storage.waiting import handling_signals, left_behind
 
 _AGAIN = "then start the same command again: finished work is kept."
 # Of the errors that a thread or a shared library without memory raises.
@@ -77,7 +77,7 @@ def main() -> None:
     sys.stdout = guarded(_escaping(sys.stdout))
     sys.stderr = guarded(_escaping(sys.stderr, lenient=True), is_log=True)
     try:
-        with to_stderr(), handling(signal.default_int_handler):
+        with to_stderr(), handling_signals(signal.default_int_handler):
             code = _run()
     finally:
         for stream in (sys.stdout, sys.stderr):

@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from sparse_ingest.reporting import NOTE, TqdmReporter
-from sparse_ingest.storage.waiting import handling, stopping
+from sparse_ingest.storage.waiting import handling_signals, stopping
 
 LINE_EVERY_S = 10.0
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class TerminalReporter(TqdmReporter):
 
     def __init__(self, *, stops_after: str | None = None) -> None:
         super().__init__()
-        self._handling = handling(self._stop) if stops_after else contextlib.nullcontext()
+        self._handling = handling_signals(self._stop) if stops_after else contextlib.nullcontext()
         self._stops_after = stops_after
         self._stopping = False
         self._last_line = time.monotonic()

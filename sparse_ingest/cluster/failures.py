@@ -85,10 +85,9 @@ def _of_shard(error: Mapping[str, Any]) -> Any:
 def _title(page: str) -> str:
     """Return the title of an HTML page, which may be long; without one, the start of its text, which may be empty."""
     page, flags = page[:10_000], re.DOTALL | re.IGNORECASE
-    found = re.search("<title[^<>]*>([^<]*)", page, flags)
-    title = found[1].split() if found else []
-    text = re.sub(r"<(style|script)\b.*?(</\1>|\Z)|<[^<>]*>", " ", page, flags=flags)
-    return " ".join(title or text.split())[:200]
+    found = re.search(r"<title[^<>]*>([^<]*[^<\s])", page, flags)
+    text = found[1] if found else re.sub(r"<(style|script)\b.*?(</\1>|\Z)|<[^<>]*>", " ", page, flags=flags)
+    return " ".join(text.split())[:200]
 
 
 def _one_line(reason: object) -> str:

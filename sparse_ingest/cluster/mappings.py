@@ -23,6 +23,8 @@ from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import FieldType, IndexSettings, packaged_folder
 from sparse_ingest.records import field_path, is_within, refused_name
 
+_RANK_FEATURES = "rank_features with positive_score_impact true"
+
 
 def document_writer(
     mappings: dict[str, Any],
@@ -152,10 +154,11 @@ def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> Non
         if mapped:
             inverse = " with positive_score_impact false" if turned else ""
             found = f"maps the field {stamp.field!r} as {mapped.get('type', 'object')}{inverse}"
-        wanted = "sparse_vector"
-        if kind != "sparse_vector":
-            wanted = "rank_features with positive_score_impact true, or "
-            wanted += "sparse_vector on Elasticsearch" if kind else "sparse_vector"
+        wanted = {
+            "sparse_vector": "sparse_vector",
+            "rank_features": f"{_RANK_FEATURES}, or sparse_vector on Elasticsearch",
+            None: f"{_RANK_FEATURES}, or sparse_vector",
+        }[kind]
         instead = "--kind" if found_kind and not turned else "--field"
         raise ClusterError(
             f"Index {index.name!r} {found}; expected {wanted}. Load into a new index, or pass {instead}."
@@ -192,7 +195,7 @@ def leaves(mappings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def has_values(entry: Mapping[str, Any]) -> bool:
-    """Return whether an entry is no object. With `subobjects: false` it may have inner fields all the same."""
+    """Return whether a field has values of its own. With `subobjects: false` it may also have inner fields."""
     return entry.get("type", "object") not in ("object", "nested")
 
 

@@ -114,7 +114,7 @@ def _measure_of(name: str, library: Any) -> Any:
 
 
 def _constant(node: ast.expr | None) -> Any:
-    """Return a constant, or a dictionary of constants."""
+    """Return the value of a constant, or of a dictionary of constants. Raise `ValueError` for another expression."""
     if isinstance(node, ast.Dict):
         return {_constant(key): _constant(value) for key, value in zip(node.keys, node.values, strict=True)}
     if isinstance(node, ast.Constant):

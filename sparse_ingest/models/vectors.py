@@ -295,7 +295,7 @@ class VectorMaker:
 
 @contextmanager
 def _on(device: torch.device) -> Iterator[None]:
-    """Compute without autocast and another default device, which the caller may have set for its thread.
+    """Compute without the autocast and the default device that the caller may have set for its thread.
 
     A compiled function would read the address of a tensor on another device. A GPU is made the current one of this
     thread: otherwise pinned memory would take 500 MB of the first GPU.

@@ -22,6 +22,7 @@ class ServeOptions:
     """
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 is every address of this machine", metavar="ADDRESS")
+    # 0 is named because integers of settings are above zero.
     port: int | Literal[0] = option(8080, "Port to listen on; 0: a free one", range=(0, 65535))
     token_file: Path | str | None = option(
         None, f"File with a bearer token that requests must have; or set {TOKEN_VARIABLE}", metavar="FILE"

@@ -19,7 +19,7 @@ from sparse_ingest.reporting import Reporter
 from sparse_ingest.serving.options import ServeOptions
 from sparse_ingest.serving.service import Service
 from sparse_ingest.serving.web import Guard, application
-from sparse_ingest.storage.waiting import handling
+from sparse_ingest.storage.waiting import handling_signals
 
 _BACKLOG = 2048
 _DRAIN_S = 1.0  # how long idle connections stay open after a stop request
@@ -48,7 +48,7 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         in_main = threading.current_thread() is threading.main_thread()
-        with handling(self.handle_exit, signal.SIGINT) if in_main else contextlib.nullcontext():
+        with handling_signals(self.handle_exit, signal.SIGINT) if in_main else contextlib.nullcontext():
             yield
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def handling(handler: Callable[..., object], *others: signal.Signals) -> Iterator[None]:
+def handling_signals(handler: Callable[..., object], *others: signal.Signals) -> Iterator[None]:
     """Handle SIGTERM, SIGHUP and `others` in the block. An ignored signal, as SIGHUP under nohup, stays ignored."""
     numbers = [one for one in (signal.SIGTERM, signal.SIGHUP, *others) if signal.getsignal(one) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in numbers}
